@@ -1,0 +1,290 @@
+#include "foveate/ops/attend/definition.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/index.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <cmath>
+#include <limits>
+
+#include "foveate/base/error.h"
+#include "foveate/plan/pieces.h"
+
+namespace foveate::ops {
+namespace {
+
+using at::Tensor;
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+// The six-axis view of a problem (pieces.h) and the arithmetic that forward and backward share.
+class Tiles {
+ public:
+  explicit Tiles(const Problem& problem)
+      : p_(problem),
+        walker(problem.plan, problem.q, problem.k),
+        batch(problem.q.size(0)),
+        heads(problem.q.size(1)),
+        queries(problem.q.size(2)),
+        groups(walker.groups()),
+        repeats(heads / groups),
+        keys_per_group(groups / problem.k.size(1)),
+        compute(problem.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
+        scale(problem.score.scale.value_or(1 / std::sqrt(double(problem.q.size(3))))) {}
+
+  // Rows of a tile, x [b, Hq, Lq, d] as [b, g, t, r * m, d]; zero behind Lq.
+  Tensor rows(const Tensor& x, const RowTile& tile) const {
+    const int64_t wanted = tile.blocks * tile.block_rows, real = std::min(wanted, queries - tile.first_row);
+    Tensor part = x.narrow(2, tile.first_row, real).to(compute);
+    if (real < wanted) part = at::constant_pad_nd(part, {0, 0, 0, wanted - real});
+    part = part.unflatten(2, {tile.blocks, tile.block_rows}).unflatten(1, {groups, repeats});
+    return part.transpose(2, 3).flatten(3, 4);
+  }
+
+  // The inverse of rows(): writes a tile [b, g, t, r * m, d] into x [b, Hq, Lq, d].
+  void write_rows(const Tensor& part, const RowTile& tile, const Tensor& x) const {
+    const int64_t real = std::min(tile.blocks * tile.block_rows, queries - tile.first_row);
+    const Tensor by_row = part.unflatten(3, {repeats, tile.block_rows}).transpose(2, 3).flatten(1, 2).flatten(2, 3);
+    x.narrow(2, tile.first_row, real).copy_(by_row.narrow(2, 0, real));
+  }
+
+  // Keys or values of a piece, x [b, Hkv, Lk, d] as [b, g, t|1, n, d].
+  Tensor gather(const Tensor& x, const Piece& piece) const {
+    if (!piece.index.defined()) return x.narrow(2, piece.first_key, piece.keys).to(compute).unsqueeze(2);
+    c10::List<std::optional<Tensor>> index;
+    for (const Tensor& part : {batch_index(), key_head_index(), piece.index}) index.push_back(part);
+    return at::index(x, index).to(compute);
+  }
+
+  // Adds a piece's part [b, g, t, n, d] to the keys it came from: the inverse of gather.
+  void scatter_add(const Tensor& part, const Piece& piece, const Tensor& x) const {
+    if (!piece.index.defined()) {
+      x.narrow(2, piece.first_key, piece.keys).add_(part.squeeze(2));
+      return;
+    }
+    const Tensor flat = (batch_index() * x.size(1) + key_head_index()) * x.size(2) + piece.index;
+    x.view({-1, x.size(3)}).index_add_(0, flat.expand(part.sizes().slice(0, 4)).flatten(), part.flatten(0, 3));
+  }
+
+  // Logits [b, g, t, r, m, n], -inf where invisible.  `slope` receives d logit / d (scale * q.k) where that is not 1.
+  Tensor logits(const Tensor& q, const Tensor& k, const RowTile& tile, const Piece& piece,
+                Tensor* slope = nullptr) const {
+    Tensor s = at::matmul(q, k.transpose(-1, -2)).unflatten(3, {repeats, tile.block_rows});
+    if (p_.score.soft_cap) {
+      const Tensor t = s.div_(*p_.score.soft_cap).tanh_();
+      if (slope) {
+        *slope = 1 - t * t;
+        if (piece.visible.defined()) slope->masked_fill_(piece.visible.logical_not(), 0);
+      }
+      s = t * *p_.score.soft_cap;
+    }
+    if (p_.score.bias) s = s + bias(tile, piece);
+    if (piece.visible.defined()) s.masked_fill_(piece.visible.logical_not(), kMinusInfinity);
+    return s;
+  }
+
+  void add_bias_gradient(const Tensor& d_s, const RowTile& tile, const Piece& piece, const Tensor& d_bias) const {
+    // In [b, Hq, rows, n] where the keys are contiguous: narrow, sum what the bias broadcasts, add.
+    if (!piece.index.defined()) {
+      Tensor part = d_s.squeeze(2).flatten(1, 2);
+      for (const int64_t axis : {0, 1, 2, 3})
+        if (d_bias.size(axis) == 1) part = part.sum(c10::IntArrayRef{axis}, true);
+      bias_slice(d_bias, tile, piece).add_(part);
+      return;
+    }
+    d_bias.index_put_(bias_index(d_bias, tile, piece), d_s, true);
+  }
+
+  // weights [b, g, t, rows, n] times values [b, g, t|1, n, d].  A weight that is 0 because its key is invisible takes
+  // nothing from a NaN or Inf value.
+  Tensor weigh(const Tensor& weights, const Tensor& values, const RowTile& tile, const Piece& piece) const {
+    Tensor sum = at::matmul(weights, values);
+    if (!piece.visible.defined() || std::isfinite(sum.sum().item<double>())) return sum;
+    const Tensor finite = values.isfinite();
+    sum = at::matmul(weights, values.masked_fill(finite.logical_not(), 0));
+    const Tensor bad_keys = finite.all(-1).logical_not_().flatten(0, 2).any(0).nonzero().flatten();
+    const Tensor visible = piece.visible.expand({batch, groups, tile.blocks, repeats, tile.block_rows, piece.keys})
+                               .reshape(weights.sizes());
+    for (int64_t i = 0; i < bad_keys.numel(); ++i) {
+      const int64_t key = bad_keys[i].item<int64_t>();
+      const Tensor value = values.narrow(3, key, 1), bad = finite.narrow(3, key, 1).logical_not();
+      const Tensor part = weights.narrow(4, key, 1) * value;
+      sum.add_(part.masked_fill(visible.narrow(4, key, 1).logical_and(bad).logical_not(), 0));
+    }
+    return sum;
+  }
+
+ private:
+  const Problem& p_;
+
+ public:
+  const PieceWalker walker;
+  const int64_t batch, heads, queries, groups, repeats, keys_per_group;
+  const at::ScalarType compute;
+  const double scale;
+
+ private:
+  Tensor batch_index() const { return at::arange(batch, at::kLong).view({-1, 1, 1, 1}); }
+  Tensor key_head_index() const {
+    return at::arange(groups, at::kLong).div(keys_per_group, "floor").view({1, -1, 1, 1});
+  }
+
+  // The bias [b|1, Hq|1, rows|1, n|1] of a contiguous piece.
+  static Tensor bias_slice(const Tensor& bias, const RowTile& tile, const Piece& piece) {
+    Tensor part = bias;
+    if (part.size(2) != 1) part = part.narrow(2, tile.first_row, tile.block_rows);
+    if (part.size(3) != 1) part = part.narrow(3, piece.first_key, piece.keys);
+    return part;
+  }
+
+  // Index tensors that address the bias of a gathered piece at [b, g, t, r, m, n].
+  c10::List<std::optional<Tensor>> bias_index(const Tensor& bias, const RowTile& tile, const Piece& piece) const {
+    const auto axis = [&](int which, Tensor index) {
+      return std::optional<Tensor>(bias.size(which) == 1 ? at::zeros_like(index) : index);
+    };
+    const Tensor head = at::arange(heads, at::kLong).view({1, groups, 1, repeats, 1, 1});
+    const Tensor row = at::arange(tile.first_row, tile.first_row + tile.blocks * tile.block_rows, at::kLong)
+                           .clamp_max_(queries - 1)
+                           .view({1, 1, tile.blocks, 1, tile.block_rows, 1});
+    c10::List<std::optional<Tensor>> index;
+    index.push_back(axis(0, at::arange(batch, at::kLong).view({-1, 1, 1, 1, 1, 1})));
+    index.push_back(axis(1, head));
+    index.push_back(axis(2, row));
+    index.push_back(axis(3, piece.index.unsqueeze(3).unsqueeze(4)));
+    return index;
+  }
+
+  Tensor bias(const RowTile& tile, const Piece& piece) const {
+    const Tensor& whole = *p_.score.bias;
+    if (piece.index.defined()) return whole.index(bias_index(whole, tile, piece)).to(compute);
+    const Tensor part = bias_slice(whole, tile, piece).to(compute);
+    if (part.size(1) == 1) return part.unsqueeze(1).unsqueeze(1);  // [b|1, 1, 1, 1, rows|1, n|1]
+    return part.unflatten(1, {groups, repeats}).unsqueeze(2);
+  }
+};
+
+}  // namespace
+
+void check_problem(const Problem& p) {
+  const auto text = [](const Tensor& t) {
+    return fmt::format("[{}]", fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
+  };
+  require(p.q.dim() == 4 && p.k.dim() == 4 && p.v.dim() == 4,
+          "attend: q, k, v must be [batch, heads, length, dim], got {} {} {}", text(p.q), text(p.k), text(p.v));
+  const auto type = p.q.scalar_type();
+  require((type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble) &&
+              p.k.scalar_type() == type && p.v.scalar_type() == type,
+          "attend: q, k, v must share one dtype of fp32, bf16, fp16, fp64, got {} {} {}", c10::toString(type),
+          c10::toString(p.k.scalar_type()), c10::toString(p.v.scalar_type()));
+  require(p.k.size(0) == p.q.size(0) && p.v.size(0) == p.q.size(0) && p.k.size(3) == p.q.size(3) &&
+              p.v.size(1) == p.k.size(1) && p.v.size(2) == p.k.size(2),
+          "attend: q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv] must agree, got {} {} {}", text(p.q),
+          text(p.k), text(p.v));
+  require(p.k.size(1) >= 1 && p.q.size(1) % p.k.size(1) == 0,
+          "attend: query heads must be a multiple of key heads, got {} and {}", p.q.size(1), p.k.size(1));
+  require(p.q.size(3) >= 1, "attend: head dim must be >= 1, got {}", p.q.size(3));
+  require(p.score.soft_cap.value_or(1) > 0, "attend: soft_cap must be > 0, got {}", p.score.soft_cap.value_or(1));
+  if (p.score.bias) {
+    const Tensor& bias = *p.score.bias;
+    const int64_t whole[] = {p.q.size(0), p.q.size(1), p.q.size(2), p.k.size(2)};
+    bool fits = bias.dim() == 4 && bias.is_floating_point();
+    for (int axis = 0; fits && axis < 4; ++axis) fits = bias.size(axis) == 1 || bias.size(axis) == whole[axis];
+    require(fits, "attend: bias must be floating point and broadcast to [{}], got {}", fmt::join(whole, ", "),
+            text(bias));
+  }
+  if (p.score.sink)
+    require(p.score.sink->dim() == 1 && p.score.sink->size(0) == p.q.size(1) && p.score.sink->is_floating_point(),
+            "attend: sink must be floating point [{}], got {}", p.q.size(1), text(*p.score.sink));
+  check_plan(p.plan, p.q, p.k);
+}
+
+Attended attend_definition(const Problem& p) {
+  const Tiles tiles(p);
+  const int64_t value_dim = p.v.size(3);
+  const auto options = p.q.options();
+  const Tensor out = at::zeros({tiles.batch, tiles.heads, tiles.queries, value_dim}, options);
+  const Tensor lse =
+      at::full({tiles.batch, tiles.heads, tiles.queries, 1}, kMinusInfinity, options.dtype(tiles.compute));
+  if (out.numel() == 0 && lse.numel() == 0) return {out, lse.squeeze(3)};
+  tiles.walker.for_each_tile([&](const RowTile& tile) {
+    const Tensor q = tiles.rows(p.q, tile).mul(tiles.scale);
+    const int64_t rows = q.size(3);
+    const auto state = [&](int64_t dim, double value) {
+      return at::full({tiles.batch, tiles.groups, tile.blocks, rows, dim}, value, options.dtype(tiles.compute));
+    };
+    Tensor top = state(1, kMinusInfinity), sum = state(1, 0), acc = state(value_dim, 0);
+    if (p.score.sink) {  // starts as if one key with the sink's logit and value 0 had been seen
+      const Tensor sink = p.score.sink->to(tiles.compute).view({1, tiles.groups, 1, tiles.repeats, 1, 1});
+      top = sink.expand({tiles.batch, -1, tile.blocks, -1, tile.block_rows, 1}).reshape(top.sizes()).clone();
+      sum.fill_(1);
+    }
+    tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
+      if (piece.keys == 0) return;
+      Tensor s = tiles.logits(q, tiles.gather(p.k, piece), tile, piece).flatten(3, 4);
+      const Tensor new_top = at::maximum(top, s.amax(-1, true));
+      const Tensor safe_top = new_top.masked_fill(new_top.eq(kMinusInfinity), 0);
+      const Tensor weights = s.sub_(safe_top).exp_();
+      const Tensor shrink = (top - safe_top).exp_();
+      sum.mul_(shrink).add_(weights.sum(-1, true));
+      acc.mul_(shrink).add_(tiles.weigh(weights, tiles.gather(p.v, piece), tile, piece));
+      top = new_top;
+    });
+    tiles.write_rows(acc.div_(sum.masked_fill(sum.eq(0), 1)), tile, out);
+    tiles.write_rows(sum.log_().add_(top.masked_fill(top.eq(kMinusInfinity), 0)), tile, lse);
+  });
+  return {out, lse.squeeze(3)};
+}
+
+Gradients attend_backward_definition(const Problem& p, const Attended& attended, const Tensor& d_out,
+                                     const Tensor& d_lse) {
+  const Tiles tiles(p);
+  const auto compute = p.q.options().dtype(tiles.compute);
+  const Tensor d_q = at::zeros(p.q.sizes(), p.q.options());
+  const Tensor d_k = at::zeros(p.k.sizes(), compute), d_v = at::zeros(p.v.sizes(), compute);
+  const Tensor d_bias = p.score.bias ? at::zeros(p.score.bias->sizes(), compute) : at::empty({0}, compute);
+  Tensor d_sink = at::empty({0}, compute);
+  const Tensor lse = attended.lse.unsqueeze(3);
+  // d loss / d logit = P (dP - delta)
+  Tensor delta = (d_out.to(tiles.compute) * attended.out.to(tiles.compute)).sum(-1, true);
+  if (d_lse.defined()) delta = delta - d_lse.unsqueeze(3).to(tiles.compute);
+  if (p.score.sink) {
+    const Tensor weight = (p.score.sink->to(tiles.compute).view({1, -1, 1, 1}) - lse).exp_();
+    d_sink = weight.mul_(delta).neg_().sum(c10::IntArrayRef{0, 2, 3});
+  }
+  tiles.walker.for_each_tile([&](const RowTile& tile) {
+    const Tensor q = tiles.rows(p.q, tile).mul(tiles.scale), tile_d_out = tiles.rows(d_out, tile);
+    const Tensor tile_lse = tiles.rows(lse, tile), tile_delta = tiles.rows(delta, tile);
+    const Tensor finite_lse = tile_lse.masked_fill(tile_lse.eq(kMinusInfinity), 0);
+    const Tensor tile_d_q = at::zeros_like(q);
+    tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
+      if (piece.keys == 0) return;
+      const Tensor k = tiles.gather(p.k, piece), v = tiles.gather(p.v, piece);
+      Tensor slope;
+      const Tensor s = tiles.logits(q, k, tile, piece, &slope);
+      const Tensor weights = s.flatten(3, 4).sub_(finite_lse).exp_();
+      tiles.scatter_add(at::matmul(weights.transpose(-1, -2), tile_d_out), piece, d_v);
+      Tensor d_s = at::matmul(tile_d_out, v.transpose(-1, -2)).sub_(tile_delta).mul_(weights);
+      d_s = d_s.unflatten(3, {tiles.repeats, tile.block_rows});
+      if (piece.visible.defined()) d_s.masked_fill_(piece.visible.logical_not(), 0);  // 0 * NaN of an invisible value
+      if (p.score.bias) tiles.add_bias_gradient(d_s, tile, piece, d_bias);
+      if (slope.defined()) d_s = d_s * slope;
+      const Tensor d_scaled = d_s.flatten(3, 4);
+      tile_d_q.add_(tiles.weigh(d_scaled, k, tile, piece));
+      tiles.scatter_add(at::matmul(d_scaled.transpose(-1, -2), q), piece, d_k);
+    });
+    tiles.write_rows(tile_d_q.mul_(tiles.scale), tile, d_q);
+  });
+  const auto as = [](const Tensor& gradient, const std::optional<Tensor>& like) {
+    return like ? gradient.to(like->scalar_type()) : gradient;
+  };
+  return {d_q, d_k.to(p.k.scalar_type()), d_v.to(p.v.scalar_type()), as(d_bias, p.score.bias),
+          as(d_sink, p.score.sink)};
+}
+
+}  // namespace foveate::ops

@@ -1,0 +1,28 @@
+// attend's definition in plain ATen: any dtype, any plan, forward and explicit blockwise backward from lse.
+#pragma once
+
+#include "foveate/ops/attend/attend.h"
+
+namespace foveate::ops {
+
+struct Problem {
+  at::Tensor q, k, v;
+  Plan plan;
+  Score score;
+};
+
+struct Gradients {
+  at::Tensor q, k, v;
+  at::Tensor bias, sink;  // empty where the score has none
+};
+
+// Throws Error unless the shapes, dtypes and plan fit each other.
+void check_problem(const Problem& problem);
+
+Attended attend_definition(const Problem& problem);
+
+// d_lse may be undefined (zero).
+Gradients attend_backward_definition(const Problem& problem, const Attended& attended, const at::Tensor& d_out,
+                                     const at::Tensor& d_lse);
+
+}  // namespace foveate::ops

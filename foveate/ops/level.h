@@ -1,0 +1,17 @@
+// Which kernels run, and what this machine cannot run.
+#pragma once
+
+#include <string_view>
+
+namespace foveate::ops {
+
+// The level in use: "definition" (plain ATen).  FOVEATE_BACKEND forces one.  Throws Error: a level that does not exist.
+std::string_view kernel_level();
+
+// Some virtual machines announce AMX and then fault on it inside oneDNN's bf16 products.  Tries one such product in a
+// child process and, where that dies, keeps oneDNN to AVX-512 for this process (ONEDNN_MAX_CPU_ISA, unless it is set).
+// To be called at the start of a program, before torch's first product and before threads exist.  Returns whether it
+// had to.
+bool avoid_faulty_products();
+
+}  // namespace foveate::ops

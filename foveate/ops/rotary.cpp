@@ -1,0 +1,31 @@
+#include "foveate/ops/rotary.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/promote_types.h>
+
+#include "foveate/base/error.h"
+
+namespace foveate::ops {
+
+Rotary::Rotary(int64_t dim, double base, double factor) : dim_(dim) {
+  require(dim >= 2 && dim % 2 == 0, "rotary: dim must be even and >= 2, got {}", dim);
+  require(base > 0 && factor > 0, "rotary: base and factor must be > 0, got {} and {}", base, factor);
+  frequency_ = at::pow(base, at::arange(0, dim, 2, at::kDouble).div_(double(dim)).neg_()).div_(factor);
+}
+
+at::Tensor Rotary::rotate(const at::Tensor& x, const at::Tensor& positions) const {
+  require(x.size(3) >= dim_, "rotary: head dim must be >= {}, got {}", dim_, x.size(3));
+  const auto compute = at::promote_types(x.scalar_type(), at::kFloat);
+  const at::Tensor angle = positions.to(at::kDouble).unsqueeze(1) * frequency_;  // [L, dim / 2]
+  const at::Tensor cos = angle.cos().to(compute), sin = angle.sin().to(compute);
+  const int64_t half = dim_ / 2;
+  const at::Tensor a = x.narrow(3, 0, half).to(compute), b = x.narrow(3, half, half).to(compute);
+  std::vector<at::Tensor> parts = {(a * cos - b * sin).to(x.scalar_type()), (b * cos + a * sin).to(x.scalar_type())};
+  if (x.size(3) > dim_) parts.push_back(x.narrow(3, dim_, x.size(3) - dim_));
+  return at::cat(parts, 3);
+}
+
+}  // namespace foveate::ops

@@ -1,0 +1,22 @@
+// Rotary position embedding in the rotate-half form (Su et al., 2104.09864; the layout of Hugging Face checkpoints).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace foveate::ops {
+
+class Rotary {
+ public:
+  // Rotates the first `dim` channels (even) with angles position * base^(-2i/dim) / factor.
+  Rotary(int64_t dim, double base, double factor = 1);
+
+  // x [B, H, L, D >= dim], positions [L] int64 -> the same shape and dtype; angles in fp64, products in fp32 or wider.
+  // Rotations add up: rotating by p and then by d is rotating by p + d, so a key or query can be moved afterwards.
+  at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions) const;
+
+ private:
+  int64_t dim_;
+  at::Tensor frequency_;  // [dim / 2] fp64
+};
+
+}  // namespace foveate::ops

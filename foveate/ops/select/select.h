@@ -1,0 +1,26 @@
+// Chooses keys by score.  One order everywhere: higher score first, then lower index.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "foveate/plan/plan.h"
+
+namespace foveate::ops {
+
+// Which keys one block of queries may and must take.
+struct Candidates {
+  int64_t first, last;  // allowed keys [first, last)
+  int64_t forced_head;  // the first so many allowed keys are always taken
+  int64_t forced_tail;  // the last so many allowed keys are always taken
+};
+
+// Token lists for each block of queries from chunk scores: forced keys first, then whole chunks in score order; a chunk
+// that does not fit is cut behind its first keys.  A block with at most `budget` allowed keys takes them all.
+// scores [B, H, blocks, chunks]; chunk c holds keys [cuts[c], cuts[c+1]); candidates: one per block.  NaN scores last.
+// Returns [B, H, blocks, longest list] int32, ascending, -1 behind the end.  No gradient.
+// Throws Error: forced keys that exceed the budget.
+at::Tensor select_tokens(const at::Tensor& scores, std::span<const int64_t> cuts,
+                         std::span<const Candidates> candidates, int64_t budget);
+
+}  // namespace foveate::ops

@@ -1,0 +1,94 @@
+#include "foveate/plan/plan.h"
+
+#include "foveate/base/error.h"
+#include "foveate/plan/pieces.h"
+
+namespace foveate {
+namespace {
+
+std::string shape_text(const at::Tensor& t) {
+  return fmt::format("[{}]", fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
+}
+
+void check_rule(const Rule& rule, const at::Tensor& q, const at::Tensor& k) {
+  const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), keys = k.size(2);
+  require(rule.window_left.value_or(0) >= 0, "rule: window_left must be >= 0, got {}", rule.window_left.value_or(0));
+  require(rule.window_right.value_or(0) >= 0, "rule: window_right must be >= 0, got {}", rule.window_right.value_or(0));
+  require(rule.sinks >= 0, "rule: sinks must be >= 0, got {}", rule.sinks);
+  const auto check = [&](const std::optional<at::Tensor>& t, std::string_view name, at::IntArrayRef shape,
+                         bool broadcasts) {
+    if (!t) return;
+    bool fits = t->scalar_type() == at::kLong && t->dim() == int64_t(shape.size());
+    for (int64_t axis = 0; fits && axis < t->dim(); ++axis)
+      fits = t->size(axis) == shape[axis] || (broadcasts && axis < 2 && t->size(axis) == 1);
+    require(fits, "rule: {} must be int64 [{}], got {} {}", name, fmt::join(shape.begin(), shape.end(), ", "),
+            c10::toString(t->scalar_type()), shape_text(*t));
+  };
+  check(rule.head_window, "head_window", {heads}, false);
+  check(rule.key_lengths, "key_lengths", {batch}, false);
+  check(rule.query_documents, "query_documents", {batch, queries}, false);
+  check(rule.key_documents, "key_documents", {batch, keys}, false);
+  check(rule.row_start, "row_start", {batch, heads, queries}, true);
+  check(rule.row_end, "row_end", {batch, heads, queries}, true);
+  require(rule.query_documents.has_value() == rule.key_documents.has_value(),
+          "rule: query_documents and key_documents must come together, got only one");
+}
+
+void check_lists(const at::Tensor& index, const at::Tensor* count, int64_t query_block, std::string_view name,
+                 const at::Tensor& q, const at::Tensor& k) {
+  const int64_t batch = q.size(0), heads = q.size(1), kv_heads = k.size(1);
+  require(query_block >= 1, "plan: query_block must be >= 1, got {}", query_block);
+  const int64_t blocks = (q.size(2) + query_block - 1) / query_block;
+  const auto fits = [&](const at::Tensor& t, int64_t dim) {
+    const bool integer = t.scalar_type() == at::kInt || t.scalar_type() == at::kLong;
+    return integer && t.dim() == dim && (t.size(0) == batch || t.size(0) == 1) &&
+           (t.size(1) == 1 || t.size(1) == kv_heads || t.size(1) == heads) && t.size(2) == blocks;
+  };
+  require(fits(index, 4), "plan: {} must be integers [{} or 1, one of 1/{}/{}, {}, capacity], got {} {}", name, batch,
+          kv_heads, heads, blocks, c10::toString(index.scalar_type()), shape_text(index));
+  if (count)
+    require(fits(*count, 3) && count->size(0) == index.size(0) && count->size(1) == index.size(1),
+            "plan: the count of {} must be integers of its shape without capacity, got {}", name, shape_text(*count));
+}
+
+}  // namespace
+
+const Rule& rule_of(const Plan& plan) {
+  if (const auto* blocks = std::get_if<BlockPlan>(&plan)) return blocks->rule;
+  if (const auto* tokens = std::get_if<TokenPlan>(&plan)) return tokens->rule;
+  return std::get<Rule>(plan);
+}
+
+void check_plan(const Plan& plan, const at::Tensor& q, const at::Tensor& k) {
+  check_rule(rule_of(plan), q, k);
+  if (const auto* blocks = std::get_if<BlockPlan>(&plan)) {
+    require(blocks->key_block >= 1, "plan: key_block must be >= 1, got {}", blocks->key_block);
+    check_lists(blocks->index, &blocks->count, blocks->query_block, "index", q, k);
+    require(blocks->full_index.has_value() == blocks->full_count.has_value(),
+            "plan: full_index and full_count must come together, got only one");
+    if (blocks->full_index)
+      check_lists(*blocks->full_index, &*blocks->full_count, blocks->query_block, "full_index", q, k);
+  } else if (const auto* tokens = std::get_if<TokenPlan>(&plan)) {
+    check_lists(tokens->index, nullptr, tokens->query_block, "index", q, k);
+  }
+}
+
+double visible_pairs(const Plan& plan, const at::Tensor& q, const at::Tensor& k) {
+  check_plan(plan, q, k);
+  const PieceWalker walker(plan, q, k);
+  const int64_t heads = q.size(1), groups = walker.groups();
+  double pairs = 0;
+  walker.for_each_tile([&](const RowTile& tile) {
+    walker.for_each_piece(tile, [&](const Piece& piece) {
+      // the mask's axes of length 1 stand for the whole axis
+      const int64_t shape[] = {q.size(0), groups, tile.blocks, heads / groups, tile.block_rows, piece.keys};
+      double seen = piece.visible.defined() ? double(piece.visible.sum().item<int64_t>()) : 1;
+      for (int axis = 0; axis < 6; ++axis)
+        if (!piece.visible.defined() || piece.visible.size(axis) == 1) seen *= double(shape[axis]);
+      pairs += seen;
+    });
+  });
+  return pairs;
+}
+
+}  // namespace foveate

@@ -1,0 +1,57 @@
+#include "foveate/ops/merge/merge.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <gtest/gtest.h>
+
+#include "foveate/base/error.h"
+#include "tests/support/compare.h"
+
+namespace foveate::ops {
+namespace {
+
+using test::random_tensor;
+using test::same;
+
+TEST(Merge, parts_over_disjoint_keys_give_the_whole_with_its_gradients) {
+  at::Tensor q = random_tensor({2, 4, 7, 8}, 1, at::kDouble).requires_grad_();
+  at::Tensor k = random_tensor({2, 2, 20, 8}, 2, at::kDouble).requires_grad_();
+  at::Tensor v = random_tensor({2, 2, 20, 5}, 3, at::kDouble).requires_grad_();
+  const at::Tensor d_out = random_tensor({2, 4, 7, 5}, 4, at::kDouble),
+                   d_lse = random_tensor({2, 4, 7}, 5, at::kDouble);
+  const auto gradients = [&](const Attended& a) {
+    for (at::Tensor* t : {&q, &k, &v}) t->mutable_grad() = at::Tensor();
+    ((a.out * d_out).sum() + (a.lse * d_lse).sum()).backward();
+    return std::vector<at::Tensor>{a.out, a.lse, q.grad(), k.grad(), v.grad()};
+  };
+  const auto want = gradients(attend(q, k, v, Rule{}));
+  const int64_t cuts[] = {0, 3, 14, 20};
+  std::vector<Attended> parts;
+  for (int i = 0; i < 3; ++i) {  // query i sits at 13 + i of the whole, so the third part is empty for some rows
+    const int64_t first = cuts[i], count = cuts[i + 1] - first;
+    parts.push_back(attend(q, k.narrow(2, first, count), v.narrow(2, first, count), Rule{.query_start = 13 - first}));
+  }
+  const auto got = gradients(merge_by_lse(parts));
+  for (size_t i = 0; i < want.size(); ++i) EXPECT_TRUE(same(got[i], want[i], {1e-12, 1e-12})) << i;
+}
+
+TEST(Merge, the_empty_part_changes_nothing_and_all_empty_is_empty) {
+  const Attended empty{at::zeros({1, 1, 2, 3}), at::full({1, 1, 2}, -INFINITY)};
+  const Attended some{random_tensor({1, 1, 2, 3}, 1), random_tensor({1, 1, 2}, 2)};
+  const Attended pair[] = {empty, some}, none[] = {empty, empty};
+  EXPECT_TRUE(same(merge_by_lse(pair).out, some.out, {1e-7, 1e-6}));
+  EXPECT_TRUE(same(merge_by_lse(pair).lse, some.lse, {1e-7, 1e-6}));
+  EXPECT_TRUE(merge_by_lse(none).out.equal(empty.out));
+  EXPECT_TRUE(merge_by_lse(none).lse.equal(empty.lse));
+}
+
+TEST(Merge, refuses_nothing_and_other_shapes) {
+  EXPECT_THROW(merge_by_lse({}), Error);
+  const Attended parts[] = {{at::zeros({1, 1, 2, 3}), at::zeros({1, 1, 2})},
+                            {at::zeros({1, 1, 3, 3}), at::zeros({1, 1, 3})}};
+  EXPECT_THROW(merge_by_lse(parts), Error);
+}
+
+}  // namespace
+}  // namespace foveate::ops

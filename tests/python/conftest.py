@@ -1,0 +1,30 @@
+"""Loads the library once; keeps torch away from instructions that this machine advertises but cannot run."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("FOVEATE_BUILD", ROOT / "build" / "release"))
+
+# Some virtual machines announce AMX and then fault on it inside oneDNN's bf16 products.
+PROBE = "import torch; torch.nn.functional.linear(torch.ones(64, 64).bfloat16(), torch.ones(64, 64).bfloat16())"
+if "ONEDNN_MAX_CPU_ISA" not in os.environ and subprocess.run([sys.executable, "-c", PROBE]).returncode < 0:
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
+
+import torch  # noqa: E402
+
+torch.ops.load_library(str(BUILD / "libfoveate.so"))
+
+
+@pytest.fixture(scope="session")
+def build() -> pathlib.Path:
+    return BUILD
+
+
+@pytest.fixture(scope="session")
+def cache() -> pathlib.Path:
+    return pathlib.Path(os.environ.get("FOVEATE_CACHE") or pathlib.Path.home() / ".cache" / "foveate")

@@ -1,0 +1,85 @@
+"""The operator as torch sees it: schema, fake tensors, autograd and torch.compile, for every kind of plan."""
+
+import pytest
+import torch
+
+attend = torch.ops.foveate.attend
+
+
+def problem(dtype=torch.double, grad=True, heads=4, kv_heads=2, queries=9, keys=13, dim=8, value_dim=6):
+    make = torch.Generator().manual_seed(7)
+    shapes = [(2, heads, queries, dim), (2, kv_heads, keys, dim), (2, kv_heads, keys, value_dim)]
+    return [torch.randn(s, generator=make, dtype=dtype, requires_grad=grad) for s in shapes]
+
+
+def plans(heads=4, queries=9, keys=13):
+    make = torch.Generator().manual_seed(8)
+    blocks = (queries + 3) // 4
+    tokens = torch.sort(torch.rand(1, heads, blocks, keys, generator=make).argsort(-1)[..., :6]).values.int()
+    count = torch.tensor([1, 3, 2], dtype=torch.int32).expand(1, 1, blocks).contiguous()
+    index = torch.tensor([[0, 2, 3], [1, 2, 3], [0, 1, 2]], dtype=torch.int32).view(1, 1, blocks, 3)
+    return {
+        "causal": dict(window_right=0),
+        "full": dict(),
+        "window": dict(window_left=3, window_right=0, sinks=1, scale=0.3, soft_cap=2.0),
+        "tokens": dict(query_block=4, index=tokens, window_right=0),
+        "blocks": dict(query_block=4, key_block=4, count=count, index=index, window_right=0),
+    }
+
+
+@pytest.mark.parametrize("plan", plans())
+def test_gradients_match_finite_differences_through_out_and_lse(plan):
+    q, k, v = problem()
+    bias = torch.randn(1, 4, 9, 13, dtype=torch.double, requires_grad=True)
+    sink = torch.randn(4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *t: attend(*t, **plans()[plan]), (q, k, v, bias, sink))
+
+
+@pytest.mark.parametrize("plan", plans())
+@pytest.mark.parametrize("dtype", [torch.float, torch.bfloat16])
+def test_opcheck(plan, dtype):
+    q, k, v = problem(dtype)
+    torch.library.opcheck(attend, (q, k, v), plans()[plan])
+
+
+def test_opcheck_with_bias_and_sink():
+    q, k, v = problem(torch.float)
+    bias = torch.randn(1, 4, 1, 13, requires_grad=True)
+    sink = torch.randn(4, requires_grad=True)
+    torch.library.opcheck(attend, (q, k, v, bias, sink), dict(window_right=0))
+
+
+def test_compiles_as_one_graph_with_dynamic_lengths():
+    def loss(q, k, v):
+        out, lse = attend(q, k, v, window_left=5, window_right=0, sinks=2)
+        return (out.float() ** 2).sum() + lse.sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for queries in (9, 17):
+        q, k, v = problem(torch.float, queries=queries, keys=queries + 4)
+        loss(q, k, v).backward()
+        wanted = [t.grad.clone() for t in (q, k, v)]
+        for t in (q, k, v):
+            t.grad = None
+        compiled(q, k, v).backward()
+        for t, w in zip((q, k, v), wanted):
+            torch.testing.assert_close(t.grad, w)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("layout", ["heads first", "heads last"])
+def test_equals_torch_attention(is_causal, layout):
+    q, k, v = problem(torch.float, queries=13, value_dim=8)
+    if layout == "heads last":
+        q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
+    out, _ = attend(q, k, v, window_right=0 if is_causal else None)
+    torch.testing.assert_close(out, wanted)
+
+
+def test_errors_name_the_rule_and_the_values():
+    q, k, v = problem(torch.float, grad=False)
+    with pytest.raises((RuntimeError, ValueError), match="query heads must be a multiple of key heads, got 3 and 2"):
+        attend(q[:, :3], k, v)
+    with pytest.raises((RuntimeError, ValueError), match="soft_cap must be > 0"):
+        attend(q, k, v, soft_cap=0.0)
