@@ -1,0 +1,140 @@
+// The contract of a mechanism: what it is given, what it gives back, what it keeps during generation.
+// A mechanism is an options struct (see dense.h for the smallest) with
+//   name, summary, kind                 what `foveate list` shows
+//   fields(self, visit), validate()     its options (base/options.h) and the rules between them
+//   Attended attend(const Inputs&)      prefill and training: all rows of a segment at once, with gradients
+//   make_state(const StateOptions&)     generation
+// and, if a prompt may not be cut anywhere, chunk_multiple().  registry.h lists them all.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "foveate/ops/attend/attend.h"
+#include "foveate/ops/rotary.h"
+#include "foveate/plan/plan.h"
+
+namespace foveate::attention {
+
+// What must agree between one prefill, a prefill in chunks, and decoding (the generic tests follow it):
+//   row     each row depends on its own past alone: all three give the same rows
+//   block   the selection of a block of queries may use the block's later rows: chunked prefill agrees at multiples of
+//           chunk_multiple(); decode has a rule of its own
+//   prompt  the plan is fixed when the prompt ends; decode has a rule of its own
+// So prefill rows of block and prompt mechanisms may leak later tokens into their selection; quality is therefore also
+// scored on a continuation that runs through decode.
+enum class Kind { row, block, prompt };
+constexpr auto enum_names(Kind) { return std::array<std::string_view, 3>{"row", "block", "prompt"}; }
+
+// One layer's attention problem.  Query i sits at key index Lk - Lq + i unless rule.query_start says otherwise.
+struct Inputs {
+  at::Tensor q, k, v;  // [B, Hq, Lq, D], [B, Hkv, Lk, D], [B, Hkv, Lk, Dv], rotated
+  Rule rule;           // what the model itself demands: causality, a layer's own window, padding, documents
+  ops::Score score;    // the model's scale and soft cap
+  int64_t layer = 0;
+  const ops::Rotary* rotary = nullptr;    // how q and k were rotated; null where the model does not rotate
+  std::optional<int64_t> first_position;  // position of query 0 in the text; unset: its key index.  Differs from it
+                                          // where a state has evicted keys.
+  bool ends_prompt = true;                // false for the chunks of a prompt before its last
+};
+
+// The plan that served rows [first_row, first_row + rows) of a call.
+struct PlannedRows {
+  int64_t first_row, rows;
+  Plan plan;
+};
+
+struct Attended {
+  at::Tensor out;                  // [B, Hq, Lq, Dv]
+  std::optional<at::Tensor> lse;   // [B, Hq, Lq] over the model's own logits; absent where logits were changed
+  std::vector<PlannedRows> plans;  // together: every row once
+};
+
+struct StateOptions {
+  Rule rule;             // the layer's own rule: its window bounds what must be kept
+  int64_t rollback = 0;  // truncate() may go back at least so many tokens
+};
+
+// One layer's memory during generation.  Not differentiable: call it under at::NoGradGuard.
+class State {
+ public:
+  virtual ~State() = default;
+  // Both append in.k, in.v [B, Hkv, n, D] and attend in.q [B, Hq, n, D]: as rows of the prompt, or as generated rows
+  // by the decode rule (n rows at once give what n single calls would).
+  virtual Attended prefill(const Inputs& in) = 0;
+  virtual Attended decode(const Inputs& in) = 0;
+  // Forgets all tokens from `length` on.  Throws Error where they are needed and were evicted.
+  virtual void truncate(int64_t length) = 0;
+  virtual int64_t length() const = 0;      // tokens appended and not truncated
+  virtual int64_t bytes() const = 0;       // allocated
+  virtual int64_t read_bytes() const = 0;  // keys, values and summaries that the next decoded token will read
+};
+
+// Keys and values of one layer in order, grown in amortised steps.  May keep only the first and the latest tokens.
+class KvCache {
+ public:
+  void append(const at::Tensor& k, const at::Tensor& v);
+  at::Tensor k() const { return k_.narrow(2, 0, held_); }
+  at::Tensor v() const { return v_.narrow(2, 0, held_); }
+  int64_t length() const { return length_; }  // tokens seen
+  int64_t held() const { return held_; }      // tokens kept
+  int64_t bytes() const;
+  int64_t token_bytes() const;  // of one token's keys and values
+  // Drops all but the first `head` and the latest `tail` tokens.
+  void keep(int64_t head, int64_t tail);
+  // Forgets tokens from `length` on; the latest `tail` of what is left must still be held (after eviction).
+  void truncate(int64_t length, int64_t tail);
+
+ private:
+  at::Tensor k_, v_;  // [B, Hkv, capacity, D]
+  int64_t length_ = 0, held_ = 0, head_ = 0;
+};
+
+// What every state shares: the cache, and a bound on it where a window makes older keys invisible for good.
+class CachedState : public State {
+ public:
+  struct Bound {
+    int64_t head, tail;  // the first and the latest tokens that may still be seen
+  };
+  CachedState(std::optional<Bound> bound, int64_t rollback) : bound_(bound), rollback_(rollback) {}
+
+  void truncate(int64_t length) override;
+  int64_t length() const override { return cache_.length(); }
+  int64_t bytes() const override { return cache_.bytes(); }
+  int64_t read_bytes() const override;
+
+ protected:
+  // Appends and returns the inputs of the new rows over everything held.
+  Inputs appended(const Inputs& in);
+  // To be called after attending: drops what no later row can see.
+  void evict();
+
+  KvCache cache_;
+
+ private:
+  std::optional<Bound> bound_;
+  int64_t rollback_;
+};
+
+// The state of a mechanism whose new rows attend by the same rule whether prompt or generated.
+template <class Mechanism>
+class PlainState final : public CachedState {
+ public:
+  PlainState(Mechanism mechanism, std::optional<Bound> bound, int64_t rollback)
+      : CachedState(bound, rollback), mechanism_(std::move(mechanism)) {}
+  Attended prefill(const Inputs& in) override {
+    Attended attended = mechanism_.attend(appended(in));
+    evict();
+    return attended;
+  }
+  Attended decode(const Inputs& in) override { return prefill(in); }
+
+ private:
+  Mechanism mechanism_;
+};
+
+// The bound that a rule's own window sets, if any.
+std::optional<CachedState::Bound> bound_of(const Rule& rule);
+
+}  // namespace foveate::attention

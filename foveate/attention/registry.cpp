@@ -1,0 +1,77 @@
+#include "foveate/attention/registry.h"
+
+#include <optional>
+#include <type_traits>
+
+namespace foveate::attention {
+namespace {
+
+// Calls visit(T{}) for every mechanism T of the list.
+template <class Visit, class... T>
+void for_each(std::type_identity<std::variant<T...>>, Visit&& visit) {
+  (visit(T{}), ...);
+}
+
+template <class Visit>
+void for_each_mechanism(Visit&& visit) {
+  for_each(std::type_identity<Mechanism>{}, visit);
+}
+
+}  // namespace
+
+std::vector<MechanismInfo> list_mechanisms() {
+  std::vector<MechanismInfo> infos;
+  for_each_mechanism([&]<class T>(const T&) {
+    infos.push_back({std::string(T::name), std::string(T::summary), T::kind, describe_options<T>()});
+  });
+  return infos;
+}
+
+Mechanism make_mechanism(const Spec& spec) {
+  std::optional<Mechanism> made;
+  std::string names;
+  for_each_mechanism([&]<class T>(const T&) {
+    names += fmt::format(" {}", T::name);
+    if (T::name != spec.name) return;
+    T mechanism = parse_options<T>(spec);
+    mechanism.validate();
+    made = mechanism;
+  });
+  require(made.has_value(), "attention: unknown mechanism '{}', known:{}", spec.name, names);
+  return *made;
+}
+
+Spec spec_of(const Mechanism& mechanism) {
+  return std::visit([](const auto& m) { return to_spec(m); }, mechanism);
+}
+
+Kind kind_of(const Mechanism& mechanism) {
+  return std::visit([](const auto& m) { return m.kind; }, mechanism);
+}
+
+int64_t chunk_multiple(const Mechanism& mechanism) {
+  return std::visit(
+      [](const auto& m) -> int64_t {
+        if constexpr (requires { m.chunk_multiple(); })
+          return m.chunk_multiple();
+        else
+          return 1;
+      },
+      mechanism);
+}
+
+Attended attend(const Mechanism& mechanism, const Inputs& in) {
+  return std::visit([&](const auto& m) { return m.attend(in); }, mechanism);
+}
+
+std::unique_ptr<State> make_state(const Mechanism& mechanism, const StateOptions& options) {
+  return std::visit([&](const auto& m) { return m.make_state(options); }, mechanism);
+}
+
+std::vector<Mechanism> make_mechanisms(std::string_view layered_spec, int64_t layers) {
+  std::vector<Mechanism> mechanisms;
+  for (const Spec& spec : parse_layered_spec(layered_spec, layers)) mechanisms.push_back(make_mechanism(spec));
+  return mechanisms;
+}
+
+}  // namespace foveate::attention

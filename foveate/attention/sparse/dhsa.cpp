@@ -1,0 +1,184 @@
+#include "foveate/attention/sparse/dhsa.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/matmul.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "foveate/ops/select/pool.h"
+
+namespace foveate::attention {
+namespace {
+
+ops::Pooling pooling_of(Dhsa::Pooling pooling) {
+  switch (pooling) {
+    case Dhsa::Pooling::avgpool_norm:
+      return ops::Pooling::mean_times_root;
+    case Dhsa::Pooling::avgpool:
+      return ops::Pooling::mean;
+    case Dhsa::Pooling::maxpool:
+      return ops::Pooling::max;
+  }
+  fail("dhsa: unknown pooling");
+}
+
+// q [B, Hq, L, D] averaged over the query heads of each key head: [B, Hkv, L, D] fp32 or wider.
+at::Tensor mean_of_groups(const at::Tensor& q, int64_t kv_heads) {
+  return q.unflatten(1, {kv_heads, q.size(1) / kv_heads})
+      .mean(2, false, q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+}  // namespace
+
+void Dhsa::validate() const {
+  check_options(*this);
+  require(global_tokens + local_tokens <= budget,
+          "dhsa: global_tokens + local_tokens must be <= budget, got {} + {} > {}", global_tokens, local_tokens,
+          budget);
+  if (local_anchor == LocalAnchor::block_end) return;
+  const int64_t forced = global_tokens + std::max<int64_t>(local_tokens - 1, 0) + query_block;
+  require(
+      forced <= budget,
+      "dhsa: global_tokens + local_tokens - 1 + query_block must be <= budget (or local_anchor=block_end), got {} > {}",
+      forced, budget);
+}
+
+int64_t Dhsa::chunk_multiple() const { return std::lcm(query_block, chunk); }
+
+at::Tensor Dhsa::pool(const at::Tensor& x, std::span<const int64_t> cuts) const {
+  const at::Tensor shared = head_share ? x.mean(1, true, x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat) : x;
+  return ops::pool_segments(shared, cuts, pooling_of(pooling));
+}
+
+// A block whose rows sit at positions [first_row_position, end_position).
+ops::Candidates Dhsa::candidates(const Rule& rule, int64_t first_row_position, int64_t end_position) const {
+  const int64_t first = rule.window_left ? std::max<int64_t>(0, first_row_position - *rule.window_left) : 0;
+  if (local_anchor == LocalAnchor::block_end) return {first, end_position, global_tokens, local_tokens};
+  const int64_t before = std::max<int64_t>(local_tokens, 1) - 1;  // a row always keeps its own key
+  return {first, end_position, global_tokens, before + end_position - first_row_position};
+}
+
+Attended Dhsa::attend(const Inputs& in) const {
+  validate();
+  const int64_t queries = in.q.size(2), keys = in.k.size(2), kv_heads = in.k.size(1);
+  const int64_t start = in.rule.query_start.value_or(keys - queries);
+  const int64_t dense_rows = in.ends_prompt ? std::min(instruction_tokens, queries) : 0, rows = queries - dense_rows;
+  Attended attended{.out = {}, .lse = {}, .plans = {}};
+  std::vector<at::Tensor> outs, lses;
+  const auto run = [&](int64_t first, int64_t count, Plan plan) {
+    if (count == 0 && queries > 0) return;
+    const ops::Attended part = ops::attend(in.q.narrow(2, first, count), in.k, in.v, plan, in.score);
+    outs.push_back(part.out);
+    lses.push_back(part.lse);
+    attended.plans.push_back({first, count, std::move(plan)});
+  };
+  Rule sparse_rule = in.rule, dense_rule = in.rule;
+  sparse_rule.query_start = start;
+  dense_rule.query_start = start + rows;
+  const auto query_cuts = ops::even_cuts(rows, query_block), key_cuts = ops::even_cuts(keys, chunk);
+  const at::Tensor blocks = pool(mean_of_groups(in.q.narrow(2, 0, rows).detach(), kv_heads), query_cuts);
+  const at::Tensor chunks = pool(in.k.detach(), key_cuts);
+  std::vector<ops::Candidates> candidates_of;
+  for (size_t b = 0; b + 1 < query_cuts.size(); ++b)
+    candidates_of.push_back(candidates(in.rule, start + query_cuts[b], start + query_cuts[b + 1]));
+  const at::Tensor scores = at::matmul(blocks, chunks.transpose(2, 3));  // [B, 1|Hkv, blocks, chunks] fp32
+  run(0, rows, TokenPlan{query_block, ops::select_tokens(scores, key_cuts, candidates_of, budget), sparse_rule});
+  run(rows, dense_rows, dense_rule);
+  attended.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);
+  attended.lse = lses.size() == 1 ? lses[0] : at::cat(lses, 2);
+  return attended;
+}
+
+namespace {
+
+// Keeps the sums of all chunks beside the cache, so that a decoded token reads summaries and its own keys only.
+class DhsaState final : public CachedState {
+ public:
+  DhsaState(Dhsa dhsa, int64_t rollback) : CachedState(std::nullopt, rollback), dhsa_(dhsa) {}
+
+  Attended prefill(const Inputs& in) override { return dhsa_.attend(appended(in)); }
+
+  Attended decode(const Inputs& in) override {
+    if (dhsa_.decode == Dhsa::Decode::dense) {
+      const Inputs all = appended(in);
+      const ops::Attended attended = ops::attend(all.q, all.k, all.v, all.rule, all.score);
+      return {attended.out, attended.lse, {{0, all.q.size(2), all.rule}}};
+    }
+    Attended attended{.out = {}, .lse = {}, .plans = {}};
+    std::vector<at::Tensor> outs, lses;
+    for (int64_t row = 0; row < in.q.size(2); ++row) {  // the open chunk's mean grows with every row
+      Inputs one = in;
+      one.q = in.q.narrow(2, row, 1), one.k = in.k.narrow(2, row, 1), one.v = in.v.narrow(2, row, 1);
+      const ops::Attended part = decode_row(appended(one), row, attended.plans);
+      outs.push_back(part.out);
+      lses.push_back(part.lse);
+    }
+    attended.out = at::cat(outs, 2);
+    attended.lse = at::cat(lses, 2);
+    return attended;
+  }
+
+  void truncate(int64_t length) override {
+    CachedState::truncate(length);
+    pooled_ = std::min(pooled_, length / dhsa_.chunk);
+  }
+
+  int64_t bytes() const override {
+    return CachedState::bytes() + (summaries_.defined() ? int64_t(summaries_.nbytes()) : 0);
+  }
+
+  int64_t read_bytes() const override {
+    if (dhsa_.decode == Dhsa::Decode::dense) return CachedState::read_bytes();
+    const int64_t chunks = (length() + dhsa_.chunk - 1) / dhsa_.chunk;
+    const int64_t summary = summaries_.defined() ? int64_t(summaries_.nbytes()) / summaries_.size(2) : 0;
+    return std::min(length(), dhsa_.budget) * cache_.token_bytes() + chunks * summary;
+  }
+
+ private:
+  ops::Attended decode_row(const Inputs& in, int64_t row, std::vector<PlannedRows>& plans) {
+    const int64_t keys = in.k.size(2), kv_heads = in.k.size(1);
+    const at::Tensor chunks = chunk_summaries(in.k);
+    const at::Tensor query = dhsa_.pool(mean_of_groups(in.q, kv_heads), std::array<int64_t, 2>{0, 1});
+    const at::Tensor scores = at::matmul(query, chunks.transpose(2, 3));
+    const ops::Candidates candidates = dhsa_.candidates(in.rule, keys - 1, keys);
+    TokenPlan plan{1, ops::select_tokens(scores, ops::even_cuts(keys, dhsa_.chunk), {&candidates, 1}, dhsa_.budget),
+                   in.rule};
+    const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
+    plans.push_back({row, 1, std::move(plan)});
+    return attended;
+  }
+
+  // Summaries of all chunks of k [B, Hkv, Lk, D]; those of full chunks are kept, the open one is made anew.
+  at::Tensor chunk_summaries(const at::Tensor& k) {
+    const int64_t keys = k.size(2), full = keys / dhsa_.chunk, chunks = (keys + dhsa_.chunk - 1) / dhsa_.chunk;
+    if (pooled_ < chunks) {
+      const at::Tensor fresh = k.narrow(2, pooled_ * dhsa_.chunk, keys - pooled_ * dhsa_.chunk);
+      const at::Tensor pooled = dhsa_.pool(fresh, ops::even_cuts(fresh.size(2), dhsa_.chunk));
+      if (!summaries_.defined() || summaries_.size(2) < chunks) {
+        const int64_t room = chunks + chunks / 2 + 1;
+        const int64_t held = summaries_.defined() ? summaries_.size(2) : 0;
+        const at::Tensor old = held ? summaries_ : pooled.narrow(2, 0, 0);
+        summaries_ = at::constant_pad_nd(old, {0, 0, 0, room - held});
+      }
+      summaries_.narrow(2, pooled_, chunks - pooled_).copy_(pooled);
+      pooled_ = full;
+    }
+    return summaries_.narrow(2, 0, chunks);
+  }
+
+  Dhsa dhsa_;
+  at::Tensor summaries_;  // [B, 1|Hkv, capacity, D] fp32
+  int64_t pooled_ = 0;    // full chunks summed up
+};
+
+}  // namespace
+
+std::unique_ptr<State> Dhsa::make_state(const StateOptions& options) const {
+  validate();
+  return std::make_unique<DhsaState>(*this, options.rollback);
+}
+
+}  // namespace foveate::attention

@@ -1,0 +1,68 @@
+// Each block of queries attends to its best keys, chosen by chunk means: Dynamic Hierarchical Sparse Attention v1
+// (2510.24606) with chunks of one length.
+#pragma once
+
+#include <array>
+#include <string_view>
+
+#include "foveate/attention/mechanism.h"
+#include "foveate/base/options.h"
+#include "foveate/ops/select/select.h"
+
+namespace foveate::attention {
+
+// Blocks of `query_block` queries and chunks of `chunk` keys are pooled over tokens and heads; a chunk's score for a
+// block, the product of the two, is every key's score of that chunk; a block takes its `budget` best keys, cutting the
+// last chunk if need be, and attends to them under the exact causal mask.
+// q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Selection has no gradient; q, k, v have theirs through the kept keys.
+// In a layer whose own window is narrower, keys that no row of the block can see are no candidates.
+// Deviations from the paper's release, as options: local_anchor=block_end counts the local tokens back from the block's
+// end, so that its first rows may see one of them only.
+// Throws Error: forced keys (global_tokens, local_tokens, the block itself with local_anchor=block_start) over budget.
+struct Dhsa {
+  static constexpr std::string_view name = "dhsa";
+  static constexpr std::string_view summary = "best keys for each block of queries, chosen by chunk means (DHSA v1)";
+  static constexpr Kind kind = Kind::block;
+
+  enum class Pooling { avgpool_norm, avgpool, maxpool };
+  friend constexpr auto enum_names(Pooling) {
+    return std::array<std::string_view, 3>{"avgpool_norm", "avgpool", "maxpool"};
+  }
+  enum class LocalAnchor { block_start, block_end };
+  friend constexpr auto enum_names(LocalAnchor) { return std::array<std::string_view, 2>{"block_start", "block_end"}; }
+  enum class Decode { dense, sparse };
+  friend constexpr auto enum_names(Decode) { return std::array<std::string_view, 2>{"dense", "sparse"}; }
+
+  int64_t query_block = 128, budget = 1024, global_tokens = 128, local_tokens = 128, chunk = 16, instruction_tokens = 0;
+  Pooling pooling = Pooling::avgpool_norm;
+  LocalAnchor local_anchor = LocalAnchor::block_start;
+  bool head_share = true;
+  Decode decode = Decode::dense;
+
+  static void fields(auto& self, auto&& visit) {
+    visit("query_block", self.query_block, at_least(1), "queries that share one selection");
+    visit("budget", self.budget, at_least(1), "keys kept per query block; at or above the length it is dense");
+    visit("global_tokens", self.global_tokens, at_least(0), "first keys of the text, always kept");
+    visit("local_tokens", self.local_tokens, at_least(0), "latest keys, always kept");
+    visit("local_anchor", self.local_anchor, any(),
+          "where local tokens are counted back from; block_start keeps the whole block too");
+    visit("chunk", self.chunk, at_least(1), "keys that share one score");
+    visit("pooling", self.pooling, any(), "how a block and a chunk are summed up: mean * sqrt(length), mean, maximum");
+    visit("head_share", self.head_share, any(), "one selection for all heads; else one per key head");
+    visit("instruction_tokens", self.instruction_tokens, at_least(0),
+          "last rows of the prompt that attend densely (published: 64)");
+    visit("decode", self.decode, any(), "generated rows: dense, or each a block of one that keeps `budget` keys");
+  }
+  void validate() const;
+
+  Attended attend(const Inputs& in) const;
+  std::unique_ptr<State> make_state(const StateOptions& options) const;
+  int64_t chunk_multiple() const;
+
+  // The pieces of the definition, public for tests and for the state.
+  at::Tensor pool(const at::Tensor& x,
+                  std::span<const int64_t> cuts) const;  // [B, heads, L, D] -> [B, 1|heads, segments, D]
+  ops::Candidates candidates(const Rule& rule, int64_t first_row_position, int64_t end_position) const;
+};
+
+}  // namespace foveate::attention

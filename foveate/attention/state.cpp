@@ -1,0 +1,96 @@
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+
+#include "foveate/attention/mechanism.h"
+#include "foveate/base/error.h"
+
+namespace foveate::attention {
+namespace {
+
+constexpr int64_t kStep = 64;  // capacities are multiples of so many tokens
+
+}  // namespace
+
+void KvCache::append(const at::Tensor& k, const at::Tensor& v) {
+  const int64_t added = k.size(2), needed = held_ + added;
+  if (!k_.defined() || needed > k_.size(2)) {
+    // A prompt is stored exactly; what comes after it grows by half, so that n appends copy O(n) tokens.
+    const int64_t wanted = k_.defined() ? std::max(needed, held_ + held_ / 2) : needed;
+    const int64_t capacity = (wanted + kStep - 1) / kStep * kStep;
+    const auto grow = [&](at::Tensor& store, const at::Tensor& like) {
+      const at::Tensor larger = at::empty({like.size(0), like.size(1), capacity, like.size(3)}, like.options());
+      if (store.defined()) larger.narrow(2, 0, held_).copy_(store.narrow(2, 0, held_));
+      store = larger;
+    };
+    grow(k_, k);
+    grow(v_, v);
+  }
+  k_.narrow(2, held_, added).copy_(k);
+  v_.narrow(2, held_, added).copy_(v);
+  held_ = needed;
+  length_ += added;
+}
+
+int64_t KvCache::bytes() const { return k_.defined() ? int64_t(k_.nbytes() + v_.nbytes()) : 0; }
+
+int64_t KvCache::token_bytes() const { return k_.defined() ? bytes() / k_.size(2) : 0; }
+
+void KvCache::keep(int64_t head, int64_t tail) {
+  if (held_ <= head + tail) return;
+  // A long prompt leaves much more room than a window needs: the rest is given back.
+  const int64_t room = head + 2 * tail + kStep;
+  const auto drop = [&](at::Tensor& store) {
+    const at::Tensor latest = store.narrow(2, held_ - tail, tail).clone();  // source and target may overlap
+    if (store.size(2) > 2 * room) {
+      const at::Tensor smaller = at::empty({store.size(0), store.size(1), room, store.size(3)}, store.options());
+      smaller.narrow(2, 0, head).copy_(store.narrow(2, 0, head));
+      store = smaller;
+    }
+    store.narrow(2, head, tail).copy_(latest);
+  };
+  drop(k_);
+  drop(v_);
+  held_ = head + tail;
+  head_ = head;
+}
+
+void KvCache::truncate(int64_t length, int64_t tail) {
+  require(length >= 0 && length <= length_, "truncate: length must be 0 .. {}, got {}", length_, length);
+  const int64_t evicted = length_ - held_, latest = held_ - head_ - (length_ - length);
+  require(evicted == 0 || latest >= tail,
+          "truncate: the {} tokens before {} must still be held, got {}; ask for rollback when the state is made", tail,
+          length, std::max<int64_t>(latest, 0));
+  held_ -= length_ - length;
+  length_ = length;
+}
+
+Inputs CachedState::appended(const Inputs& in) {
+  Inputs all = in;
+  all.first_position = cache_.length();
+  cache_.append(in.k, in.v);
+  all.k = cache_.k();
+  all.v = cache_.v();
+  return all;
+}
+
+void CachedState::evict() {
+  if (!bound_) return;
+  // Twice the window is held before the older half is dropped, so that dropping costs O(1) per token.
+  const int64_t tail = bound_->tail + rollback_;
+  if (cache_.held() > bound_->head + 2 * tail) cache_.keep(bound_->head, tail);
+}
+
+void CachedState::truncate(int64_t length) { cache_.truncate(length, bound_ ? bound_->tail : 0); }
+
+int64_t CachedState::read_bytes() const {
+  const int64_t seen = bound_ ? std::min(cache_.held(), bound_->head + bound_->tail) : cache_.held();
+  return seen * cache_.token_bytes();
+}
+
+std::optional<CachedState::Bound> bound_of(const Rule& rule) {
+  if (!rule.window_left) return std::nullopt;
+  return CachedState::Bound{.head = rule.sinks, .tail = *rule.window_left + 1};
+}
+
+}  // namespace foveate::attention

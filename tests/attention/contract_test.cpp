@@ -1,0 +1,246 @@
+// What every mechanism of the list owes its users: dense at full budget, the agreement of its class between prefill,
+// chunks and decode, the leak rule, gradients, truncation.
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <gtest/gtest.h>
+
+#include "foveate/attention/registry.h"
+#include "tests/support/compare.h"
+
+namespace foveate::attention {
+namespace {
+
+using test::random_tensor;
+using test::same;
+
+constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 16;
+
+// A spec that really drops keys at the test's lengths, and one whose budget covers everything.
+struct Case {
+  std::string spec, full;
+};
+std::vector<Case> cases() {
+  return {
+      {"dense", "dense"},
+      {"window:size=9,sinks=2", "window:size=1000"},
+      {"window:size=9,sinks=2,positions=cache", "window:size=1000,positions=cache"},
+      {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4", "dhsa:query_block=8,budget=1000,chunk=4"},
+      {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4,head_share=false,decode=sparse",
+       "dhsa:query_block=8,budget=1000,chunk=4,head_share=false,decode=sparse"},
+      {"dhsa:query_block=8,budget=12,global_tokens=1,local_tokens=3,chunk=3,pooling=maxpool,local_anchor=block_end,"
+       "decode=sparse",
+       "dhsa:query_block=8,budget=1000,pooling=maxpool,local_anchor=block_end,decode=sparse"},
+  };
+}
+
+Inputs make_inputs(int64_t length, const Rule& rule = {}) {
+  static const ops::Rotary rotary(kDim, 100);
+  Inputs in;
+  in.q = random_tensor({1, kHeads, length, kDim}, 1);
+  in.k = random_tensor({1, kKvHeads, length, kDim}, 2);
+  in.v = random_tensor({1, kKvHeads, length, kDim + 4}, 3);
+  in.rule = rule;
+  in.rotary = &rotary;
+  return in;
+}
+
+Inputs rows(const Inputs& in, int64_t first, int64_t count) {
+  Inputs part = in;
+  part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
+  return part;
+}
+
+class Contract : public testing::TestWithParam<Case> {
+ protected:
+  Mechanism mechanism() const { return make_mechanism(parse_spec(GetParam().spec)); }
+};
+
+TEST_P(Contract, equals_dense_when_the_budget_covers_everything) {
+  const at::NoGradGuard no_grad;
+  const Mechanism full = make_mechanism(parse_spec(GetParam().full));
+  for (const Rule& rule : {Rule{}, Rule{.window_left = 11}})
+    for (const int64_t length : {1, 7, 40, 301}) {
+      const Inputs in = make_inputs(length, rule);
+      const Attended want = attend(Dense{}, in);
+      EXPECT_TRUE(same(attend(full, in).out, want.out, {1e-5, 1e-5})) << GetParam().full << " length " << length;
+      const auto state = make_state(full, {rule});
+      EXPECT_TRUE(same(state->decode(in).out, want.out, {1e-5, 1e-5})) << "decode, length " << length;
+    }
+}
+
+TEST_P(Contract, chunked_prefill_equals_one_prefill_at_multiples) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const int64_t step = std::max<int64_t>(chunk_multiple(m), 5), length = 3 * step + 4;
+  const Inputs in = make_inputs(length);
+  const auto whole = make_state(m, {}), parts = make_state(m, {});
+  const at::Tensor want = whole->prefill(in).out;
+  std::vector<at::Tensor> outs;
+  for (int64_t first = 0; first < length; first += step) {
+    Inputs part = rows(in, first, std::min(step, length - first));
+    part.ends_prompt = first + step >= length;
+    outs.push_back(parts->prefill(part).out);
+  }
+  EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
+  EXPECT_TRUE(same(attend(m, in).out, want, {1e-6, 1e-6})) << "state and stateless prefill differ";
+  EXPECT_EQ(parts->length(), length);
+}
+
+TEST_P(Contract, decoding_one_by_one_equals_several_at_once) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(70);
+  const auto at_once = make_state(m, {}), single = make_state(m, {});
+  at_once->prefill(rows(in, 0, 40));
+  single->prefill(rows(in, 0, 40));
+  const at::Tensor want = at_once->decode(rows(in, 40, 30)).out;
+  std::vector<at::Tensor> outs;
+  for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows(in, row, 1)).out);
+  EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
+}
+
+TEST(RowMechanisms, decode_equals_prefill) {
+  const at::NoGradGuard no_grad;
+  for (const Case& c : cases()) {
+    const Mechanism m = make_mechanism(parse_spec(c.spec));
+    if (kind_of(m) != Kind::row) continue;  // decode has a rule of its own
+    SCOPED_TRACE(c.spec);
+    const Inputs in = make_inputs(90);
+    const auto state = make_state(m, {});
+    std::vector<at::Tensor> outs = {state->prefill(rows(in, 0, 20)).out};
+    for (int64_t row = 20; row < 90; ++row) outs.push_back(state->decode(rows(in, row, 1)).out);
+    EXPECT_TRUE(same(at::cat(outs, 2), attend(m, in).out, {1e-5, 1e-5}));
+  }
+}
+
+TEST_P(Contract, later_tokens_change_no_earlier_row) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const int64_t length = 60, unit = kind_of(m) == Kind::row ? 1 : chunk_multiple(m);
+  const Inputs in = make_inputs(length);
+  const at::Tensor before = attend(m, in).out;
+  const int64_t changed = 33;
+  Inputs other = in;
+  for (at::Tensor* part : {&other.q, &other.k, &other.v}) {
+    *part = part->clone();
+    part->narrow(2, changed, length - changed).add_(3);
+  }
+  const int64_t safe = changed / unit * unit;  // the selection of a block may see the block's later rows
+  const at::Tensor after = attend(m, other).out;
+  EXPECT_TRUE(after.narrow(2, 0, safe).equal(before.narrow(2, 0, safe)));
+  EXPECT_FALSE(after.narrow(2, changed, 1).equal(before.narrow(2, changed, 1)));
+}
+
+TEST_P(Contract, gradients_are_those_of_the_kept_keys) {
+  const Mechanism m = mechanism();
+  Inputs in = make_inputs(29);
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kDouble).requires_grad_();
+  const at::Tensor weight = random_tensor({1, kHeads, 29, kDim + 4}, 9).to(at::kDouble);
+  const auto loss = [&] { return (attend(m, in).out * weight).sum(); };
+  loss().backward();
+  const at::NoGradGuard no_grad;
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) {
+    const at::Tensor flat = part->view({-1}), gradient = part->grad().view({-1});
+    for (const int64_t i : {0, 37, 211, 463}) {
+      constexpr double kStep = 1e-6;
+      const double value = flat[i].item<double>();
+      flat[i].fill_(value + kStep);
+      const double up = loss().item<double>();
+      flat[i].fill_(value - kStep);
+      const double down = loss().item<double>();
+      flat[i].fill_(value);
+      EXPECT_NEAR(gradient[i].item<double>(), (up - down) / (2 * kStep), 1e-5) << i;
+    }
+  }
+}
+
+TEST_P(Contract, truncation_forgets_and_rollback_is_kept) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(120);
+  const auto state = make_state(m, {.rule = {}, .rollback = 10});
+  state->prefill(rows(in, 0, 100));
+  const at::Tensor want = state->decode(rows(in, 100, 10)).out;
+  state->truncate(100);
+  EXPECT_EQ(state->length(), 100);
+  EXPECT_TRUE(same(state->decode(rows(in, 100, 10)).out, want, {1e-6, 1e-6}));
+  EXPECT_THROW(state->truncate(111), Error);
+  EXPECT_THROW(state->truncate(-1), Error);
+}
+
+TEST_P(Contract, counts_its_bytes) {
+  const at::NoGradGuard no_grad;
+  const auto state = make_state(mechanism(), {});
+  EXPECT_EQ(state->bytes(), 0);
+  const Inputs in = make_inputs(400);
+  state->prefill(rows(in, 0, 300));
+  for (int64_t row = 300; row < 400; ++row) state->decode(rows(in, row, 1));
+  const int64_t token = kKvHeads * (kDim + kDim + 4) * 4;
+  EXPECT_GE(state->bytes(), state->read_bytes());
+  EXPECT_LE(state->read_bytes(), 400 * token);
+  EXPECT_GT(state->read_bytes(), 0);
+  EXPECT_LE(state->bytes(), 2 * 400 * token);
+}
+
+TEST_P(Contract, plans_cover_every_row_once) {
+  const at::NoGradGuard no_grad;
+  const Inputs in = make_inputs(45);
+  const Attended attended = attend(mechanism(), in);
+  int64_t next = 0;
+  for (const PlannedRows& part : attended.plans) {
+    EXPECT_EQ(part.first_row, next);
+    next += part.rows;
+  }
+  EXPECT_EQ(next, 45);
+}
+
+TEST_P(Contract, spec_gives_the_same_mechanism_back) {
+  const Mechanism m = mechanism();
+  EXPECT_EQ(spec_of(make_mechanism(spec_of(m))), spec_of(m));
+}
+
+TEST_P(Contract, runs_in_every_dtype) {
+  const at::NoGradGuard no_grad;
+  const Inputs in = make_inputs(33);
+  const at::Tensor want = attend(mechanism(), in).out;
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    Inputs low = in;
+    low.q = in.q.to(type), low.k = in.k.to(type), low.v = in.v.to(type);
+    const at::Tensor out = attend(mechanism(), low).out;
+    EXPECT_EQ(out.scalar_type(), type);
+    // Selection may differ by a near tie: compare against the same mechanism on the rounded values in fp32.
+    Inputs rounded = low;
+    rounded.q = low.q.to(at::kFloat), rounded.k = low.k.to(at::kFloat), rounded.v = low.v.to(at::kFloat);
+    EXPECT_TRUE(same(out.to(at::kFloat), attend(mechanism(), rounded).out, {0.02, 0.02}));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Contract, testing::ValuesIn(cases()), [](const auto& info) {
+  std::string name = info.param.spec;
+  for (char& c : name)
+    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
+  return name;
+});
+
+TEST(Registry, every_mechanism_is_under_the_contract) {
+  for (const MechanismInfo& info : list_mechanisms()) {
+    bool is_covered = false;
+    for (const Case& c : cases()) is_covered |= parse_spec(c.spec).name == info.name;
+    EXPECT_TRUE(is_covered) << info.name << " needs a case";
+    EXPECT_FALSE(info.summary.empty());
+    for (const OptionInfo& option : info.options) EXPECT_FALSE(option.doc.empty()) << info.name << " " << option.name;
+  }
+}
+
+TEST(Registry, names_the_known_mechanisms) {
+  try {
+    make_mechanism({.name = "dnse", .options = {}});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "attention: unknown mechanism 'dnse', known: dense window dhsa");
+  }
+}
+
+}  // namespace
+}  // namespace foveate::attention
