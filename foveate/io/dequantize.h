@@ -1,0 +1,22 @@
+// Packed tensor types of GGUF files to fp32.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "foveate/io/gguf.h"
+
+namespace foveate::io {
+
+// Elements that share one block, and its bytes; 0 for a type that is not supported.
+int64_t block_elements(GgmlType type);
+int64_t block_bytes(GgmlType type);
+
+float half_to_float(uint16_t half);  // exact
+
+// The same bits as ggml's own conversion.  `bytes` are the blocks of all of `out`.  Throws Error if they do not fit, or
+// where the type is not supported.
+void dequantize(GgmlType type, std::span<const std::byte> bytes, std::span<float> out);
+
+}  // namespace foveate::io

@@ -1,0 +1,23 @@
+// UTF-8 at the level that tokenizers need: where a character ends, what is no character, and GPT-2's printable bytes.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace foveate::io {
+
+// Bytes of the character that starts at text[at], or 0 if none does.  Strict (RFC 3629): overlong forms, surrogates,
+// anything above U+10FFFF and cut sequences are no characters.  at < text.size().
+size_t utf8_length(std::string_view text, size_t at);
+
+// The UTF-8 bytes of a code point up to U+10FFFF.
+std::string to_utf8(uint32_t code_point);
+
+// GPT-2 spells every byte with one printable character: itself where it is printable Latin-1, else U+0100 and up, in
+// order.  Entry b is the UTF-8 text of byte b.
+const std::array<std::string, 256>& printable_bytes();
+
+}  // namespace foveate::io
