@@ -1,0 +1,109 @@
+#include "foveate/models/language/decoder.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/rms_norm.h>
+#include <ATen/ops/silu.h>
+
+#include "foveate/base/error.h"
+#include "foveate/ops/linear.h"
+
+namespace foveate::models {
+
+using at::Tensor;
+
+Decoder Decoder::load(const io::Gguf& file, at::ScalarType dtype) {
+  DecoderConfig config = read_config(file);
+  DecoderWeights weights = load_weights(file, config, dtype);
+  return Decoder(std::move(config), std::move(weights));
+}
+
+Decoder::Decoder(DecoderConfig config, DecoderWeights weights)
+    : config_(std::move(config)), weights_(std::move(weights)) {
+  for (const LayerConfig& layer : config_.layers)
+    rotaries_.emplace_back(config_.rope_dim, layer.rope_base, layer.rope_factor);
+}
+
+Rule Decoder::rule_of(int64_t layer) const {
+  Rule rule;
+  if (const auto window = config_.layers[layer].window) rule.window_left = *window - 1;
+  return rule;
+}
+
+Tensor Decoder::norm(const Tensor& x, const Tensor& weight) const {
+  return at::rms_norm(x, {x.size(-1)}, weight, config_.norm_epsilon);
+}
+
+Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& positions, const Attend& attend) const {
+  const LayerWeights& w = weights_.layers[layer];
+  const Tensor h = norm(x, w.attention_norm).to(w.query.scalar_type());
+  const auto heads = [&](const Tensor& weight, int64_t count, int64_t dim) {  // [B, heads, L, dim]
+    return ops::linear(h, weight).unflatten(2, {count, dim}).transpose(1, 2);
+  };
+  const auto rotated = [&](const Tensor& weight, int64_t count, const Tensor& norm_weight) {
+    Tensor part = heads(weight, count, config_.head_dim);
+    if (norm_weight.defined()) part = norm(part.to(at::kFloat), norm_weight);
+    return rotaries_[layer].rotate(part, positions).to(h.scalar_type());
+  };
+  attention::Inputs in;
+  in.q = rotated(w.query, config_.heads, w.query_norm);
+  in.k = rotated(w.key, config_.kv_heads, w.key_norm);
+  in.v = heads(w.value, config_.kv_heads, config_.value_dim);
+  in.rule = rule_of(layer);
+  in.score = {.scale = config_.attention_scale, .soft_cap = config_.attention_soft_cap};
+  in.layer = layer;
+  in.rotary = &rotaries_[layer];
+  const Tensor mixed = attend(in).out.transpose(1, 2).flatten(2);
+  const Tensor branch = ops::linear(mixed, w.output).to(at::kFloat);
+  return w.post_attention_norm.defined() ? norm(branch, w.post_attention_norm) : branch;
+}
+
+Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& x) const {
+  const LayerWeights& w = weights_.layers[layer];
+  const auto rows = [&](const Tensor& part) {
+    const Tensor h = norm(part, w.feed_forward_norm).to(w.gate.scalar_type());
+    const Tensor gate = ops::linear(h, w.gate);
+    const Tensor active = config_.activation == Activation::silu ? at::silu(gate) : at::gelu(gate, "tanh");
+    const Tensor branch = ops::linear(active * ops::linear(h, w.up), w.down).to(at::kFloat);
+    return w.post_feed_forward_norm.defined() ? norm(branch, w.post_feed_forward_norm) : branch;
+  };
+  constexpr int64_t kRows = 2048;  // bounds the feed_forward-wide activations of long segments
+  if (at::GradMode::is_enabled() || x.size(1) <= kRows) return rows(x);
+  std::vector<Tensor> parts;
+  for (const Tensor& part : x.split(kRows, 1)) parts.push_back(rows(part));
+  return at::cat(parts, 1);
+}
+
+Tensor Decoder::forward(const Tensor& tokens, int64_t first_position, const Attend& attend) const {
+  require(tokens.dim() == 2 && tokens.scalar_type() == at::kLong, "decoder: tokens must be int64 [batch, length]");
+  if (tokens.numel() > 0)
+    require(tokens.min().item<int64_t>() >= 0 && tokens.max().item<int64_t>() < config_.vocabulary,
+            "decoder: tokens must be 0 .. {}, got {} .. {}", config_.vocabulary - 1, tokens.min().item<int64_t>(),
+            tokens.max().item<int64_t>());
+  const Tensor positions = at::arange(first_position, first_position + tokens.size(1), at::kLong);
+  Tensor x = at::embedding(weights_.embedding, tokens).to(at::kFloat) * config_.embedding_scale;
+  for (int64_t layer = 0; layer < layers(); ++layer) {
+    x = x + attention_branch(layer, x, positions, attend);
+    x = x + feed_forward_branch(layer, x);
+  }
+  return norm(x, weights_.output_norm);
+}
+
+Tensor Decoder::forward(const Tensor& tokens, const std::vector<attention::Mechanism>& mechanisms) const {
+  require(std::ssize(mechanisms) == layers(), "decoder: one mechanism per layer, got {} for {} layers",
+          mechanisms.size(), layers());
+  return forward(tokens, 0, [&](const attention::Inputs& in) { return attention::attend(mechanisms[in.layer], in); });
+}
+
+Tensor Decoder::logits(const Tensor& hidden) const {
+  const Tensor logits = at::linear(hidden, weights_.head);
+  if (!config_.logit_soft_cap) return logits;
+  return (logits / *config_.logit_soft_cap).tanh() * *config_.logit_soft_cap;
+}
+
+}  // namespace foveate::models

@@ -1,0 +1,51 @@
+// A decoder-only language model (Llama, SmolLM, Gemma 3) with a mechanism of its choice in every layer.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "foveate/attention/registry.h"
+#include "foveate/models/language/config.h"
+#include "foveate/models/language/weights.h"
+
+namespace foveate::models {
+
+class Decoder {
+ public:
+  // dtype: fp32 or bf16, of matrices and of queries, keys and values; the residual stream and norms are fp32.
+  static Decoder load(const io::Gguf& file, at::ScalarType dtype);
+  Decoder(DecoderConfig config, DecoderWeights weights);
+
+  const DecoderConfig& config() const { return config_; }
+  const DecoderWeights& weights() const { return weights_; }
+  int64_t layers() const { return std::ssize(config_.layers); }
+
+  // How a layer's queries, keys and values become its attention output.
+  using Attend = std::function<attention::Attended(const attention::Inputs&)>;
+
+  // tokens [B, L] int64 at positions first_position ... -> the normed last hidden state [B, L, width] fp32.  Layer by
+  // layer over the whole segment.  `attend` is called once per layer, in order, with the model's own rule and score;
+  // Inputs::layer tells which.  Differentiable.  Throws Error: a token outside the vocabulary.
+  at::Tensor forward(const at::Tensor& tokens, int64_t first_position, const Attend& attend) const;
+
+  // Training and scoring of whole texts: one mechanism per layer, no state.
+  at::Tensor forward(const at::Tensor& tokens, const std::vector<attention::Mechanism>& mechanisms) const;
+
+  // hidden [..., width] -> logits [..., vocabulary] fp32.
+  at::Tensor logits(const at::Tensor& hidden) const;
+
+  // The rule that a layer itself demands: causal, with its own window.
+  Rule rule_of(int64_t layer) const;
+
+ private:
+  at::Tensor attention_branch(int64_t layer, const at::Tensor& x, const at::Tensor& positions,
+                              const Attend& attend) const;
+  at::Tensor feed_forward_branch(int64_t layer, const at::Tensor& x) const;
+  at::Tensor norm(const at::Tensor& x, const at::Tensor& weight) const;
+
+  DecoderConfig config_;
+  DecoderWeights weights_;
+  std::vector<ops::Rotary> rotaries_;  // one per layer
+};
+
+}  // namespace foveate::models

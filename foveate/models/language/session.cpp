@@ -1,0 +1,58 @@
+#include "foveate/models/language/session.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
+
+#include <numeric>
+
+#include "foveate/base/error.h"
+
+namespace foveate::models {
+
+Session::Session(const Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms, SessionOptions options)
+    : decoder_(decoder), options_(std::move(options)) {
+  require(std::ssize(mechanisms) == decoder.layers(), "session: one mechanism per layer, got {} for {} layers",
+          mechanisms.size(), decoder.layers());
+  for (int64_t layer = 0; layer < decoder.layers(); ++layer) {
+    states_.push_back(attention::make_state(mechanisms[layer], {decoder.rule_of(layer), options_.rollback}));
+    chunk_multiple_ = std::lcm(chunk_multiple_, attention::chunk_multiple(mechanisms[layer]));
+  }
+}
+
+at::Tensor Session::prefill(std::span<const int32_t> tokens, bool ends_prompt) {
+  return run(tokens, true, ends_prompt);
+}
+
+at::Tensor Session::decode(std::span<const int32_t> tokens) { return run(tokens, false, true); }
+
+at::Tensor Session::run(std::span<const int32_t> tokens, bool is_prompt, bool ends_prompt) {
+  require(!tokens.empty(), "session: at least one token is needed, got 0");
+  const at::NoGradGuard no_grad;
+  const std::vector<int64_t> wide(tokens.begin(), tokens.end());
+  const at::Tensor ids = at::tensor(wide, at::kLong).unsqueeze(0);
+  return decoder_.forward(ids, length(), [&](attention::Inputs in) {
+    in.ends_prompt = ends_prompt;
+    attention::State& state = *states_[in.layer];
+    attention::Attended attended = is_prompt ? state.prefill(in) : state.decode(in);
+    if (options_.observe) options_.observe(in, attended);
+    return attended;
+  });
+}
+
+void Session::truncate(int64_t length) {
+  for (const auto& state : states_) state->truncate(length);
+}
+
+int64_t Session::bytes() const {
+  int64_t sum = 0;
+  for (const auto& state : states_) sum += state->bytes();
+  return sum;
+}
+
+int64_t Session::read_bytes() const {
+  int64_t sum = 0;
+  for (const auto& state : states_) sum += state->read_bytes();
+  return sum;
+}
+
+}  // namespace foveate::models

@@ -1,0 +1,46 @@
+// Generation with a decoder: one state per layer, a prompt, then tokens.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "foveate/models/language/decoder.h"
+
+namespace foveate::models {
+
+struct SessionOptions {
+  int64_t rollback = 0;  // truncate() may go back at least so many tokens
+  // Sees every layer's call, e.g. to count visited keys.
+  std::function<void(const attention::Inputs&, const attention::Attended&)> observe;
+};
+
+class Session {
+ public:
+  // The decoder must outlive the session.  Throws Error: not one mechanism per layer.
+  Session(const Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms, SessionOptions options = {});
+
+  // Tokens of the prompt -> hidden [1, n, width] of all of them.  A prompt may come in several calls, all but the last
+  // of a multiple of chunk_multiple() tokens and with ends_prompt = false.
+  at::Tensor prefill(std::span<const int32_t> tokens, bool ends_prompt = true);
+  // Generated tokens, by the decode rule -> hidden [1, n, width].
+  at::Tensor decode(std::span<const int32_t> tokens);
+
+  void truncate(int64_t length);
+  int64_t length() const { return states_.front()->length(); }
+  int64_t bytes() const;       // of all states, allocated
+  int64_t read_bytes() const;  // that the next decoded token reads of them
+  int64_t chunk_multiple() const { return chunk_multiple_; }
+  const Decoder& decoder() const { return decoder_; }
+
+ private:
+  at::Tensor run(std::span<const int32_t> tokens, bool is_prompt, bool ends_prompt);
+
+  const Decoder& decoder_;
+  SessionOptions options_;
+  std::vector<std::unique_ptr<attention::State>> states_;
+  int64_t chunk_multiple_ = 1;
+};
+
+}  // namespace foveate::models

@@ -1,0 +1,194 @@
+// A decoder with every mechanism: sessions against stateless forwards, training, sampling, generation.
+#include "foveate/models/language/session.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/tensor.h>
+#include <gtest/gtest.h>
+
+#include "foveate/base/error.h"
+#include "foveate/models/language/generate.h"
+#include "tests/models/tiny.h"
+#include "tests/support/compare.h"
+
+namespace foveate::models {
+namespace {
+
+using test::same;
+
+std::vector<int32_t> some_tokens(int64_t count) {
+  Random random(5);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < count; ++i) tokens.push_back(int32_t(random.below(256)));
+  return tokens;
+}
+
+at::Tensor as_tensor(std::span<const int32_t> tokens) {
+  return at::tensor(std::vector<int64_t>(tokens.begin(), tokens.end()), at::kLong).unsqueeze(0);
+}
+
+const char* kSpecs[] = {"dense", "window:size=7,sinks=2", "window:size=7,sinks=2,positions=cache",
+                        "dhsa:query_block=4,budget=8,global_tokens=1,local_tokens=2,chunk=2,decode=sparse",
+                        "dense@0;window:size=5@2;dhsa:query_block=4,budget=8,global_tokens=1,local_tokens=2,chunk=2"};
+
+TEST(Session, prefill_equals_the_stateless_forward) {
+  const at::NoGradGuard no_grad;
+  for (const bool gemma : {false, true}) {
+    const Decoder decoder = test::tiny_decoder(gemma);
+    const auto tokens = some_tokens(50);
+    for (const char* spec : kSpecs) {
+      const auto mechanisms = attention::make_mechanisms(spec, 3);
+      Session session(decoder, mechanisms);
+      EXPECT_TRUE(same(session.prefill(tokens), decoder.forward(as_tensor(tokens), mechanisms), {1e-5, 1e-5})) << spec;
+      EXPECT_EQ(session.length(), 50);
+    }
+  }
+}
+
+TEST(Session, decode_equals_prefill_for_row_mechanisms) {
+  const at::NoGradGuard no_grad;
+  const Decoder decoder = test::tiny_decoder();
+  const auto tokens = some_tokens(60);
+  for (const char* spec :
+       {"dense", "window:size=7,sinks=2", "window:size=7,sinks=2,positions=cache", "dense@1;window:size=4"}) {
+    const auto mechanisms = attention::make_mechanisms(spec, 3);
+    Session session(decoder, mechanisms);
+    std::vector<at::Tensor> rows = {session.prefill(std::span(tokens).first(20))};
+    for (size_t i = 20; i < 60; ++i) rows.push_back(session.decode(std::span(tokens).subspan(i, 1)));
+    EXPECT_TRUE(same(at::cat(rows, 1), decoder.forward(as_tensor(tokens), mechanisms), {2e-5, 2e-5})) << spec;
+  }
+}
+
+TEST(Session, chunked_prefill_equals_one_prefill_at_multiples) {
+  const at::NoGradGuard no_grad;
+  const Decoder decoder = test::tiny_decoder();
+  const auto tokens = some_tokens(45);
+  for (const char* spec : kSpecs) {
+    const auto mechanisms = attention::make_mechanisms(spec, 3);
+    Session session(decoder, mechanisms), whole(decoder, mechanisms);
+    const int64_t step = session.chunk_multiple() * 4;
+    std::vector<at::Tensor> rows;
+    for (int64_t i = 0; i < 45; i += step)
+      rows.push_back(
+          session.prefill(std::span(tokens).subspan(size_t(i), size_t(std::min(step, 45 - i))), i + step >= 45));
+    EXPECT_TRUE(same(at::cat(rows, 1), whole.prefill(tokens), {2e-5, 2e-5})) << spec;
+  }
+}
+
+TEST(Session, truncation_returns_to_an_earlier_state) {
+  const at::NoGradGuard no_grad;
+  const Decoder decoder = test::tiny_decoder();
+  const auto tokens = some_tokens(40);
+  for (const char* spec : kSpecs) {
+    Session session(decoder, attention::make_mechanisms(spec, 3), {.rollback = 8, .observe = {}});
+    session.prefill(std::span(tokens).first(32));
+    const at::Tensor want = session.decode(std::span(tokens).subspan(32, 8));
+    session.truncate(32);
+    EXPECT_TRUE(same(session.decode(std::span(tokens).subspan(32, 8)), want, {1e-5, 1e-5})) << spec;
+  }
+}
+
+TEST(Session, refuses_what_it_cannot_do) {
+  const Decoder decoder = test::tiny_decoder();
+  EXPECT_THROW(Session(decoder, attention::make_mechanisms("dense", 2)), Error);
+  Session session(decoder, attention::make_mechanisms("dense", 3));
+  EXPECT_THROW(session.prefill({}), Error);
+  EXPECT_THROW(session.prefill(std::vector<int32_t>{258}), Error);
+  EXPECT_THROW(session.prefill(std::vector<int32_t>{-1}), Error);
+}
+
+TEST(Decoder, one_training_step_changes_every_parameter_with_every_mechanism) {
+  for (const bool gemma : {false, true})
+    for (const char* spec : kSpecs) {
+      const Decoder decoder = test::tiny_decoder(gemma);
+      for (const auto& [name, weight] : decoder.weights().named()) weight.requires_grad_(true);
+      const at::Tensor tokens = as_tensor(some_tokens(41));
+      const auto mechanisms = attention::make_mechanisms(spec, 3);
+      const auto loss = [&] {
+        const at::Tensor hidden = decoder.forward(tokens.narrow(1, 0, 40), mechanisms);
+        return at::cross_entropy_loss(decoder.logits(hidden.squeeze(0)), tokens[0].narrow(0, 1, 40));
+      };
+      const at::Tensor before = loss();
+      before.backward();
+      const at::NoGradGuard no_grad;
+      for (const auto& [name, weight] : decoder.weights().named()) {
+        ASSERT_TRUE(weight.grad().defined()) << name;
+        EXPECT_GT(weight.grad().abs().max().item<float>(), 0) << name << " " << spec;
+        weight.sub_(weight.grad() * 0.05);
+      }
+      EXPECT_LT(loss().item<float>(), before.item<float>()) << spec;
+    }
+}
+
+TEST(Sampling, temperature_zero_takes_the_best_and_the_lower_of_equals) {
+  Random random(1);
+  EXPECT_EQ(sample(std::vector<float>{1, 3, 3, 2}, {}, random), 1);
+}
+
+TEST(Sampling, filters_keep_what_they_say) {
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.15f), std::log(0.05f)};
+  const auto seen = [&](Sampling sampling) {
+    std::set<int32_t> ids;
+    Random random(2);
+    for (int i = 0; i < 2000; ++i) ids.insert(sample(logits, sampling, random));
+    return ids;
+  };
+  EXPECT_EQ(seen({.temperature = 1}), (std::set<int32_t>{0, 1, 2, 3}));
+  EXPECT_EQ(seen({.temperature = 1, .top_k = 2}), (std::set<int32_t>{0, 1}));
+  EXPECT_EQ(seen({.temperature = 1, .top_p = 0.6}), (std::set<int32_t>{0, 1}));
+  EXPECT_EQ(seen({.temperature = 1, .top_p = 0.5}), (std::set<int32_t>{0}));
+  EXPECT_EQ(seen({.temperature = 1, .min_p = 0.2}), (std::set<int32_t>{0, 1, 2}));
+  EXPECT_EQ(seen({.temperature = 1, .min_p = 1}), (std::set<int32_t>{0}));
+}
+
+TEST(Sampling, frequencies_follow_probabilities) {
+  const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.2f)};
+  std::vector<int> counts(3);
+  Random random(3);
+  for (int i = 0; i < 20000; ++i) ++counts[size_t(sample(logits, {.temperature = 1}, random))];
+  EXPECT_NEAR(counts[0], 10000, 400);
+  EXPECT_NEAR(counts[1], 6000, 400);
+}
+
+TEST(Sampling, refuses_illegal_values) {
+  EXPECT_THROW((Sampling{.temperature = -1}.validate()), Error);
+  EXPECT_THROW((Sampling{.top_k = -1}.validate()), Error);
+  EXPECT_THROW((Sampling{.top_p = 0}.validate()), Error);
+  EXPECT_THROW((Sampling{.top_p = 1.1}.validate()), Error);
+  EXPECT_THROW((Sampling{.min_p = -0.1}.validate()), Error);
+  Random random(1);
+  EXPECT_THROW(sample({}, {}, random), Error);
+  EXPECT_THROW(sample(std::vector<float>{NAN, 1}, {}, random), Error);
+}
+
+TEST(Generate, same_seed_same_text_and_pieces_join_to_it) {
+  const Decoder decoder = test::tiny_decoder();
+  const auto tokenizer = test::byte_tokenizer();
+  const auto run = [&](uint64_t seed, std::vector<std::string> stop, std::string* joined) {
+    Session session(decoder, attention::make_mechanisms("dense", 3));
+    const at::Tensor hidden = session.prefill(some_tokens(10)).select(1, -1).squeeze(0);
+    return generate(session, *tokenizer, hidden,
+                    {.max_tokens = 60, .sampling = {.temperature = 1}, .stop = std::move(stop), .seed = seed},
+                    [&](std::string_view text) {
+                      if (joined) *joined += text;
+                      return true;
+                    });
+  };
+  std::string joined;
+  const Generated a = run(1, {}, &joined), b = run(1, {}, nullptr), c = run(2, {}, nullptr);
+  EXPECT_EQ(a.tokens, b.tokens);
+  EXPECT_NE(a.tokens, c.tokens);
+  EXPECT_EQ(joined, a.text);
+  EXPECT_EQ(tokenizer->decode(a.tokens), a.text);
+  const std::string stop = a.text.substr(20, 2);
+  joined.clear();
+  const Generated stopped = run(1, {stop, "never to be seen"}, &joined);
+  EXPECT_EQ(stopped.text, a.text.substr(0, a.text.find(stop)));
+  EXPECT_EQ(stopped.reason, Generated::Reason::stop_string);
+  EXPECT_EQ(joined, stopped.text);
+}
+
+}  // namespace
+}  // namespace foveate::models
