@@ -1,0 +1,34 @@
+// Needle and passkey prompts put to a model: what a mechanism still finds in a long text.
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "foveate/eval/needle.h"
+#include "foveate/eval/passkey.h"
+#include "foveate/io/tokenizer.h"
+#include "foveate/models/language/session.h"
+
+namespace foveate::eval {
+
+// Called with the share done, 0 .. 1; throws to stop.
+using Progress = std::function<void(double)>;
+
+Codec codec_of(const io::Tokenizer& tokenizer);
+
+struct NeedleResult {
+  std::vector<double> ranked_first;  // 1 or 0 for each prompt, in the order of the set
+  int64_t hits = 0;                  // prompts whose greedy continuation contains the answer
+};
+
+// Each haystack is read once as a prompt; each question is then appended by the decode rule, scored and taken back.
+// A prompt is ranked first when the right answer's log-probability is above that of every distractor.
+NeedleResult run_needles(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
+                         const io::Tokenizer& tokenizer, const NeedleSet& set, const Progress& progress = {});
+
+// How many passkeys the greedy continuation repeats.
+int64_t run_passkeys(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
+                     const io::Tokenizer& tokenizer, const std::vector<Passkey>& passkeys,
+                     const Progress& progress = {});
+
+}  // namespace foveate::eval
