@@ -1,0 +1,14 @@
+// The subcommands: each adds itself to the command line and runs when chosen.  They hold no logic of their own.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace foveate::app {
+
+void add_compare(CLI::App& app);
+void add_run(CLI::App& app);
+void add_score(CLI::App& app);
+void add_tokenize(CLI::App& app);
+void add_list(CLI::App& app);
+
+}  // namespace foveate::app

@@ -1,0 +1,88 @@
+#include "common.h"
+
+#include <ATen/Parallel.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+
+#include "foveate/base/error.h"
+#include "foveate/io/cache.h"
+
+namespace foveate::app {
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+void on_interrupt(int) {
+  interrupted = 1;
+  std::signal(SIGINT, SIG_DFL);
+}
+
+}  // namespace
+
+void add_model_options(CLI::App& command, ModelOptions& options) {
+  command.add_option("--model", options.model, "GGUF file, or the name of a fetched model")->capture_default_str();
+  command.add_option("--dtype", options.dtype, "of matrices, keys and values")
+      ->check(CLI::IsMember({"bf16", "fp32"}))
+      ->capture_default_str();
+  command.add_option("--threads", options.threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+}
+
+LoadedModel load_model(const ModelOptions& options) {
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  LoadedModel loaded;
+  loaded.path = io::find_model(options.model);
+  const io::Gguf file = io::Gguf::open(loaded.path);
+  loaded.is_tied = file.find("output.weight") == nullptr;
+  loaded.tokenizer = io::make_tokenizer(io::read_vocabulary(file));
+  loaded.decoder = std::make_unique<models::Decoder>(
+      models::Decoder::load(file, options.dtype == "bf16" ? at::kBFloat16 : at::kFloat));
+  require(loaded.tokenizer->size() <= loaded.decoder->config().vocabulary,
+          "{}: the tokenizer has {} tokens, the model only {}", loaded.path, loaded.tokenizer->size(),
+          loaded.decoder->config().vocabulary);
+  return loaded;
+}
+
+std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model) {
+  return io::make_tokenizer(io::read_vocabulary(io::Gguf::open(io::find_model(model))));
+}
+
+void require_context(const models::Decoder& decoder, int64_t tokens, bool force) {
+  require(force || tokens <= decoder.config().context, "context: {} tokens exceed the model's {}; --force goes on",
+          tokens, decoder.config().context);
+}
+
+void ProgressLine::show(std::string_view title, std::string_view what, double share) {
+  const bool is_terminal = ::isatty(STDERR_FILENO);
+  std::string step = fmt::format("{}: {}", title, what);
+  if (!is_terminal) {
+    if (step != step_) fmt::print(stderr, "{}\n", step);
+    step_ = std::move(step);
+    return;
+  }
+  if (step == step_ && timer_.seconds() - shown_at_ < 0.1) return;
+  constexpr int kBar = 24;
+  const int filled = int(kBar * share);
+  const std::string line = fmt::format("\r[{}{}] {:3.0f} %  {}", std::string(filled, '#'),
+                                       std::string(kBar - filled, '.'), 100 * share, step);
+  fmt::print(stderr, "{}{}", line, std::string(width_ > line.size() ? width_ - line.size() : 0, ' '));
+  std::fflush(stderr);
+  width_ = line.size();
+  shown_at_ = timer_.seconds();
+  step_ = std::move(step);
+}
+
+void ProgressLine::finish() {
+  if (width_ > 0) fmt::print(stderr, "\r{}\r", std::string(width_, ' '));
+  width_ = 0;
+}
+
+void watch_interrupts() { std::signal(SIGINT, on_interrupt); }
+bool was_interrupted() { return interrupted != 0; }
+void throw_if_interrupted() {
+  if (interrupted) throw Interrupted();
+}
+
+}  // namespace foveate::app

@@ -1,0 +1,182 @@
+// foveate compare: the main job.
+#include "foveate/eval/compare.h"
+
+#include <ATen/Parallel.h>
+
+#include <filesystem>
+
+#include "commands.h"
+#include "common.h"
+#include "foveate/attention/registry.h"
+#include "foveate/base/error.h"
+#include "foveate/eval/interval.h"
+#include "foveate/io/cache.h"
+#include "foveate/ops/level.h"
+#include "foveate/report/compare_report.h"
+#include "foveate/report/write.h"
+#include "machine.h"
+
+namespace foveate::app {
+namespace {
+
+struct Options {
+  ModelOptions model;
+  std::string text = "book", out = "out/compare";
+  std::vector<std::string> attention = {"dense", "window:size=512,sinks=4", "dhsa:budget=512"};
+  eval::CompareOptions eval;
+  bool force = false, json = false;
+};
+
+using Mechanisms = std::vector<attention::Mechanism>;
+
+std::string class_of(const Mechanisms& mechanisms) {
+  attention::Kind widest = attention::Kind::row;
+  for (const auto& mechanism : mechanisms) widest = std::max(widest, attention::kind_of(mechanism));
+  return std::string(enum_names(widest)[size_t(widest)]);
+}
+
+report::CompareRow make_row(const std::string& spec, const Mechanisms& mechanisms, const eval::Measured& m,
+                            const std::optional<eval::Measured>& dense, uint64_t seed) {
+  report::CompareRow row{.attention = spec, .mechanism_class = class_of(mechanisms)};
+  row.prefill_tokens_per_s = m.prefill_tokens_per_s;
+  if (dense) row.prefill_vs_dense = m.prefill_tokens_per_s / dense->prefill_tokens_per_s;
+  row.decode_tokens_per_s = m.decode_tokens_per_s;
+  row.kv_bytes = m.kv_bytes;
+  row.kv_bytes_read_per_token = m.kv_bytes_read_per_token;
+  row.peak_bytes = m.peak_bytes;
+  row.density = m.density;
+  row.kept_mass = m.kept_mass;
+  row.perplexity = m.perplexity;
+  row.nats_vs_dense = m.nats_vs_dense;
+  row.top1_agreement = m.top1_agreement;
+  row.kl_vs_dense = m.kl_vs_dense;
+  row.continuation_nats_vs_dense = m.continuation_nats_vs_dense;
+  row.continuation_top1_agreement = m.continuation_top1_agreement;
+  row.continuation_kl_vs_dense = m.continuation_kl_vs_dense;
+  row.nll_by_position = m.nll_by_position;
+  if (!m.needle_ranked_first.empty()) {
+    double first = 0;
+    for (const double is_first : m.needle_ranked_first) first += is_first;
+    row.needle_score = first / double(m.needle_ranked_first.size());
+    row.needle_total = std::ssize(m.needle_ranked_first);
+    row.needle_hits = m.needle_hits;
+    if (dense) {
+      const eval::Interval interval = eval::paired_interval(m.needle_ranked_first, dense->needle_ranked_first, seed);
+      row.needle_vs_dense_low = interval.low;
+      row.needle_vs_dense_high = interval.high;
+    }
+  }
+  if (m.passkey_total > 0) {
+    row.passkey_hits = m.passkey_hits;
+    row.passkey_total = m.passkey_total;
+  }
+  return row;
+}
+
+report::CompareReport describe(const Options& options, const LoadedModel& loaded, const std::string& text_path) {
+  report::CompareReport report;
+  report.machine = this_machine();
+  report.versions = this_build();
+  report.level = ops::kernel_level();
+  int64_t parameters = 0;
+  for (const auto& [name, tensor] : loaded.decoder->weights().named())
+    if (name != "output.weight" || !loaded.is_tied) parameters += tensor.numel();
+  const models::DecoderConfig& config = loaded.decoder->config();
+  report.model = {.name = config.name,
+                  .path = loaded.path,
+                  .architecture = config.architecture,
+                  .parameters = parameters,
+                  .dtype = options.model.dtype};
+  report.text = {.name = options.text, .path = text_path, .tokens = options.eval.context};
+  report.context = options.eval.context;
+  report.seed = options.eval.seed;
+  report.threads = at::get_num_threads();
+  report.date = today();
+  report.command = command_line();
+  return report;
+}
+
+void write(const Options& options, const report::CompareReport& report) {
+  const std::filesystem::path folder(options.out);
+  report::write_file_atomically(folder / "compare.json", report::to_json(report));
+  report::write_file_atomically(folder / "compare.html", report::to_html(report));
+}
+
+void compare(const Options& options) {
+  const std::string text_path = io::find_text(options.text);
+  io::find_model(options.model.model);
+  report::require_writable_directory(options.out);
+  options.eval.validate();
+  watch_interrupts();
+  const LoadedModel loaded = load_model(options.model);
+  std::vector<Mechanisms> all;
+  for (const std::string& spec : options.attention)
+    all.push_back(attention::make_mechanisms(spec, loaded.decoder->layers()));
+  require_context(*loaded.decoder, options.eval.context, options.force);
+  // Haystacks read on behind the context: encode no more of a long text than they can use.
+  const size_t bytes_wanted = size_t(options.eval.context) * 8 * size_t(options.eval.needle_haystacks + 2);
+  eval::Comparison comparison(
+      *loaded.decoder, *loaded.tokenizer,
+      loaded.tokenizer->encode(std::string_view(io::read_text(text_path)).substr(0, bytes_wanted)), options.eval);
+  report::CompareReport report = describe(options, loaded, text_path);
+  report.bucket_positions = comparison.bucket_positions();
+  std::optional<eval::Measured> dense;
+  ProgressLine line;
+  bool stopped = false;
+  for (size_t i = 0; i < all.size() && !stopped; ++i) {
+    const std::string title = fmt::format("{} ({} of {})", options.attention[i], i + 1, all.size());
+    try {
+      const eval::Measured measured = comparison.run(all[i], [&](std::string_view what, double share) {
+        throw_if_interrupted();
+        line.show(title, what, (double(i) + share) / double(all.size()));
+      });
+      if (options.attention[i] == "dense") dense = measured;
+      report.rows.push_back(make_row(options.attention[i], all[i], measured, dense, options.eval.seed));
+    } catch (const Interrupted&) {
+      stopped = true;
+    }
+    report.complete = report.rows.size() == all.size();
+    write(options, report);  // after every row: what is finished is never lost
+  }
+  line.finish();
+  fmt::print("{}", options.json ? report::to_json(report) : report::to_table(report));
+  fmt::print(stderr, "written: {}/compare.json, {}/compare.html\n", options.out, options.out);
+  if (stopped) throw Interrupted();
+}
+
+}  // namespace
+
+void add_compare(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("compare", "what attention mechanisms cost and lose on a real model and text");
+  add_model_options(*command, options->model);
+  command->add_option("--text", options->text, "text file, or the name of a fetched text")->capture_default_str();
+  command
+      ->add_option("--attention", options->attention,
+                   "a mechanism, e.g. window:size=512 or dense@0-1;dhsa:budget=512; repeat for more")
+      ->take_all()
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  command->add_option("--context", options->eval.context, "tokens of the text that are read")->capture_default_str();
+  command
+      ->add_option("--continuation", options->eval.continuation,
+                   "the last of them, read one by one as generated text is")
+      ->capture_default_str();
+  command->add_option("--haystacks", options->eval.needle_haystacks, "long prompts for the needle test; 0: none")
+      ->capture_default_str();
+  command->add_option("--needles", options->eval.needles, "facts to find in each")->capture_default_str();
+  command->add_option("--passkeys", options->eval.passkeys, "passkey trials; 0: none")->capture_default_str();
+  command->add_option("--seed", options->eval.seed, "of the needles and passkeys")->capture_default_str();
+  command->add_option("--out", options->out, "folder for compare.json and compare.html")->capture_default_str();
+  command->add_flag("--force", options->force, "go on beyond the model's context");
+  command->add_flag("--json", options->json, "print compare.json instead of the table");
+  command->footer(
+      "Give dense first: the others are compared with it.\n"
+      "Examples:\n  foveate compare --model smollm2 --text book --context 4096 --attention dense --attention "
+      "dhsa:budget=512\n"
+      "  foveate compare --model gemma3 --text notes.txt --attention dense --attention "
+      "'dense@5,11,17;window:size=256'");
+  command->callback([options] { compare(*options); });
+}
+
+}  // namespace foveate::app

@@ -1,0 +1,180 @@
+"""The command line as a user meets it: results, their files, and one-line errors with exit status 2."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def foveate(build, cache):
+    if not (cache / "models" / "smollm2.gguf").exists() or not (cache / "texts" / "book.txt").exists():
+        pytest.skip("smollm2 or book is not there: python3 tools/fetch.py smollm2 book")
+
+    def run(*words, stdin=b"", code=0, **more):
+        done = subprocess.run([build / "foveate", *words], input=stdin, capture_output=True, timeout=300, **more)
+        assert done.returncode == code, done.stderr.decode()
+        return done
+
+    return run
+
+
+SMALL = ["--context", "256", "--continuation", "32", "--haystacks", "0", "--passkeys", "0"]
+
+
+def test_version_names_the_kernel_level(foveate):
+    assert b"kernel level definition" in foveate("--version").stdout
+
+
+@pytest.mark.parametrize("command", ["compare", "run", "score", "tokenize", "list"])
+def test_help_shows_examples(foveate, command):
+    assert b"Examples:" in foveate(command, "--help").stdout
+
+
+def test_list_shows_every_option(foveate):
+    infos = {info["name"]: info for info in json.loads(foveate("list", "--json").stdout)}
+    assert set(infos) == {"dense", "window", "dhsa"}
+    assert infos["dhsa"]["class"] == "block"
+    budget = next(o for o in infos["dhsa"]["options"] if o["name"] == "budget")
+    assert budget["default"] == "1024" and budget["range"] == ">= 1" and budget["doc"]
+    assert b"query_block" in foveate("list", "dhsa").stdout
+
+
+def test_tokenize_and_back(foveate):
+    text = "Hello, wörld! 12\n\n  ok".encode()
+    ids = foveate("tokenize", "-", stdin=text).stdout
+    assert all(isinstance(i, int) for i in json.loads(ids))
+    assert foveate("tokenize", "--decode", "-", stdin=ids).stdout == text
+
+
+def test_score_writes_a_line_per_token_and_a_sum(foveate):
+    lines = foveate("score", "-", stdin=b"In the beginning God created the heaven and the earth.").stdout.splitlines()
+    tokens, last = [json.loads(line) for line in lines[:-1]], json.loads(lines[-1])
+    assert tokens[0]["logprob"] is None and all(t["logprob"] < 0 for t in tokens[1:])
+    assert "".join(t["text"] for t in tokens).startswith("In the beginning")
+    mean = -sum(t["logprob"] for t in tokens[1:]) / (len(tokens) - 1)
+    assert last["tokens"] == len(tokens) - 1 and abs(last["mean_nats"] - mean) < 1e-4
+    assert last["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
+
+
+def test_score_windows_score_every_token_once(foveate):
+    text = b"The quick brown fox jumps over the lazy dog. " * 20
+    lines = foveate("score", "--context", "64", "--stride", "32", "-", stdin=text).stdout.splitlines()
+    ids = json.loads(foveate("tokenize", "-", stdin=text).stdout)
+    assert [json.loads(line)["token"] for line in lines[:-1]] == ids
+
+
+def test_run_is_reproducible_and_stops(foveate):
+    words = ["run", "--temperature", "0.9", "--top-p", "0.9", "-n", "24", "Name a colour."]
+    first, again = foveate(*words, "--seed", "5").stdout, foveate(*words, "--seed", "5").stdout
+    assert first == again and first != foveate(*words, "--seed", "6").stdout
+    assert foveate("run", "--raw", "-n", "8", "--stop", ",", "One, two").stdout.count(b",") == 0
+    window = foveate("run", "--attention", "window:size=64", "-n", "8", "Say hello.").stdout
+    assert window.strip()
+
+
+def test_chat_remembers(foveate):
+    question = "Which language do people speak there?"
+    done = foveate("run", "--chat", "-n", "40", stdin=f"What is the capital of France?\n{question}\n".encode())
+    assert b"French" in done.stdout.splitlines()[-1]
+    assert b"French" not in foveate("run", "-n", "40", question).stdout
+
+
+def test_compare_writes_what_it_promises(foveate, tmp_path):
+    specs = ["dense", "window:size=64,sinks=4", "dhsa:query_block=32,budget=96,global_tokens=8,local_tokens=8"]
+    words = ["compare", "--context", "512", "--continuation", "64", "--haystacks", "5", "--needles", "5", "--passkeys", "1"]
+    done = foveate(*words, *[w for s in specs for w in ("--attention", s)], "--out", str(tmp_path))
+    report = json.loads((tmp_path / "compare.json").read_text())
+    for key in ("machine", "versions", "level", "model", "text", "context", "seed", "rows"):
+        assert report[key] not in (None, ""), key
+    assert [row["attention"] for row in report["rows"]] == specs
+    for row in report["rows"]:
+        for key in ("prefill_tokens_per_s", "decode_tokens_per_s", "kv_bytes", "kv_bytes_read_per_token", "peak_bytes",
+                    "density", "perplexity", "nats_vs_dense", "top1_agreement", "kl_vs_dense", "needle_score", "needle_total"):
+            assert isinstance(row[key], (int, float)), key
+        assert row["needle_total"] == 25
+    dense, window, dhsa = report["rows"]
+    assert dense["density"] == pytest.approx(1) and dense["nats_vs_dense"] == 0 and dense["top1_agreement"] == 1
+    prompt = 512 - 64  # rows see their window, and the sinks when those lie before it
+    visited = sum(min(p + 1, 64) + max(0, min(4, p + 1 - 64)) for p in range(prompt))
+    assert window["density"] == pytest.approx(visited / (prompt * (prompt + 1) / 2), rel=1e-9)
+    assert 0 < dhsa["density"] < 0.6 and 0 < dhsa["kept_mass"] < 1
+    assert window["kv_bytes_read_per_token"] < dense["kv_bytes_read_per_token"]
+    html = (tmp_path / "compare.html").read_text()
+    assert "http://" not in html.replace("http://www.w3.org", "") and "https://" not in html
+    assert b"dense" in done.stdout
+
+
+def test_full_budget_agrees_with_dense(foveate, tmp_path):
+    foveate("compare", *SMALL, "--dtype", "fp32", "--attention", "dense", "--attention", "window:size=256", "--attention",
+            "dhsa:budget=400", "--out", str(tmp_path))
+    for row in json.loads((tmp_path / "compare.json").read_text())["rows"]:
+        assert row["top1_agreement"] == 1 and abs(row["nats_vs_dense"]) < 1e-5 and row["kl_vs_dense"] < 1e-6
+        assert row["density"] == pytest.approx(1)
+
+
+def test_layers_can_differ(foveate, tmp_path):
+    foveate("compare", *SMALL, "--attention", "dense@0-9;window:size=32", "--out", str(tmp_path))
+    row = json.loads((tmp_path / "compare.json").read_text())["rows"][0]
+    assert 0.3 < row["density"] < 0.9 and row["nats_vs_dense"] is not None
+
+
+def test_an_interrupted_comparison_keeps_what_is_finished(foveate, build, tmp_path):
+    words = ["compare", *SMALL, "--attention", "dense", *["--attention", "window:size=32"] * 200, "--out", str(tmp_path)]
+    running = subprocess.Popen([build / "foveate", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for _ in range(600):
+        if (tmp_path / "compare.json").exists():
+            break
+        time.sleep(0.1)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    report = json.loads((tmp_path / "compare.json").read_text())
+    assert running.returncode == 130 and b"interrupted" in errors
+    assert report["complete"] is False and report["rows"][0]["attention"] == "dense"
+
+
+BAD = [
+    (["compare", "--attention", "dnse"], "unknown mechanism 'dnse', known: dense window dhsa"),
+    (["compare", "--attention", "dhsa:bugdet=1"], "unknown option 'bugdet', known: query_block budget"),
+    (["compare", "--attention", "window:size=0"], "size must be >= 1, got 0"),
+    (["compare", "--attention", "dense@30"], "layer must be < 30"),
+    (["compare", "--context", "9000"], "9000 tokens exceed the model's 8192; --force goes on"),
+    (["compare", "--context", "8"], "context must be >= 64, got 8"),
+    (["compare", "--model", "nothing"], "no fetched model 'nothing'"),
+    (["compare", "--text", "nothing"], "no fetched text 'nothing'"),
+    (["compare", "--text", "TINY"], "the text must have at least 4096 tokens"),
+    (["compare", "--model", "TINY"], "not a GGUF file"),
+    (["compare", "--out", "TINY"], "must be a folder"),
+    (["run", ""], "prompt"),
+    (["run", "--temperature", "-1", "hi"], "temperature must be >= 0, got -1"),
+    (["run", "--top-p", "2", "hi"], "top_p must be in (0, 1], got 2"),
+    (["run", "--chat", "--raw"], "--chat needs"),
+    (["run", "-n", "9000", "hi"], "exceed the model's 8192"),
+    (["score", "missing.txt"], "missing.txt"),
+    (["score", "EMPTY"], "at least 2 tokens"),
+    (["tokenize", "--decode", "TINY"], "a JSON array of token ids is needed"),
+    (["list", "nothing"], "unknown mechanism 'nothing'"),
+    (["compare", "--needels", "3"], "needels"),
+    ([], "subcommand"),
+]
+
+
+@pytest.mark.parametrize("words,message", BAD, ids=[" ".join(words) or "nothing" for words, _ in BAD])
+def test_bad_input_is_one_line_and_status_2(foveate, tmp_path, words, message):
+    (tmp_path / "tiny.txt").write_text("only a few words")
+    (tmp_path / "empty.txt").write_text("")
+    words = [{"TINY": str(tmp_path / "tiny.txt"), "EMPTY": str(tmp_path / "empty.txt")}.get(w, w) for w in words]
+    if words and words[0] == "compare" and "--out" not in words:
+        words += ["--out", str(tmp_path / "out")]
+    done = foveate(*words, code=2)
+    lines = done.stderr.decode().strip().splitlines()
+    assert len(lines) == 1 and message in lines[0], done.stderr.decode()
+
+
+def test_an_unknown_backend_is_named(foveate):
+    done = foveate("compare", *SMALL, code=2, env={**os.environ, "FOVEATE_BACKEND": "avx9000"})
+    assert b"unknown level 'avx9000', known: definition" in done.stderr
