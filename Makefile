@@ -1,10 +1,10 @@
 # make demo   fetch a model and a book, build, compare mechanisms
 # make test   build and run every test
-# make        build
+# make        build      (also: check, format, tidy, clean)
 PYTHON := .venv/bin/python
 BUILD := build/release
 
-.PHONY: build demo test check format clean
+.PHONY: build demo test check tidy format clean
 
 build: setup-build
 	@./tools/build.sh release
@@ -22,7 +22,7 @@ demo: build
 
 test: setup-test check
 	@$(PYTHON) tools/fetch.py --all || echo "test: not everything could be fetched; the tests that need it will skip"
-	@./tools/build.sh release
+	@./tools/build.sh release tests
 	@ctest --preset release
 
 # Format, layers, sizes.
@@ -30,6 +30,12 @@ check:
 	@$(PYTHON) tools/check_format.py
 	@$(PYTHON) tools/check_layers.py
 	@$(PYTHON) tools/check_size.py
+
+# clang-tidy over the layers that are free of torch (the others take minutes a file for torch's headers).
+tidy: build
+	@command -v clang-tidy >/dev/null || { echo "tidy: please install clang-tidy"; exit 2; }
+	@for file in foveate/base/*.cpp foveate/io/*.cpp foveate/report/*.cpp; do \
+	  clang-tidy -p $(BUILD) --quiet --extra-arg=-Wno-unknown-warning-option $$file 2>/dev/null || exit 1; done
 
 format:
 	@$(PYTHON) tools/check_format.py --fix

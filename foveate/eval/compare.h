@@ -15,7 +15,7 @@ namespace foveate::eval {
 
 struct CompareOptions {
   int64_t context = 4096;        // tokens read of the text
-  int64_t continuation = 128;    // of them at the end, read by the decode rule one by one
+  int64_t continuation = 256;    // of them at the end, read by the decode rule one by one
   int64_t needle_haystacks = 5;  // prompts = haystacks * needles; 0: no recall tests
   int64_t needles = 20;          // per haystack
   int64_t passkeys = 5;

@@ -338,7 +338,6 @@ std::string footer(const CompareReport& report) {
       escape_html(fmt::format("{} ({}), {}", report.model.name, report.model.architecture, report.model.path)));
   add("text", escape_html(fmt::format("{}, {} tokens, {}", report.text.name, format_count(report.text.tokens),
                                       report.text.path)));
-  if (!report.text.sha256.empty()) add("text sha256", code(report.text.sha256));
   add("date", escape_html(report.date));
   if (!report.command.empty()) add("command", code(report.command));
   return "<footer><dl>\n" + items + "</dl></footer>\n";

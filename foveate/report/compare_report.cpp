@@ -82,10 +82,7 @@ std::string to_json(const CompareReport& report) {
                    {"architecture", report.model.architecture},
                    {"parameters", report.model.parameters},
                    {"dtype", report.model.dtype}};
-  json["text"] = {{"name", report.text.name},
-                  {"path", report.text.path},
-                  {"tokens", report.text.tokens},
-                  {"sha256", json_text(report.text.sha256)}};
+  json["text"] = {{"name", report.text.name}, {"path", report.text.path}, {"tokens", report.text.tokens}};
   json["context"] = report.context;
   json["seed"] = report.seed;
   json["threads"] = report.threads;

@@ -47,7 +47,6 @@ struct CompareReport {
   struct Text {
     std::string name{}, path{};
     int64_t tokens = 0;  // scored or read of it
-    std::string sha256{};
   };
   Machine machine{};
   Versions versions{};

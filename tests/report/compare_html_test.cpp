@@ -29,7 +29,7 @@ TEST(CompareHtml, makes_every_text_of_the_report_inert) {
   for (std::string* text :
        {&report.machine.cpu, &report.machine.os, &report.versions.foveate, &report.versions.torch,
         &report.versions.compiler, &report.level, &report.model.name, &report.model.path, &report.model.architecture,
-        &report.model.dtype, &report.text.name, &report.text.path, &report.text.sha256, &report.date, &report.command,
+        &report.model.dtype, &report.text.name, &report.text.path, &report.date, &report.command,
         &report.rows[1].attention, &report.rows[1].mechanism_class, &report.rows[1].note, &report.rows[1].error})
     *text = bad;
   const std::string html = to_html(report);
@@ -46,7 +46,7 @@ TEST(CompareHtml, shows_every_mechanism_every_measured_value_and_what_each_colum
   const std::string html = to_html(report);
   for (const char* part :
        {"dense", "dhsa:<wbr/>budget=512", "15.520", "+0.0421", "1.84x", "23/100", "18/20", "-29.5 to -11.6", "93.0%",
-        "94.4 MB", "A CPU", "0123abcd", "foveate compare --model smollm2 --text book"})
+        "94.4 MB", "A CPU", "foveate compare --model smollm2 --text book"})
     EXPECT_TRUE(contains(html, part)) << part;
   for (const CompareColumn& column : compare_columns()) {
     EXPECT_TRUE(contains(html, fmt::format("title=\"{}\"", column.meaning))) << column.title;

@@ -39,7 +39,7 @@ inline CompareReport sample_report() {
   report.versions = {"0.1.0", "2.13.0", "g++ 12"};
   report.level = "portable";
   report.model = {"SmolLM2-135M-Instruct", "models/smollm2.gguf", "llama", 134'515'008, "bf16"};
-  report.text = {"book", "texts/book.txt", 32768, "0123abcd"};
+  report.text = {"book", "texts/book.txt", 32768};
   report.context = 4096;
   report.seed = 7;
   report.threads = 2;
