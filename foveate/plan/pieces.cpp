@@ -114,13 +114,19 @@ void PieceWalker::rule_pieces(const RowTile& tile, const std::function<void(cons
 
 void PieceWalker::listed_pieces(const RowTile& tile, const Listed& lists,
                                 const std::function<void(const Piece&)>& visit) const {
+  if (keys_ == 0) return;  // an empty entry has no key to point at
   const int64_t block = tile.first_row / query_block_, capacity = lists.index.size(3);
   const int64_t step = std::max<int64_t>(1, kPieceKeys / lists.key_block);
-  const at::Tensor index = lists.index.narrow(2, block, tile.blocks).to(at::kLong);  // [b|1, h, t, capacity]
-  at::Tensor count;                                                                  // [b|1, h, t, 1]
+  // Where partial and full lists have different head axes, the finer one rules.
+  const int64_t heads = lists.index.size(1), repeats = heads == 1 ? 1 : groups_ / heads;
+  const auto of_tile = [&](const at::Tensor& t) {
+    return t.narrow(2, block, tile.blocks).to(at::kLong).repeat_interleave(repeats, 1);
+  };
+  const at::Tensor index = of_tile(lists.index);  // [b|1, g|1, t, capacity]
+  at::Tensor count;                               // [b|1, g|1, t, 1]
   int64_t longest = capacity;
   if (lists.count.defined()) {
-    count = lists.count.narrow(2, block, tile.blocks).to(at::kLong).unsqueeze(-1);
+    count = of_tile(lists.count).unsqueeze(-1);
     longest = std::min(longest, count.numel() == 0 ? 0 : count.max().item<int64_t>());
   }
   for (int64_t entry = 0; entry < longest; entry += step) {

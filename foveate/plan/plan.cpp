@@ -12,8 +12,14 @@ std::string shape_text(const at::Tensor& t) {
 
 void check_rule(const Rule& rule, const at::Tensor& q, const at::Tensor& k) {
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), keys = k.size(2);
-  require(rule.window_left.value_or(0) >= 0, "rule: window_left must be >= 0, got {}", rule.window_left.value_or(0));
-  require(rule.window_right.value_or(0) >= 0, "rule: window_right must be >= 0, got {}", rule.window_right.value_or(0));
+  constexpr int64_t kFarthest = int64_t{1} << 48;  // positions are added and subtracted: far from overflow
+  const auto check_number = [&](std::optional<int64_t> value, std::string_view name, int64_t low) {
+    require(value.value_or(0) >= low && value.value_or(0) <= kFarthest, "rule: {} must be {} .. 2^48, got {}", name,
+            low, value.value_or(0));
+  };
+  check_number(rule.window_left, "window_left", 0);
+  check_number(rule.window_right, "window_right", 0);
+  check_number(rule.query_start, "query_start", -kFarthest);
   require(rule.sinks >= 0, "rule: sinks must be >= 0, got {}", rule.sinks);
   const auto check = [&](const std::optional<at::Tensor>& t, std::string_view name, at::IntArrayRef shape,
                          bool broadcasts) {

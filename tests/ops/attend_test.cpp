@@ -230,6 +230,29 @@ TEST(Attend, block_plans_equal_the_oracle) {
         expect_oracle_in_both(block_problem({}, plan_heads, query_block, key_block, rule));
 }
 
+TEST(Attend, partial_and_full_lists_may_have_different_head_axes) {
+  const Shape shape;
+  const Problem fine = block_problem(shape, 4, 4, 8, {});
+  Problem mixed = fine;
+  auto& plan = std::get<BlockPlan>(mixed.plan);
+  plan.full_count = plan.full_count->narrow(1, 0, 1), plan.full_index = plan.full_index->narrow(1, 0, 1);
+  Problem spread = fine;
+  auto& wide = std::get<BlockPlan>(spread.plan);
+  wide.full_count = plan.full_count->expand({-1, 4, -1}), wide.full_index = plan.full_index->expand({-1, 4, -1, -1});
+  const auto attended = [](const Problem& p) { return attend(p.q, p.k, p.v, p.plan).out; };
+  EXPECT_TRUE(same(attended(mixed), attended(spread), {1e-6, 1e-6}));
+  plan.full_count = wide.full_count->narrow(1, 0, 2), plan.full_index = wide.full_index->narrow(1, 0, 2);
+  EXPECT_TRUE(same(attended(mixed), attended(spread), {1e-6, 1e-6}));
+}
+
+TEST(Attend, lists_over_no_keys_give_empty_rows) {
+  Problem p = token_problem({}, 1, 4, {});
+  p.k = p.k.narrow(2, 0, 0), p.v = p.v.narrow(2, 0, 0);
+  const Attended got = attend(p.q, p.k, p.v, p.plan);
+  EXPECT_EQ(got.out.abs().max().item<float>(), 0);
+  EXPECT_TRUE(got.lse.eq(-INFINITY).all().item<bool>());
+}
+
 TEST(Attend, token_plans_equal_the_oracle) {
   for (const int64_t plan_heads : {1, 2, 4})
     for (const int64_t query_block : {1, 4, 13, 64})
@@ -363,7 +386,9 @@ TEST(Attend, says_what_does_not_fit) {
   expect(broken([](Problem& p) { p.score.soft_cap = 0; }), "soft_cap must be > 0, got 0");
   expect(broken([](Problem& p) { p.score.bias = at::zeros({1, 1, 2, 1}); }), "bias must");
   expect(broken([](Problem& p) { p.score.sink = at::zeros({3}); }), "sink must");
-  expect(broken([](Problem& p) { p.plan = Rule{.window_left = -1}; }), "window_left must be >= 0, got -1");
+  expect(broken([](Problem& p) { p.plan = Rule{.window_left = -1}; }), "window_left must be 0 .. 2^48, got -1");
+  expect(broken([](Problem& p) { p.plan = Rule{.window_right = INT64_MAX}; }), "window_right must be 0 .. 2^48");
+  expect(broken([](Problem& p) { p.plan = Rule{.query_start = INT64_MIN}; }), "query_start must be");
   expect(broken([](Problem& p) { p.plan = Rule{.key_lengths = at::zeros({3}, at::kLong)}; }),
          "key_lengths must be int64 [2]");
   expect(broken([](Problem& p) {
