@@ -37,9 +37,10 @@ void score(const Options& options) {
   const std::vector<int32_t> tokens = loaded.tokenizer->encode(io::read_text(path));
   require(tokens.size() >= 2, "score: the text must have at least 2 tokens, got {}", tokens.size());
   const int64_t stride = options.stride > 0 ? options.stride : std::max<int64_t>(context / 2, 1);
+  const std::vector<eval::Window> windows = eval::sliding_windows(std::ssize(tokens), context, stride);
   eval::NllSum sum;
   print_token(*loaded.tokenizer, tokens.front(), std::nullopt);  // nothing stands before it
-  for (const eval::Window& window : eval::sliding_windows(std::ssize(tokens), context, stride)) {
+  for (const eval::Window& window : windows) {
     const std::span<const int32_t> read(tokens.data() + window.begin, size_t(window.end - window.begin));
     models::Session session(*loaded.decoder, mechanisms);
     const at::Tensor hidden = session.prefill(read).squeeze(0);

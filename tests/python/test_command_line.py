@@ -156,6 +156,7 @@ BAD = [
     (["run", "-n", "9000", "hi"], "exceed the model's 8192"),
     (["score", "missing.txt"], "missing.txt"),
     (["score", "EMPTY"], "at least 2 tokens"),
+    (["score", "--context", "1", "TINY"], "window must be >= 2, got 1"),
     (["tokenize", "--decode", "TINY"], "a JSON array of token ids is needed"),
     (["list", "nothing"], "unknown mechanism 'nothing'"),
     (["compare", "--needels", "3"], "needels"),
@@ -173,6 +174,7 @@ def test_bad_input_is_one_line_and_status_2(foveate, tmp_path, words, message):
     done = foveate(*words, code=2)
     lines = done.stderr.decode().strip().splitlines()
     assert len(lines) == 1 and message in lines[0], done.stderr.decode()
+    assert done.stdout == b""
 
 
 def test_an_unknown_backend_is_named(foveate):
