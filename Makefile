@@ -40,5 +40,14 @@ tidy: build
 format:
 	@$(PYTHON) tools/check_format.py --fix
 
+# Random attention problems at every level against the definition; SECONDS and SEED may be given.
+SECONDS ?= 1800
+SEED ?= 1000000
+fuzz-attend: test-build
+	@./$(BUILD)/tests/attend_fuzz $(SECONDS) $(SEED)
+.PHONY: fuzz-attend test-build
+test-build: setup-test
+	@./tools/build.sh release tests
+
 clean:
 	rm -rf build

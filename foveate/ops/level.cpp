@@ -8,16 +8,28 @@
 
 #include <csignal>
 #include <cstdlib>
+#include <string>
 
 #include "foveate/base/error.h"
 
 namespace foveate::ops {
 
-std::string_view kernel_level() {
+const kernels::Table* kernel_table() {
+  const auto levels = kernels::levels();
   const char* forced = std::getenv("FOVEATE_BACKEND");
-  require(!forced || std::string_view(forced) == "definition", "FOVEATE_BACKEND: unknown level '{}', known: definition",
-          forced ? forced : "");
-  return "definition";
+  if (!forced || !*forced) return levels.back();
+  if (std::string_view(forced) == "definition") return nullptr;
+  std::string known = "definition";
+  for (const kernels::Table* table : levels) {
+    if (std::string_view(forced) == table->name) return table;
+    known += fmt::format(" {}", table->name);
+  }
+  fail("FOVEATE_BACKEND: this machine has no level '{}', it has: {}", forced, known);
+}
+
+std::string_view kernel_level() {
+  const kernels::Table* table = kernel_table();
+  return table ? table->name : "definition";
 }
 
 bool avoid_faulty_products() {

@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "foveate/base/error.h"
+#include "foveate/kernels/level.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -23,6 +24,21 @@ using test::random_tensor;
 using test::same;
 using test::to_array;
 using test::to_tensor;
+
+// Every test runs at every level the machine has.
+class AttendAtLevel : public testing::TestWithParam<std::string> {
+  void SetUp() override { ::setenv("FOVEATE_BACKEND", GetParam().c_str(), 1); }
+  void TearDown() override { ::unsetenv("FOVEATE_BACKEND"); }
+};
+
+std::vector<std::string> all_levels() {
+  std::vector<std::string> names = {"definition"};
+  for (const kernels::Table* table : kernels::levels()) names.emplace_back(table->name);
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, AttendAtLevel, testing::ValuesIn(all_levels()),
+                         [](const auto& info) { return info.param; });
 
 struct Shape {
   int64_t batch = 2, heads = 4, kv_heads = 2, queries = 13, keys = 29, dim = 8, value_dim = 5;
@@ -190,19 +206,19 @@ std::vector<Rule> rules(const Shape& s) {
   return all;
 }
 
-TEST(Attend, every_rule_equals_the_oracle) {
+TEST_P(AttendAtLevel, every_rule_equals_the_oracle) {
   const Shape shape;
   for (const Rule& rule : rules(shape)) expect_oracle_in_both(rule_problem(shape, rule));
 }
 
-TEST(Attend, tiles_and_pieces_join_without_seams) {  // more rows than a tile, more keys than a piece
+TEST_P(AttendAtLevel, tiles_and_pieces_join_without_seams) {  // more rows than a tile, more keys than a piece
   const Shape shape{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 301, .keys = 1203, .dim = 4, .value_dim = 3};
   for (const Rule& rule : {Rule{}, Rule{.window_left = 150, .sinks = 9},
                            Rule{.query_start = 100, .window_left = 600, .window_right = 300}})
     expect_oracle(rule_problem(shape, rule), at::kDouble, {1e-11, 1e-11});
 }
 
-TEST(Attend, every_score_term_equals_the_oracle) {
+TEST_P(AttendAtLevel, every_score_term_equals_the_oracle) {
   const Shape shape;
   for (const std::vector<int64_t>& bias :
        std::vector<std::vector<int64_t>>{{2, 4, 13, 29}, {1, 4, 1, 29}, {2, 1, 13, 1}, {1, 1, 1, 1}, {1, 1, 13, 29}}) {
@@ -214,7 +230,7 @@ TEST(Attend, every_score_term_equals_the_oracle) {
   }
 }
 
-TEST(Attend, scale_zero_and_negative_are_taken_as_given) {
+TEST_P(AttendAtLevel, scale_zero_and_negative_are_taken_as_given) {
   Problem p = rule_problem({}, {});
   for (const double scale : {0.0, -0.5}) {
     p.score.scale = scale;
@@ -222,7 +238,7 @@ TEST(Attend, scale_zero_and_negative_are_taken_as_given) {
   }
 }
 
-TEST(Attend, block_plans_equal_the_oracle) {
+TEST_P(AttendAtLevel, block_plans_equal_the_oracle) {
   for (const int64_t plan_heads : {1, 2, 4})
     for (const auto& [query_block, key_block] :
          std::vector<std::pair<int64_t, int64_t>>{{4, 8}, {1, 3}, {16, 32}, {5, 1}})
@@ -230,7 +246,7 @@ TEST(Attend, block_plans_equal_the_oracle) {
         expect_oracle_in_both(block_problem({}, plan_heads, query_block, key_block, rule));
 }
 
-TEST(Attend, partial_and_full_lists_may_have_different_head_axes) {
+TEST_P(AttendAtLevel, partial_and_full_lists_may_have_different_head_axes) {
   const Shape shape;
   const Problem fine = block_problem(shape, 4, 4, 8, {});
   Problem mixed = fine;
@@ -245,7 +261,7 @@ TEST(Attend, partial_and_full_lists_may_have_different_head_axes) {
   EXPECT_TRUE(same(attended(mixed), attended(spread), {1e-6, 1e-6}));
 }
 
-TEST(Attend, lists_over_no_keys_give_empty_rows) {
+TEST_P(AttendAtLevel, lists_over_no_keys_give_empty_rows) {
   Problem p = token_problem({}, 1, 4, {});
   p.k = p.k.narrow(2, 0, 0), p.v = p.v.narrow(2, 0, 0);
   const Attended got = attend(p.q, p.k, p.v, p.plan);
@@ -253,20 +269,20 @@ TEST(Attend, lists_over_no_keys_give_empty_rows) {
   EXPECT_TRUE(got.lse.eq(-INFINITY).all().item<bool>());
 }
 
-TEST(Attend, token_plans_equal_the_oracle) {
+TEST_P(AttendAtLevel, token_plans_equal_the_oracle) {
   for (const int64_t plan_heads : {1, 2, 4})
     for (const int64_t query_block : {1, 4, 13, 64})
       for (const Rule& rule : rules({})) expect_oracle_in_both(token_problem({}, plan_heads, query_block, rule));
 }
 
-TEST(Attend, one_query_no_query_one_key_no_key) {
+TEST_P(AttendAtLevel, one_query_no_query_one_key_no_key) {
   for (const int64_t queries : {0, 1, 2})
     for (const int64_t keys : {0, 1, 5})
       expect_oracle_in_both(
           rule_problem({.queries = queries, .keys = keys}, Rule{.query_start = 0, .window_right = std::nullopt}));
 }
 
-TEST(Attend, low_precision_is_as_close_as_its_inputs_allow) {
+TEST_P(AttendAtLevel, low_precision_is_as_close_as_its_inputs_allow) {
   const Shape shape{.batch = 1, .heads = 4, .kv_heads = 2, .queries = 40, .keys = 77, .dim = 32, .value_dim = 16};
   for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
     const double unit = type == at::kHalf ? 1e-3 : 8e-3;  // one rounding of the result; sums run in fp32
@@ -282,7 +298,7 @@ TEST(Attend, low_precision_is_as_close_as_its_inputs_allow) {
   }
 }
 
-TEST(Attend, strides_do_not_matter) {
+TEST_P(AttendAtLevel, strides_do_not_matter) {
   const Problem p = rule_problem({}, {.window_left = 5});
   const auto heads_last = [](const Tensor& t) { return t.transpose(1, 2).contiguous().transpose(1, 2); };
   const auto padded = [](const Tensor& t) {
@@ -293,14 +309,14 @@ TEST(Attend, strides_do_not_matter) {
   EXPECT_TRUE(attend(padded(p.q), padded(p.k), padded(p.v), p.plan).out.equal(want.out));
 }
 
-TEST(Attend, inputs_are_left_as_they_were) {
+TEST_P(AttendAtLevel, inputs_are_left_as_they_were) {
   Problem p = rule_problem({.batch = 1, .heads = 1, .kv_heads = 1}, {});
   const Tensor q = p.q.clone(), k = p.k.clone(), v = p.v.clone();
   attend(p.q, p.k, p.v, p.plan, {.scale = 3.0});
   EXPECT_TRUE(p.q.equal(q) && p.k.equal(k) && p.v.equal(v));
 }
 
-TEST(Attend, a_row_without_a_key_is_zero_and_its_gradients_too) {
+TEST_P(AttendAtLevel, a_row_without_a_key_is_zero_and_its_gradients_too) {
   Problem p = rule_problem({}, {.key_lengths = longs({0, 4}, {2})});
   for (Tensor* t : {&p.q, &p.k, &p.v}) t->requires_grad_();
   const Attended got = attend(p.q, p.k, p.v, p.plan);
@@ -312,7 +328,7 @@ TEST(Attend, a_row_without_a_key_is_zero_and_its_gradients_too) {
   EXPECT_TRUE(p.q.grad().isfinite().all().item<bool>());
 }
 
-TEST(Attend, an_invisible_nan_or_inf_changes_no_row) {
+TEST_P(AttendAtLevel, an_invisible_nan_or_inf_changes_no_row) {
   const Rule rule{.window_left = 4};
   for (Problem p : {rule_problem({}, rule), token_problem({}, 2, 4, rule), block_problem({}, 1, 4, 8, rule)}) {
     const Attended want = attend(p.q, p.k, p.v, p.plan);
@@ -336,7 +352,7 @@ TEST(Attend, an_invisible_nan_or_inf_changes_no_row) {
   }
 }
 
-TEST(Attend, a_visible_infinite_value_reaches_the_rows_that_see_it) {
+TEST_P(AttendAtLevel, a_visible_infinite_value_reaches_the_rows_that_see_it) {
   Problem p = rule_problem({.batch = 1}, {});
   p.v.select(2, 20).fill_(INFINITY);
   const Attended got = attend(p.q, p.k, p.v, p.plan);
@@ -344,7 +360,7 @@ TEST(Attend, a_visible_infinite_value_reaches_the_rows_that_see_it) {
   EXPECT_TRUE(got.out.narrow(2, 0, 4).isfinite().all().item<bool>());
 }
 
-TEST(Attend, counts_visible_pairs) {
+TEST_P(AttendAtLevel, counts_visible_pairs) {
   const Shape shape;
   std::vector<Problem> problems = {block_problem(shape, 2, 4, 8, {}), token_problem(shape, 4, 4, {}),
                                    token_problem(shape, 1, 1, {.window_left = 3})};
@@ -368,7 +384,7 @@ std::string message_of(const Problem& p) {
   return "no error";
 }
 
-TEST(Attend, says_what_does_not_fit) {
+TEST_P(AttendAtLevel, says_what_does_not_fit) {
   const auto broken = [](auto&& change) {
     Problem p = rule_problem({}, {});
     change(p);

@@ -8,7 +8,8 @@
 
 #include <tuple>
 
-#include "foveate/ops/attend/definition.h"
+#include "foveate/ops/attend/cpu.h"
+#include "foveate/ops/attend/explain.h"
 
 namespace foveate::ops {
 namespace {
@@ -80,7 +81,7 @@ struct Kernels {
   static Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
     const Problem problem = make_problem(q, k, v, flat...);
     check_problem(problem);
-    const Attended attended = attend_definition(problem);
+    const Attended attended = choose(problem, Pass::forward) ? attend_cpu(problem) : attend_definition(problem);
     return {attended.out, attended.lse};
   }
 
@@ -93,7 +94,8 @@ struct Kernels {
                            const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
     const Problem problem = make_problem(q, k, v, flat...);
     check_problem(problem);
-    Gradients g = attend_backward_definition(problem, {out, lse}, d_out, d_lse.value_or(Tensor()));
+    const auto run = choose(problem, Pass::backward) ? attend_backward_cpu : attend_backward_definition;
+    const Gradients g = run(problem, {out, lse}, d_out, d_lse.value_or(Tensor()));
     return {g.q, g.k, g.v, g.bias, g.sink};
   }
 

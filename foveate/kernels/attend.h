@@ -1,0 +1,84 @@
+// Attention over raw views: cuts a problem into tiles, packs keys and values, and drives a level's tile kernels.
+// Free of torch; ops/attend/cpu.cpp makes these arguments of tensors.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "foveate/base/work_queue.h"
+#include "foveate/kernels/level.h"
+
+namespace foveate::kernels {
+
+constexpr int kLargestDim = 576;
+constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max() / 4;
+
+// [batch, heads, rows, dim], the last stride 1; strides in elements.
+struct View {
+  void* data = nullptr;
+  int64_t batch = 0, head = 0, row = 0;
+};
+
+// [B|1, Hq|1, Lq] int64.
+struct RowNumbers {
+  const int64_t* data = nullptr;
+  int64_t batch = 0, head = 0;
+};
+
+// plan/plan.h's Rule with the defaults filled in.
+struct RuleView {
+  int64_t query_start = 0, left = kNoLimit, right = kNoLimit, sinks = 0;
+  const int64_t *head_window = nullptr, *key_lengths = nullptr;        // [Hq], [B]
+  const int32_t *query_documents = nullptr, *key_documents = nullptr;  // [B, Lq], [B, Lk]
+  RowNumbers row_start, row_end;
+};
+
+// Blocks or single keys (key_block 1, no count) for each block of queries.
+struct ListView {
+  const int32_t *count = nullptr, *index = nullptr;  // [batch, head, blocks], [batch, head, blocks, capacity]
+  int64_t batch = 0, head = 0;                       // strides in blocks; 0 where broadcast
+  int64_t heads = 1, capacity = 0;
+  bool checks_rule = true;
+};
+
+struct Arguments {
+  DType type = DType::f32;
+  int64_t batch = 0, heads = 0, kv_heads = 0, queries = 0, keys = 0;
+  int dim = 0, value_dim = 0;
+  View q, k, v;
+  RuleView rule;
+  int64_t query_block = 0, key_block = 0;  // 0: the rule alone
+  std::vector<ListView> lists;
+  ScoreTerms score;  // bias strides of head, query and key; of the batch:
+  int64_t bias_batch = 0;
+  const float* sink = nullptr;  // [Hq]
+};
+
+struct Results {
+  View out;
+  float* lse = nullptr;  // [B, Hq, Lq]
+};
+
+struct GradientViews {
+  View d_out;                                        // in
+  const float *lse = nullptr, *delta_lse = nullptr;  // [B, Hq, Lq]; d loss / d lse, null: zero
+  View out;
+  View d_q, d_k, d_v;       // out, dtype of the inputs
+  float* d_bias = nullptr;  // strides of the bias; zeros before
+};
+
+// What a call does, without doing it.
+struct Forecast {
+  int64_t tiles = 0, visited_panels = 0, checked_panels = 0;  // panels of 64 keys, summed over tiles
+  int64_t tile_rows = 0;
+  bool gathers = false;  // keys are gathered for each tile
+  int64_t bytes = 0;     // extra memory of a call
+};
+
+void forward(const Table& table, const Arguments& arguments, const Results& results, const Pool& pool);
+// Without a query nothing is written. Gradients are bit-equal for any number of threads.
+void backward(const Table& table, const Arguments& arguments, const GradientViews& gradients, const Pool& pool);
+Forecast forecast(const Table& table, const Arguments& arguments, bool backward, int threads);
+
+}  // namespace foveate::kernels

@@ -1,0 +1,307 @@
+// Five products a tile and slab of keys: S, dP, dQ, dK, dV.  A slab's dK and dV belong to one work item; dQ of a tile
+// is summed over slabs in their order, whoever computes them, so that results do not depend on the number of threads.
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "foveate/kernels/attend.h"
+#include "foveate/kernels/workspace.h"
+
+namespace foveate::kernels {
+namespace {
+
+constexpr auto kUse = PackedKeys::Use::backward;
+
+// The query side of all tiles, packed once and read by every slab.
+class PackedRows {
+ public:
+  PackedRows(const Table& table, const Arguments& a, const GradientViews& g, const Tiling& tiling, const Pool& pool)
+      : a_(a), tiling_(tiling), steps_(table, a), per_tile_((floats(steps_, a, tiling) + 15) / 16 * 16) {
+    const int64_t tiles = int64_t(tiling.tiles().size());
+    data_ = Floats64(tiling.groups() * tiles * per_tile_);
+    run_queue(pool, tiling.groups() * tiles, [&](int64_t item, int) {
+      pack(table, g, item / tiles, tiling.tiles()[size_t(item % tiles)], data_.data() + item * per_tile_);
+    });
+  }
+
+  static int64_t floats(const Steps& s, const Arguments& a, const Tiling& tiling) {
+    const int64_t rows = (tiling.largest_rows() + s.step - 1) / s.step * s.step;
+    return rows * (s.depth + s.value_depth + padded(a.dim) + 2) + rows / s.step * (padded(a.dim) + padded(a.value_dim));
+  }
+
+  // Sets everything of `t` that stands here; d_q too, where tiles share it.
+  void put(int64_t group, int64_t tile, BackwardTile& t) const {
+    float* at = data_.data() + (group * int64_t(tiling_.tiles().size()) + tile) * per_tile_;
+    const int64_t rows = even(tiling_.tiles()[size_t(tile)].rows());
+    const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+    t.q = take(rows * steps_.depth);
+    t.d_out = take(rows * steps_.value_depth);
+    t.q_by_dim = take(rows / steps_.step * padded(a_.dim));
+    t.d_out_by_dim = take(rows / steps_.step * padded(a_.value_dim));
+    t.lse = take(rows);
+    t.delta = take(rows);
+    t.d_q = take(rows * padded(a_.dim));
+  }
+
+ private:
+  int64_t even(int64_t rows) const { return (rows + steps_.step - 1) / steps_.step * steps_.step; }
+
+  void pack(const Table& table, const GradientViews& g, int64_t group, const TileShape& shape, float* at) const {
+    const int rows = shape.rows(), all = int(even(rows));
+    std::vector<const void*> q(size_t(all), nullptr), d_out(q), out(q);
+    point_rows(tiling_, a_.q, group, shape, q.data());
+    point_rows(tiling_, g.d_out, group, shape, d_out.data());
+    point_rows(tiling_, g.out, group, shape, out.data());
+    const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+    table.pack_rows(q.data(), all, a_.dim, a_.type, steps_.step, take(int64_t{all} * steps_.depth));
+    table.pack_rows(d_out.data(), all, a_.value_dim, a_.type, steps_.step, take(int64_t{all} * steps_.value_depth));
+    table.pack_by_dim(q.data(), all, a_.dim, a_.type, steps_.step, take(int64_t{all / steps_.step} * padded(a_.dim)));
+    table.pack_by_dim(d_out.data(), all, a_.value_dim, a_.type, steps_.step,
+                      take(int64_t{all / steps_.step} * padded(a_.value_dim)));
+    float* lse = take(all);
+    float* delta = take(all);
+    table.row_dots(d_out.data(), out.data(), rows, a_.value_dim, a_.type, delta);
+    for (int row = 0; row < rows; ++row) {
+      const int64_t head = tiling_.query_head(group, shape.head + row / shape.queries);
+      const int64_t place =
+          (tiling_.batch_of(group) * a_.heads + head) * a_.queries + shape.query + row % shape.queries;
+      const bool empty = g.lse[place] == -std::numeric_limits<float>::infinity();
+      lse[row] = empty ? std::numeric_limits<float>::infinity() : g.lse[place] * 1.44269504088896341f;
+      if (g.delta_lse) delta[row] -= g.delta_lse[place];
+    }
+    std::fill_n(take(int64_t{all} * padded(a_.dim)), int64_t{all} * padded(a_.dim), 0.0f);
+  }
+
+  const Arguments& a_;
+  const Tiling& tiling_;
+  Steps steps_;
+  int64_t per_tile_;
+  Floats64 data_;
+};
+
+// Parts of the tiles that work side by side, by shape alone.
+int64_t gathered_parts(const Tiling& tiling) {
+  return std::clamp<int64_t>(4 / tiling.groups(), 1, std::min<int64_t>(4, int64_t(tiling.tiles().size())));
+}
+
+class Backward {
+ public:
+  Backward(const Table& table, const Arguments& a, const GradientViews& g, const Pool& pool)
+      : table_(table), a_(a), g_(g), pool_(pool), tiling_(a), steps_(table, a), rows_(table, a, g, tiling_, pool) {}
+
+  void run() {
+    if (tiling_.gathers())
+      run_gathered();
+    else
+      run_slabs();
+    const int64_t tiles = int64_t(tiling_.tiles().size());
+    run_queue(pool_, tiling_.groups() * tiles, [&](int64_t item, int) { write_queries(item / tiles, item % tiles); });
+  }
+
+ private:
+  struct Worker {
+    Worker(const Table& table, const Arguments& a, const Tiling& tiling, int64_t panels)
+        : strip(table, a, tiling, kUse),
+          d_k(panels * kPanelKeys * padded(a.dim)),
+          d_v(panels * kPanelKeys * padded(a.value_dim)),
+          scratch(int64_t(backward_scratch(tiling.largest_rows() + 1) / 4)) {}
+    Strip strip;
+    Floats64 d_k, d_v, scratch;
+    std::vector<PanelRef> refs;
+  };
+  using Workers = std::vector<std::unique_ptr<Worker>>;
+
+  Worker& own(Workers& workers, int worker, int64_t panels) const {
+    auto& place = workers[size_t(worker)];
+    if (!place) place = std::make_unique<Worker>(table_, a_, tiling_, panels);
+    return *place;
+  }
+
+  BackwardTile tile(int64_t group, int64_t index, const TileRows& rows) const {
+    const TileShape& shape = tiling_.tiles()[size_t(index)];
+    BackwardTile t;
+    static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, shape, rows);
+    rows_.put(group, index, t);
+    if (g_.d_bias)
+      t.d_bias = g_.d_bias + tiling_.batch_of(group) * a_.bias_batch +
+                 tiling_.query_head(group, shape.head) * a_.score.bias_head + shape.query * a_.score.bias_query;
+    return t;
+  }
+
+  // ---- slabs of packed keys ----
+
+  // Panels of a slab, by shape alone: few where there would be too little work to share.
+  int64_t slab_panels() const {
+    const int64_t fewest = 8, wanted = tiling_.groups() * tiling_.panels() / fewest;
+    const int64_t fitting = a_.dim + a_.value_dim > 256 ? kStripPanels / 2 : kStripPanels;
+    return std::clamp<int64_t>(wanted, 2, fitting);
+  }
+
+  void run_slabs() {
+    const PackedKeys packed(table_, a_, tiling_, kUse, pool_);
+    const int64_t panels = slab_panels(), slabs = (tiling_.panels() + panels - 1) / panels, groups = tiling_.groups();
+    // progress[group][slab]: tiles passed, counted from the last tile; kDone at the end
+    std::vector<std::atomic<int64_t>> progress(size_t(groups * slabs));
+    Workers workers(static_cast<size_t>(std::max(pool_.threads, 1)));
+    run_queue(pool_, groups * slabs, [&](int64_t item, int worker) {
+      const int64_t group = item % groups, slab = item / groups;  // neighbours in the queue do not wait for each other
+      run_slab(own(workers, worker, panels), packed, group, slab, panels, progress.data() + group * slabs);
+    });
+  }
+
+  static constexpr int64_t kDone = std::numeric_limits<int64_t>::max();
+
+  // Returns when all earlier slabs of the group have added to the tile with this number, or never will.
+  static void wait_for_earlier(const std::atomic<int64_t>* progress, int64_t slab, int64_t number, int64_t& open) {
+    for (int64_t earlier = open; earlier < slab; ++earlier)
+      for (int spins = 0;; ++spins) {
+        const int64_t passed = progress[earlier].load(std::memory_order_acquire);
+        if (passed == kDone && earlier == open) ++open;
+        if (passed > number) break;
+        if (spins > 1000) std::this_thread::yield();
+      }
+  }
+
+  void run_slab(Worker& w, const PackedKeys& packed, int64_t group, int64_t slab, int64_t panels,
+                std::atomic<int64_t>* progress) {
+    const int64_t first = slab * panels, end = std::min(first + panels, tiling_.panels());
+    std::fill_n(w.d_k.data(), (end - first) * kPanelKeys * padded(a_.dim), 0.0f);
+    std::fill_n(w.d_v.data(), (end - first) * kPanelKeys * padded(a_.value_dim), 0.0f);
+    const int64_t tiles = int64_t(tiling_.tiles().size());
+    std::vector<float> d_q;
+    int64_t open = 0;
+    for (int64_t number = 0; number < tiles; ++number) {
+      const int64_t index = tiles - 1 - number;
+      const TileShape& shape = tiling_.tiles()[size_t(index)];
+      const TileRows rows = tiling_.rows_of(group, shape);
+      tiling_.visit(group, shape, rows, first, end, w.refs);
+      if (w.refs.empty()) continue;
+      BackwardTile t = tile(group, index, rows);
+      float* sum = std::exchange(t.d_q, nullptr);
+      d_q.assign(size_t(t.rows) * size_t(padded(a_.dim)), 0.0f);
+      t.d_q = d_q.data();
+      t.scratch = w.scratch.data();
+      add_runs(w, packed, group, first, t);
+      wait_for_earlier(progress, slab, number, open);
+      table_.add_row(d_q.data(), int(d_q.size()), sum);
+      progress[slab].store(number + 1, std::memory_order_release);
+    }
+    write_keys(w, group, first, end);
+    progress[slab].store(kDone, std::memory_order_release);
+  }
+
+  // The kernel adds to d_k and d_v panel by panel, so a call takes panels that stand side by side.
+  void add_runs(Worker& w, const PackedKeys& packed, int64_t group, int64_t first, BackwardTile& t) {
+    for (size_t from = 0; from < w.refs.size();) {
+      size_t to = from + 1;
+      while (to < w.refs.size() && to - from < kStripPanels && w.refs[to].panel == w.refs[to - 1].panel + 1) ++to;
+      const int64_t offset = (w.refs[from].panel - first) * kPanelKeys;
+      t.panel_count = w.strip.put(packed, group, w.refs.data() + from, int64_t(to - from));
+      t.panels = w.strip.panels();
+      t.d_k = w.d_k.data() + offset * padded(a_.dim);
+      t.d_v = w.d_v.data() + offset * padded(a_.value_dim);
+      table_.backward[steps_.step - 1](t);
+      from = to;
+    }
+  }
+
+  void write_keys(const Worker& w, int64_t group, int64_t first, int64_t end) const {
+    const int64_t keys = std::min(end * kPanelKeys, a_.keys) - first * kPanelKeys;
+    for (int64_t i = 0; i < keys; ++i)
+      write_key(group, first * kPanelKeys + i, w.d_k.data() + i * padded(a_.dim),
+                w.d_v.data() + i * padded(a_.value_dim));
+  }
+
+  void write_key(int64_t group, int64_t key, const float* d_k, const float* d_v) const {
+    table_.scale_row(d_k, a_.dim, a_.score.scale, a_.type, const_cast<void*>(tiling_.key_row(g_.d_k, group, key)));
+    table_.scale_row(d_v, a_.value_dim, 1, a_.type, const_cast<void*>(tiling_.key_row(g_.d_v, group, key)));
+  }
+
+  void write_queries(int64_t group, int64_t index) const {
+    const TileShape& shape = tiling_.tiles()[size_t(index)];
+    BackwardTile t;
+    rows_.put(group, index, t);
+    for (int row = 0; row < shape.rows(); ++row)
+      table_.scale_row(t.d_q + int64_t{row} * padded(a_.dim), a_.dim, a_.score.scale, a_.type,
+                       const_cast<void*>(tiling_.query_row(g_.d_q, group, shape, row)));
+  }
+
+  // ---- gathered keys: each part of the tiles has its own sums over keys, added in order ----
+
+  void run_gathered() {
+    const int64_t groups = tiling_.groups(), tiles = int64_t(tiling_.tiles().size());
+    const int64_t parts = gathered_parts(tiling_);
+    const int64_t row = padded(a_.dim) + padded(a_.value_dim), all = a_.keys * row;
+    const Floats64 sums(groups * parts * all);
+    Workers workers(static_cast<size_t>(std::max(pool_.threads, 1)));
+    run_queue(pool_, groups * parts, [&](int64_t item, int worker) {
+      float* sum = sums.data() + item * all;
+      std::fill_n(sum, all, 0.0f);
+      const int64_t part = item % parts;
+      for (int64_t index = tiles * part / parts; index < tiles * (part + 1) / parts; ++index)
+        add_gathered(own(workers, worker, kStripPanels), item / parts, index, sum);
+    });
+    constexpr int64_t kKeysAtOnce = 256;
+    const int64_t pieces = (a_.keys + kKeysAtOnce - 1) / kKeysAtOnce;
+    run_queue(pool_, groups * pieces, [&](int64_t item, int) {
+      const int64_t group = item / pieces, first = item % pieces * kKeysAtOnce;
+      float* sum = sums.data() + group * parts * all;
+      for (int64_t key = first; key < std::min(first + kKeysAtOnce, a_.keys); ++key) {
+        for (int64_t part = 1; part < parts; ++part)
+          table_.add_row(sum + part * all + key * row, int(row), sum + key * row);
+        write_key(group, key, sum + key * row, sum + key * row + padded(a_.dim));
+      }
+    });
+  }
+
+  void add_gathered(Worker& w, int64_t group, int64_t index, float* sum) {
+    const TileShape& shape = tiling_.tiles()[size_t(index)];
+    const TileRows rows = tiling_.rows_of(group, shape);
+    BackwardTile t = tile(group, index, rows);
+    t.scratch = w.scratch.data();
+    t.d_k = w.d_k.data(), t.d_v = w.d_v.data();
+    t.panels = w.strip.panels();
+    const int64_t dims = padded(a_.dim), value_dims = padded(a_.value_dim), row = dims + value_dims;
+    for (const Gathered& list : tiling_.gather(group, shape))
+      for (size_t first = 0; first < list.ids.size(); first += size_t{kStripPanels} * kPanelKeys) {
+        t.panel_count = w.strip.gather(group, list, first);
+        std::fill_n(t.d_k, t.panel_count * kPanelKeys * dims, 0.0f);
+        std::fill_n(t.d_v, t.panel_count * kPanelKeys * value_dims, 0.0f);
+        table_.backward[steps_.step - 1](t);
+        for (int64_t i = 0; i < t.panel_count * kPanelKeys; ++i) {
+          const int64_t key = w.strip.ids()[i];
+          if (key >= a_.keys) break;  // the rest of the last panel
+          table_.add_row(t.d_k + i * dims, int(dims), sum + key * row);
+          table_.add_row(t.d_v + i * value_dims, int(value_dims), sum + key * row + dims);
+        }
+      }
+  }
+
+  const Table& table_;
+  const Arguments& a_;
+  const GradientViews& g_;
+  const Pool& pool_;
+  const Tiling tiling_;
+  const Steps steps_;
+  const PackedRows rows_;
+};
+
+}  // namespace
+
+int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& tiling, int threads) {
+  const int64_t tiles = tiling.groups() * int64_t(tiling.tiles().size());
+  const int64_t row = padded(a.dim) + padded(a.value_dim);
+  int64_t floats = tiles * PackedRows::floats(Steps(table, a), a, tiling);
+  if (tiling.gathers()) floats += tiling.groups() * gathered_parts(tiling) * a.keys * row;
+  floats += threads * (kStripPanels * kPanelKeys * row + int64_t(backward_scratch(tiling.largest_rows() + 1) / 4));
+  return 4 * floats;
+}
+
+void backward(const Table& table, const Arguments& a, const GradientViews& g, const Pool& pool) {
+  if (a.batch * a.heads * a.queries == 0) return;
+  Backward(table, a, g, pool).run();
+}
+
+}  // namespace foveate::kernels

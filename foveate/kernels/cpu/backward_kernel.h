@@ -1,0 +1,204 @@
+// Backward of a tile.  To be included inside a level's own anonymous namespace, after products.h.
+// Source: Dao et al., FlashAttention-2, 2307.08691, algorithm 2.
+
+// P and dS of a tile against up to kStripPanels panels, [panel][rows / step][64] units, so that the products over rows
+// read them by broadcast; and dS of one group, [row][keys / step], for the product over keys.
+struct Strips {
+  float *p, *ds, *group_ds, *scores, *group_p, *slope;
+  int64_t panel_units;
+};
+
+template <class Unit>
+inline Strips strips(const BackwardTile& t) {
+  const int64_t units = int64_t{(t.rows + Unit::kStep - 1) / Unit::kStep} * kPanelKeys;
+  Strips s{};
+  s.panel_units = units;
+  s.p = t.scratch;
+  s.ds = s.p + kStripPanels * units;
+  s.group_ds = s.ds + kStripPanels * units;
+  s.scores = s.group_ds + kGroupRows * kStripColumns;
+  s.group_p = s.scores + kGroupRows * kPanelKeys;
+  s.slope = s.group_p + kGroupRows * kPanelKeys;
+  return s;
+}
+
+// P of a group and a panel: to[r * 64 + column].
+template <class Unit>
+inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p, Sight sees, float* to, float* slope) {
+  with_rows(g.rows, [&](auto rows) {
+    group_products<Unit, rows.value>(t.q + int64_t{g.row} * t.depth, t.depth, p.k, to, kPanelKeys, nullptr);
+  });
+  const bool plain = t.score.plain();
+  const F factor = Simd::set(plain ? t.score.scale * kLog2e : 1);
+  for (int r = 0; r < g.rows; ++r) {
+    float* row = to + r * kPanelKeys;
+    if (!plain || sees == Sight::some) adjust(t, p, g.row + r, sees, row, slope + r * kPanelKeys);
+    const F offset = Simd::set(-t.lse[g.row + r]);
+    for (int column = 0; column < kPanelKeys; column += Simd::kWidth)
+      Simd::store(row + column, Unit::exp2(Simd::fma(Simd::load(row + column), factor, offset)));
+  }
+}
+
+inline void add_bias_gradient(const BackwardTile& t, const Panel& p, int row, const float* ds) {
+  const int64_t base = bias_offset(t, row);
+  for (int column = 0; column < kPanelKeys; ++column) {
+    const int32_t key = p.ids ? p.ids[column] : p.first + column;
+    if (key < t.keys) t.d_bias[base + key * t.score.bias_key] += ds[column];
+  }
+}
+
+// dS = P (dP - delta), 0 where P is 0: an invisible value may be NaN.
+template <class Unit>
+inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& p, const float* weights,
+                            const float* slope, float* to) {
+  with_rows(g.rows, [&](auto rows) {
+    constexpr int R = rows.value;
+    for (int column = 0; column < kPanelKeys; column += kTileColumns) {
+      F acc[R][Simd::kColumns] = {};
+      add_products<Unit>(acc, t.d_out + int64_t{g.row} * t.value_depth, t.value_depth, 1, p.v + column, kPanelKeys,
+                         t.value_depth);
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < Simd::kColumns; ++c) {
+          const int64_t at = r * kPanelKeys + column + c * Simd::kWidth;
+          const F w = Simd::load(weights + at);
+          const F ds = (acc[r][c] - Simd::set(t.delta[g.row + r])) * w;
+          Simd::store(to + at, Simd::select(Simd::not_zero(w), ds, Simd::set(0)));
+        }
+    }
+  });
+  for (int r = 0; t.d_bias && r < g.rows; ++r) add_bias_gradient(t, p, g.row + r, to + r * kPanelKeys);
+  if (t.score.soft_cap > 0)
+    for (int i = 0; i < g.rows * kPanelKeys; i += Simd::kWidth) {
+      const F ds = Simd::load(to + i);
+      Simd::store(to + i, Simd::select(Simd::not_zero(ds), ds * Simd::load(slope + i), ds));
+    }
+}
+
+// d_q of a group += dS . K over the n panels it sees; panel i stands at ds + at[i].
+template <class Unit>
+inline void add_query_gradient(const BackwardTile& t, const Group& g, const float* ds, const int64_t* at,
+                               int64_t stride, const Panel* const* seen, int n) {
+  constexpr int steps = kPanelKeys / Unit::kStep;
+  const int dims = padded(t.dim);
+  for (int dim = 0; dim < dims; dim += kPanelKeys) {
+    const int width = smaller(kPanelKeys, dims - dim);
+    for_columns(width, [&](int column, auto columns) {
+      with_rows(g.rows, [&](auto rows) {
+        constexpr int R = rows.value, C = columns.value;
+        F acc[R][C] = {};
+        for (int i = 0; i < n; ++i)
+          add_products<Unit>(acc, ds + at[i], stride, 1, seen[i]->k_by_dim + int64_t{steps} * dim + column, width,
+                             steps);
+        for (int r = 0; r < R; ++r)
+          for (int c = 0; c < C; ++c) {
+            float* to = t.d_q + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;
+            Simd::store(to, Simd::load(to) + acc[r][c]);
+          }
+      });
+    });
+  }
+}
+
+// to[64][dims] += pairs[steps][64]^T . by_dim over the rows [first, first + steps * step).
+template <class Unit>
+inline void add_key_gradient(const float* pairs, const float* by_dim, int rows, int first, int steps, int dim,
+                             float* to) {
+  const int dims = padded(dim), all_steps = (rows + Unit::kStep - 1) / Unit::kStep, skip = first / Unit::kStep;
+  for (int d = 0; d < dims; d += kPanelKeys) {
+    const int width = smaller(kPanelKeys, dims - d);
+    const float* block = by_dim + int64_t{all_steps} * d + int64_t{skip} * width;
+    for (int key = 0; key < kPanelKeys; key += kGroupRows)
+      for_columns(width, [&](int column, auto columns) {
+        with_rows(smaller(kGroupRows, kPanelKeys - key), [&](auto keys) {
+          constexpr int R = keys.value, C = columns.value;
+          F acc[R][C] = {};
+          add_products<Unit>(acc, pairs + int64_t{skip} * kPanelKeys + key, 1, kPanelKeys, block + column, width,
+                             steps);
+          for (int r = 0; r < R; ++r)
+            for (int c = 0; c < C; ++c) {
+              float* at = to + int64_t{key + r} * dims + d + column + c * Simd::kWidth;
+              Simd::store(at, Simd::load(at) + acc[r][c]);
+            }
+        });
+      });
+  }
+}
+
+template <class Unit>
+inline void clear_group(const Group& g, float* p, float* ds) {
+  const int64_t first = int64_t{g.row / Unit::kStep} * kPanelKeys;
+  const int64_t units = int64_t{(g.rows + Unit::kStep - 1) / Unit::kStep} * kPanelKeys;
+  __builtin_memset(p + first, 0, size_t(units) * 4);
+  __builtin_memset(ds + first, 0, size_t(units) * 4);
+}
+
+// Rows of the tile that see a panel: from the first such group to the end of the last.
+struct RowRange {
+  int first = -1, end = 0;
+};
+
+template <class Unit>
+inline void backward_group(const BackwardTile& t, const Group& g, const Panel* panels, int count, const Strips& s,
+                           RowRange* ranges) {
+  const Panel* seen[kStripPanels];
+  int64_t at[kStripPanels];
+  int n = 0;
+  for (int i = 0; i < count; ++i) {
+    float *p = s.p + i * s.panel_units, *ds = s.ds + i * s.panel_units;
+    const Sight sees = sight(t, g.bounds, panels[i]);
+    if (sees == Sight::nothing) {
+      clear_group<Unit>(g, p, ds);
+      continue;
+    }
+    if (ranges[i].first < 0) ranges[i].first = g.row;
+    ranges[i].end = g.row + g.rows;
+    if constexpr (Unit::kStep == 1) {  // rows are units already
+      const int64_t first = int64_t{g.row} * kPanelKeys;
+      group_weights<Unit>(t, g, panels[i], sees, p + first, s.slope);
+      group_gradients<Unit>(t, g, panels[i], p + first, s.slope, ds + first);
+      at[n] = i * s.panel_units + first;
+    } else {
+      group_weights<Unit>(t, g, panels[i], sees, s.group_p, s.slope);
+      group_gradients<Unit>(t, g, panels[i], s.group_p, s.slope, s.scores);
+      const int64_t first = int64_t{g.row / Unit::kStep} * kPanelKeys;
+      Unit::interleave_rows(s.group_p, g.rows, p + first);
+      Unit::interleave_rows(s.scores, g.rows, ds + first);
+      at[n] = int64_t{n} * kPanelKeys / Unit::kStep;
+      for (int r = 0; r < g.rows; ++r) {
+        float* to = s.group_ds + r * kStripColumns / Unit::kStep + at[n];
+        for (int column = 0; column < kPanelKeys; column += 2 * Simd::kWidth) {
+          const float* from = s.scores + r * kPanelKeys + column;
+          Unit::store_pairs(to + column / 2, Simd::load(from), Simd::load(from + Simd::kWidth));
+        }
+      }
+    }
+    seen[n++] = &panels[i];
+  }
+  if (n == 0) return;
+  if constexpr (Unit::kStep == 1)
+    add_query_gradient<Unit>(t, g, s.ds, at, kPanelKeys, seen, n);
+  else
+    add_query_gradient<Unit>(t, g, s.group_ds, at, kStripColumns / Unit::kStep, seen, n);
+}
+
+template <class Unit>
+void backward(const BackwardTile& t) {
+  const Strips s = strips<Unit>(t);
+  for (int first = 0; first < t.panel_count; first += kStripPanels) {
+    const int count = smaller(kStripPanels, t.panel_count - first);
+    RowRange ranges[kStripPanels];
+    for (int row = 0; row < t.rows; row += kGroupRows) {
+      const int rows = smaller(kGroupRows, t.rows - row);
+      backward_group<Unit>(t, {row, rows, group_bounds(t, row, rows)}, t.panels + first, count, s, ranges);
+    }
+    for (int i = 0; i < count; ++i) {
+      if (ranges[i].first < 0) continue;
+      const int steps = (ranges[i].end - ranges[i].first + Unit::kStep - 1) / Unit::kStep;
+      const int64_t key = int64_t{first + i} * kPanelKeys;
+      add_key_gradient<Unit>(s.p + i * s.panel_units, t.d_out_by_dim, t.rows, ranges[i].first, steps, t.value_dim,
+                             t.d_v + key * padded(t.value_dim));
+      add_key_gradient<Unit>(s.ds + i * s.panel_units, t.q_by_dim, t.rows, ranges[i].first, steps, t.dim,
+                             t.d_k + key * padded(t.dim));
+    }
+  }
+}

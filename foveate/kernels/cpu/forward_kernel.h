@@ -1,0 +1,128 @@
+// Forward of a tile.  To be included inside a level's own anonymous namespace, after products.h.
+// Source: Dao et al., FlashAttention-2, 2307.08691, algorithm 1; the loop order is for caches instead of warps.
+
+// Scores of a group with the panels it sees, side by side in the strip; returns how many it sees.
+template <class Unit>
+inline int group_scores(const ForwardTile& t, const Group& g, const Panel* panels, int count, const Panel** seen,
+                        F* tops) {
+  int n = 0;
+  const bool plain = t.score.plain();
+  for (int i = 0; i < count; ++i) {
+    const Sight sees = sight(t, g.bounds, panels[i]);
+    if (sees == Sight::nothing) continue;
+    float* strip = t.strip + n * kPanelKeys;
+    const bool ready = plain && sees == Sight::all;
+    with_rows(g.rows, [&](auto rows) {
+      group_products<Unit, rows.value>(t.q + int64_t{g.row} * t.depth, t.depth, panels[i].k, strip, kStripColumns,
+                                       ready ? tops : nullptr);
+    });
+    for (int r = 0; !ready && r < g.rows; ++r) {
+      float* row = strip + r * kStripColumns;
+      adjust(t, panels[i], g.row + r, sees, row, nullptr);
+      for (int column = 0; column < kPanelKeys; column += Simd::kWidth)
+        tops[r] = Simd::max(tops[r], Simd::load(row + column));
+    }
+    seen[n++] = &panels[i];
+  }
+  return n;
+}
+
+// weights = 2^(scores * factor - top * factor) of n panels; returns their sum.
+template <class Unit>
+inline float weigh_row(const float* scores, float* weights, int n, float factor, float top) {
+  const F f = Simd::set(factor), offset = Simd::set(-top * factor);
+  F sum[2] = {};
+  for (int column = 0; column < n * kPanelKeys; column += 2 * Simd::kWidth) {
+    const F a = Unit::exp2(Simd::fma(Simd::load(scores + column), f, offset));
+    const F b = Unit::exp2(Simd::fma(Simd::load(scores + column + Simd::kWidth), f, offset));
+    sum[0] = sum[0] + a, sum[1] = sum[1] + b;
+    if constexpr (Unit::kStep == 1) {
+      Simd::store(weights + column, a);
+      Simd::store(weights + column + Simd::kWidth, b);
+    } else {
+      Unit::store_pairs(weights + column / 2, a, b);
+    }
+  }
+  return Simd::total(sum[0] + sum[1]);
+}
+
+// A visible NaN or Inf value was packed as 0: it still makes its row NaN or Inf.
+inline void add_bad_values(const ForwardTile& t, const Panel& p, const Group& g) {
+  for (int r = g.row; r < g.row + g.rows; ++r)
+    for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
+      const I ids = p.ids ? Simd::load_i(p.ids + column) : Simd::count_from(p.first + column);
+      float seen[Simd::kWidth];
+      Simd::store(seen, Simd::select(p.check == Check::none ? Simd::equal(ids - ids, 0) : visible(t, p, r, ids, column),
+                                     Simd::set(1), Simd::set(0)));
+      for (int i = 0; i < Simd::kWidth; ++i) {
+        const char* value = (const char*)p.bad_values[column + i];
+        if (!value || seen[i] == 0) continue;
+        for (int d = 0; d < t.value_dim; ++d) {
+          const float v = element(value, t.value_type, d);
+          if (!Simd::all(Simd::finite(Simd::set(v)))) t.acc[int64_t{r} * padded(t.value_dim) + d] += v;
+        }
+      }
+    }
+}
+
+// acc = shrink * acc + weights . V over the panels seen.
+template <class Unit>
+inline void add_values(const ForwardTile& t, const Group& g, const float* weights, int64_t stride,
+                       const Panel* const* seen, int n, const float* shrink) {
+  constexpr int steps = kPanelKeys / Unit::kStep;
+  const int dims = padded(t.value_dim);
+  for (int dim = 0; dim < dims; dim += kPanelKeys) {
+    const int width = smaller(kPanelKeys, dims - dim);
+    for_columns(width, [&](int column, auto columns) {
+      with_rows(g.rows, [&](auto rows) {
+        constexpr int R = rows.value, C = columns.value;
+        F acc[R][C] = {};
+        for (int i = 0; i < n; ++i)
+          add_products<Unit>(acc, weights + i * steps, stride, 1, seen[i]->v + int64_t{steps} * dim + column, width,
+                             steps);
+        for (int r = 0; r < R; ++r)
+          for (int c = 0; c < C; ++c) {
+            float* to = t.acc + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;
+            Simd::store(to, Simd::fma(Simd::load(to), Simd::set(shrink[r]), acc[r][c]));
+          }
+      });
+    });
+  }
+}
+
+template <class Unit>
+inline void forward_group(const ForwardTile& t, const Group& g, const Panel* panels, int count) {
+  const Panel* seen[kStripPanels];
+  F tops[kGroupRows];
+  for (int r = 0; r < kGroupRows; ++r) tops[r] = Simd::set(-kInfinity);
+  const int n = group_scores<Unit>(t, g, panels, count, seen, tops);
+  if (n == 0) return;
+  const float factor = t.score.plain() ? t.score.scale * kLog2e : 1;
+  float* weights = Unit::kStep == 1 ? t.strip : t.strip + kGroupRows * kStripColumns;
+  constexpr int64_t stride = kStripColumns / Unit::kStep;
+  float shrink[kGroupRows];
+  for (int r = 0; r < g.rows; ++r) {
+    float& top = t.top[g.row + r];
+    const float here = Simd::largest(tops[r]), now = here > top ? here : top;
+    const float safe = now == -kInfinity ? 0 : now;
+    float powers[Simd::kWidth];
+    Simd::store(powers, Unit::exp2(Simd::set((top - safe) * factor)));
+    shrink[r] = top == now ? 1 : powers[0];
+    const float sum = weigh_row<Unit>(t.strip + r * kStripColumns, weights + r * stride, n, factor, safe);
+    t.sum[g.row + r] = t.sum[g.row + r] * shrink[r] + sum;
+    top = now;
+  }
+  add_values<Unit>(t, g, weights, stride, seen, n, shrink);
+  for (int i = 0; i < n; ++i)
+    if (seen[i]->bad_values) add_bad_values(t, *seen[i], g);
+}
+
+template <class Unit>
+void forward(const ForwardTile& t) {
+  for (int first = 0; first < t.panel_count; first += kStripPanels)
+    for (int row = 0; row < t.rows; row += kGroupRows) {
+      const int rows = smaller(kGroupRows, t.rows - row);
+      forward_group<Unit>(t, {row, rows, group_bounds(t, row, rows)}, t.panels + first,
+                          smaller(kStripPanels, t.panel_count - first));
+    }
+}

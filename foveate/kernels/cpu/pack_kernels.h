@@ -1,0 +1,133 @@
+// Packing, and what happens to finished rows.  To be included inside a level's own anonymous namespace, after
+// products.h.
+
+constexpr int kLanes = Simd::kWidth;
+
+// Elements [at, at + kLanes) of a row as floats, 0 behind `dim` and for a null row.
+FOVEATE_INLINE F row_floats(const void* row, int at, int dim, DType type) {
+  if (!row || at >= dim) return Simd::set(0);
+  if (at + kLanes <= dim)
+    return type == DType::f32 ? Simd::load((const float*)row + at) : Simd::load_as((const uint16_t*)row + at, type);
+  float values[kLanes] = {};
+  for (int i = at; i < dim; ++i) values[i - at] = element((const char*)row, type, i);
+  return Simd::load(values);
+}
+
+// Units [at, at + kLanes) of a row: floats, or pairs of bf16 taken as they are.
+FOVEATE_INLINE F row_units(const void* row, int at, int dim, DType type, int step) {
+  if (step == 1) return row_floats(row, at, dim, type);
+  if (!row || 2 * at >= dim) return Simd::set(0);
+  if (2 * (at + kLanes) <= dim) return Simd::load((const float*)((const uint16_t*)row + 2 * at));
+  uint16_t pairs[2 * kLanes] = {};
+  __builtin_memcpy(pairs, (const uint16_t*)row + 2 * at, size_t(dim - 2 * at) * 2);
+  return Simd::load((const float*)pairs);
+}
+
+void pack_rows(const void* const* rows, int count, int dim, DType type, int step, float* to) {
+  const int steps = (dim + step - 1) / step;
+  for (int r = 0; r < count; ++r, to += steps)
+    for (int at = 0; at < steps; at += kLanes) {
+      const F units = row_units(rows[r], at, dim, type, step);
+      if (at + kLanes <= steps) {
+        Simd::store(to + at, units);
+      } else {
+        float last[kLanes];
+        Simd::store(last, units);
+        for (int i = at; i < steps; ++i) to[i] = last[i - at];
+      }
+    }
+}
+
+void pack_by_key(const void* const* rows, int dim, DType type, int step, float* to) {
+  const int steps = (dim + step - 1) / step;
+  for (int at = 0; at < steps; at += kLanes)
+    for (int key = 0; key < kPanelKeys; key += kLanes) {
+      F block[kLanes];
+      for (int i = 0; i < kLanes; ++i) block[i] = row_units(rows[key + i], at, dim, type, step);
+      if (at + kLanes <= steps) {
+        Simd::transpose(block, to + int64_t{at} * kPanelKeys + key, kPanelKeys);
+        continue;
+      }
+      float last[kLanes * kLanes];
+      Simd::transpose(block, last, kLanes);
+      for (int i = at; i < steps; ++i)
+        __builtin_memcpy(to + int64_t{i} * kPanelKeys + key, last + (i - at) * kLanes, sizeof(float) * kLanes);
+    }
+}
+
+bool pack_by_dim(const void* const* rows, int count, int dim, DType type, int step, float* to) {
+  const int dims = padded(dim), steps = count / step;
+  M sound = Simd::finite(Simd::set(0));
+  const auto values = [&](const void* row, int at) {
+    const F x = row_floats(row, at, dim, type);
+    const M good = Simd::finite(x);
+    sound = Simd::both(sound, good);
+    return Simd::select(good, x, Simd::set(0));
+  };
+  for (int d = 0; d < dims; d += kPanelKeys) {
+    const int width = smaller(kPanelKeys, dims - d);
+    float* block = to + int64_t{steps} * d;
+    for (int i = 0; i < steps; ++i)
+      for (int column = 0; column < width; column += kLanes) {
+        float* at = block + int64_t{i} * width + column;
+        if (step == 1) {
+          Simd::store(at, values(rows[i], d + column));
+          continue;
+        }
+        const I low = Simd::to_bf16(values(rows[2 * i], d + column));
+        const I high = Simd::to_bf16(values(rows[2 * i + 1], d + column));
+        Simd::store(at, (F)((I)Simd::shift_up(high) | low));
+      }
+  }
+  return !Simd::all(sound);
+}
+
+void store_row(void* to, const float* from, F factor, int dim, DType type) {
+  for (int at = 0; at < dim; at += kLanes) {
+    const F x = Simd::load(from + at) * factor;  // rows of outputs are padded: reading whole vectors is safe
+    const bool whole = at + kLanes <= dim;
+    float rest[kLanes];
+    uint16_t half[kLanes];
+    if (type == DType::f32) {
+      Simd::store(whole ? (float*)to + at : rest, x);
+      if (!whole) __builtin_memcpy((float*)to + at, rest, size_t(dim - at) * 4);
+    } else {
+      Simd::store_as(whole ? (uint16_t*)to + at : half, x, type);
+      if (!whole) __builtin_memcpy((uint16_t*)to + at, half, size_t(dim - at) * 2);
+    }
+  }
+}
+
+void finish(const Finish& f) {
+  for (int r = 0; r < f.rows; ++r) {
+    const bool empty = f.sum[r] == 0;
+    float lse = empty ? -kInfinity : f.top[r] * f.top_scale + __builtin_logf(f.sum[r]);
+    float factor = empty ? 0 : 1 / f.sum[r];
+    if (f.sink) {
+      const float sink = f.sink[r], top = sink > lse ? sink : lse;
+      const float with =
+          top == -kInfinity ? top : top + __builtin_logf(__builtin_expf(lse - top) + __builtin_expf(sink - top));
+      if (!empty) factor *= __builtin_expf(lse - with);
+      lse = with;
+    }
+    *f.lse[r] = lse;
+    store_row(f.out[r], f.acc + int64_t{r} * padded(f.value_dim), Simd::set(factor), f.value_dim, f.type);
+  }
+}
+
+void row_dots(const void* const* a, const void* const* b, int rows, int dim, DType type, float* out) {
+  for (int r = 0; r < rows; ++r) {
+    F sum = Simd::set(0);
+    for (int at = 0; at < dim; at += kLanes)
+      sum = Simd::fma(row_floats(a[r], at, dim, type), row_floats(b[r], at, dim, type), sum);
+    out[r] = Simd::total(sum);
+  }
+}
+
+void scale_row(const float* from, int dim, float factor, DType type, void* to) {
+  store_row(to, from, Simd::set(factor), dim, type);
+}
+
+void add_row(const float* from, int dim, float* to) {
+  for (int d = 0; d < dim; ++d) to[d] += from[d];
+}

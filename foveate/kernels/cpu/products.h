@@ -1,0 +1,196 @@
+// What forward and backward share: products in registers, who sees what, and scores beyond scale * q.k.  To be included
+// inside a level's own anonymous namespace, after its Simd.
+using F = Simd::F;
+using I = Simd::I;
+using M = Simd::M;
+constexpr int kTileColumns = Simd::kWidth * Simd::kColumns;
+constexpr float kLog2e = 1.44269504088896341f;
+
+// 2^x on [0, 1): largest relative error 7.5e-8 and 7.5e-5 (Remez); the second is far below what bf16 can hold.
+constexpr float kExp2[] = {0.9999999251f,  0.6931530731f,   0.2401536173f,
+                           0.05582631767f, 0.008989340284f, 0.00187757668f};
+constexpr float kExp2Coarse[] = {0.9999252205f, 0.6958335289f, 0.2260671678f, 0.07802452307f};
+
+#define FOVEATE_INLINE inline __attribute__((always_inline))
+
+struct Floats {
+  static constexpr int kStep = 1;  // elements of the inner axis in a unit
+  static FOVEATE_INLINE F dot(F a, F b, F sum) { return Simd::fma(a, b, sum); }
+  static FOVEATE_INLINE F exp2(F x) { return Simd::exp2(x, kExp2); }
+};
+
+// acc[r][c] += sum over steps of a[r] * b[c]: R rows by C vectors stay in registers.
+template <class Unit, int R, int C>
+FOVEATE_INLINE void add_products(F (&acc)[R][C], const float* a, int64_t row_stride, int64_t step_stride,
+                                 const float* b, int64_t b_stride, int steps) {
+  for (int step = 0; step < steps; ++step) {
+    F columns[C];
+    for (int c = 0; c < C; ++c) columns[c] = Simd::load(b + c * Simd::kWidth);
+    for (int r = 0; r < R; ++r) {
+      const F one = Simd::set(a[r * row_stride]);
+      for (int c = 0; c < C; ++c) acc[r][c] = Unit::dot(one, columns[c], acc[r][c]);
+    }
+    a += step_stride, b += b_stride;
+  }
+}
+
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
+template <class Use>
+FOVEATE_INLINE void with_rows(int rows, const Use& use) {
+  switch (rows) {
+    case 1:
+      return use(Constant<1>());
+    case 2:
+      return use(Constant<2>());
+    case 3:
+      return use(Constant<3>());
+    case 4:
+      return use(Constant<4>());
+    case 5:
+      return use(Constant<5>());
+    default:
+      return use(Constant<6>());
+  }
+}
+
+// Calls use(first column, vectors of a pass) until `width` columns, a multiple of 16, are done.
+template <class Use>
+FOVEATE_INLINE void for_columns(int width, const Use& use) {
+  if constexpr (kTileColumns == kPanelKeys) {
+    switch (width / 16) {
+      case 1:
+        return use(0, Constant<1>());
+      case 2:
+        return use(0, Constant<2>());
+      case 3:
+        return use(0, Constant<3>());
+      default:
+        return use(0, Constant<4>());
+    }
+  } else {
+    for (int column = 0; column < width; column += kTileColumns) use(column, Constant<Simd::kColumns>());
+  }
+}
+
+FOVEATE_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+
+// ---- who sees what ----
+
+// What a group of rows has in common: the range all of them see, and the range any of them sees.
+struct GroupBounds {
+  int32_t all_low, all_high, any_low, any_high, floor;
+};
+
+inline GroupBounds group_bounds(const Tile& t, int row, int rows) {
+  GroupBounds g{0, INT32_MAX, INT32_MAX, 0, INT32_MAX};
+  for (int r = row; r < row + rows; ++r) {
+    const RowBounds& b = t.bounds[r];
+    const int32_t low = b.low > b.floor ? b.low : b.floor;
+    g.all_low = low > g.all_low ? low : g.all_low;
+    g.any_low = low < g.any_low ? low : g.any_low;
+    g.all_high = b.high < g.all_high ? b.high : g.all_high;
+    g.any_high = b.high > g.any_high ? b.high : g.any_high;
+    g.floor = b.floor < g.floor ? b.floor : g.floor;
+  }
+  return g;
+}
+
+enum class Sight { nothing, all, some };
+
+inline Sight sight(const Tile& t, const GroupBounds& g, const Panel& p) {
+  if (p.check == Check::none) return Sight::all;
+  if (p.ids || p.check == Check::end) return Sight::some;
+  const int32_t end = p.first + kPanelKeys;
+  if (p.first >= g.any_high || end <= g.floor) return Sight::nothing;
+  if (end <= g.any_low && p.first >= t.sinks) return Sight::nothing;
+  return end <= g.all_high && p.first >= g.all_low && !p.documents ? Sight::all : Sight::some;
+}
+
+FOVEATE_INLINE M visible(const Tile& t, const Panel& p, int row, I ids, int column) {
+  if (p.check == Check::end) return Simd::below(ids, t.keys);
+  const RowBounds& b = t.bounds[row];
+  M seen = Simd::both(Simd::below(ids, b.high), Simd::no(Simd::below(ids, b.floor)));
+  seen = Simd::both(seen, Simd::either(Simd::no(Simd::below(ids, b.low)), Simd::below(ids, t.sinks)));
+  if (p.documents) seen = Simd::both(seen, Simd::equal(Simd::load_i(p.documents + column), t.documents[row]));
+  return seen;
+}
+
+// ---- scores beyond scale * q.k ----
+
+inline float element(const char* data, DType type, int64_t i) {
+  if (type == DType::f32) return ((const float*)data)[i];
+  uint16_t half[Simd::kWidth] = {((const uint16_t*)data)[i]};
+  float value[Simd::kWidth];
+  Simd::store(value, Simd::load_as(half, type));
+  return value[0];
+}
+
+inline int64_t bias_offset(const Tile& t, int row) {
+  return row / t.queries * t.score.bias_head + row % t.queries * t.score.bias_query;
+}
+
+inline F bias_values(const Tile& t, const Panel& p, int row, int column) {
+  const int64_t base = bias_offset(t, row);
+  float values[Simd::kWidth];
+  for (int i = 0; i < Simd::kWidth; ++i) {
+    const int32_t key = p.ids ? p.ids[column + i] : p.first + column + i;
+    values[i] = key < t.keys ? element(t.score.bias, t.score.bias_type, base + key * t.score.bias_key) : 0;
+  }
+  return Simd::load(values);
+}
+
+// Makes logits (times log2(e)) of a row's 64 products unless the score is plain, and -inf of what the row does not see.
+// slope[i] = d logit / d (scale * product), where asked for.
+inline void adjust(const Tile& t, const Panel& p, int row, Sight seen, float* s, float* slope) {
+  const ScoreTerms& score = t.score;
+  for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
+    F x = Simd::load(s + column);
+    if (!score.plain()) {
+      x = x * Simd::set(score.scale);
+      if (score.soft_cap > 0) {
+        const F tanh =
+            Simd::set(1) - Simd::set(2) / (Floats::exp2(x * Simd::set(2 * kLog2e / score.soft_cap)) + Simd::set(1));
+        x = tanh * Simd::set(score.soft_cap);
+        if (slope) Simd::store(slope + column, Simd::set(1) - tanh * tanh);
+      }
+      if (score.bias) x = x + bias_values(t, p, row, column);
+      x = x * Simd::set(kLog2e);
+    }
+    if (seen == Sight::some) {
+      const I ids = p.ids ? Simd::load_i(p.ids + column) : Simd::count_from(p.first + column);
+      x = Simd::select(visible(t, p, row, ids, column), x, Simd::set(-kInfinity));
+    }
+    Simd::store(s + column, x);
+  }
+}
+
+// ---- a group of rows and a panel ----
+
+constexpr int kStripColumns = kStripPanels * kPanelKeys;
+
+struct Group {
+  int row, rows;
+  GroupBounds bounds;
+};
+
+// Products of a group with a panel: to[r * stride + column]; tops[r] takes their largest.
+template <class Unit, int R>
+FOVEATE_INLINE void group_products(const float* rows, int depth, const float* panel, float* to, int64_t stride,
+                                   F* tops) {
+  for (int column = 0; column < kPanelKeys; column += kTileColumns) {
+    F acc[R][Simd::kColumns] = {};
+    add_products<Unit>(acc, rows, depth, 1, panel + column, kPanelKeys, depth);
+    for (int r = 0; r < R; ++r) {
+      F top = acc[r][0];
+      for (int c = 0; c < Simd::kColumns; ++c) {
+        Simd::store(to + r * stride + column + c * Simd::kWidth, acc[r][c]);
+        if (c > 0) top = Simd::max(top, acc[r][c]);
+      }
+      if (tops) tops[r] = Simd::max(tops[r], top);
+    }
+  }
+}

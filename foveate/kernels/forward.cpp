@@ -1,0 +1,171 @@
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <numeric>
+
+#include "foveate/kernels/attend.h"
+#include "foveate/kernels/workspace.h"
+
+namespace foveate::kernels {
+namespace {
+
+struct Item {
+  int64_t group, tile, cost;
+};
+
+// Every tile of every group, the most expensive first: the last ones decide how long threads wait for each other.
+std::vector<Item> items_by_cost(const Tiling& tiling) {
+  std::vector<Item> items;
+  std::vector<PanelRef> refs;
+  for (int64_t group = 0; group < tiling.groups(); ++group)
+    for (size_t i = 0; i < tiling.tiles().size(); ++i) {
+      const TileShape& tile = tiling.tiles()[i];
+      int64_t panels = 0;
+      if (tiling.gathers()) {
+        for (const Gathered& list : tiling.gather(group, tile)) panels += int64_t(list.ids.size()) / kPanelKeys + 1;
+      } else {
+        tiling.visit(group, tile, tiling.rows_of(group, tile), 0, tiling.panels(), refs);
+        panels = int64_t(refs.size());
+      }
+      items.push_back({group, int64_t(i), panels * tile.rows()});
+    }
+  std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.cost > b.cost; });
+  return items;
+}
+
+// One worker: its memory, and a tile from rows to results.
+class Worker {
+ public:
+  Worker(const Table& table, const Arguments& a, const Results& results, const Tiling& tiling, const PackedKeys& packed)
+      : table_(table),
+        a_(a),
+        results_(results),
+        tiling_(tiling),
+        packed_(packed),
+        steps_(table, a),
+        strip_(table, a, tiling, PackedKeys::Use::forward),
+        rows_(tiling.largest_rows()),
+        pointers_(size_t(rows_)),
+        memory_(floats(table, a, tiling)) {}
+
+  static int64_t floats(const Table& table, const Arguments& a, const Tiling& tiling) {
+    const int64_t rows = tiling.largest_rows();
+    return rows * (Steps(table, a).depth + padded(a.value_dim) + 3) + 64 + int64_t(forward_scratch() / 4);
+  }
+
+  void run(int64_t group, const TileShape& shape) {
+    const TileRows rows = tiling_.rows_of(group, shape);
+    ForwardTile t;
+    static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, shape, rows);
+    float* at = memory_.data();
+    t.strip = take(at, int64_t(forward_scratch() / 4));
+    t.acc = take(at, int64_t{t.rows} * padded(a_.value_dim));
+    t.top = take(at, t.rows);
+    t.sum = take(at, t.rows);
+    sinks_ = take(at, t.rows);
+    float* q = take(at, int64_t{t.rows} * steps_.depth);
+    t.q = q;
+    point_rows(tiling_, a_.q, group, shape, pointers_.data());
+    table_.pack_rows(pointers_.data(), t.rows, a_.dim, a_.type, steps_.step, q);
+    std::fill_n(t.acc, int64_t{t.rows} * padded(a_.value_dim), 0.0f);
+    std::fill_n(t.top, t.rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(t.sum, t.rows, 0.0f);
+    add_panels(t, group, shape, rows);
+    finish(t, group, shape);
+  }
+
+ private:
+  static float* take(float*& at, int64_t count) {
+    float* here = at;
+    at += count;
+    return here;
+  }
+
+  void add_panels(ForwardTile& t, int64_t group, const TileShape& shape, const TileRows& rows) {
+    t.panels = strip_.panels();
+    const auto add = [&](int panels) {
+      t.panel_count = panels;
+      table_.forward[steps_.step - 1](t);
+    };
+    if (tiling_.gathers()) {
+      for (const Gathered& list : tiling_.gather(group, shape))
+        for (size_t first = 0; first < list.ids.size(); first += size_t{kStripPanels} * kPanelKeys)
+          add(strip_.gather(group, list, first));
+      return;
+    }
+    tiling_.visit(group, shape, rows, 0, tiling_.panels(), refs_);
+    for (size_t first = 0; first < refs_.size(); first += kStripPanels)
+      add(strip_.put(packed_, group, refs_.data() + first, int64_t(refs_.size() - first)));
+  }
+
+  void finish(const ForwardTile& t, int64_t group, const TileShape& shape) {
+    std::vector<float*> lse(static_cast<size_t>(t.rows));
+    for (int row = 0; row < t.rows; ++row) {
+      const int64_t head = tiling_.query_head(group, shape.head + row / shape.queries);
+      lse[size_t(row)] =
+          results_.lse + (tiling_.batch_of(group) * a_.heads + head) * a_.queries + shape.query + row % shape.queries;
+      if (a_.sink) sinks_[row] = a_.sink[head];
+    }
+    point_rows(tiling_, results_.out, group, shape, pointers_.data());
+    const float natural = t.score.plain() ? t.score.scale : 1 / 1.44269504088896341f;
+    table_.finish({t.rows, a_.value_dim, t.top, t.sum, t.acc, natural, a_.sink ? sinks_ : nullptr,
+                   const_cast<void* const*>(pointers_.data()), a_.type, lse.data()});
+  }
+
+  const Table& table_;
+  const Arguments& a_;
+  const Results& results_;
+  const Tiling& tiling_;
+  const PackedKeys& packed_;
+  Steps steps_;
+  Strip strip_;
+  int64_t rows_;
+  std::vector<const void*> pointers_;
+  std::vector<PanelRef> refs_;
+  Floats64 memory_;
+  float* sinks_ = nullptr;
+};
+
+}  // namespace
+
+void forward(const Table& table, const Arguments& a, const Results& results, const Pool& pool) {
+  if (a.batch * a.heads * a.queries == 0) return;
+  const Tiling tiling(a);
+  const PackedKeys packed(table, a, tiling, PackedKeys::Use::forward, pool);
+  const std::vector<Item> items = items_by_cost(tiling);
+  std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(pool.threads, 1)));
+  run_queue(pool, int64_t(items.size()), [&](int64_t i, int worker) {
+    auto& own = workers[size_t(worker)];
+    if (!own) own = std::make_unique<Worker>(table, a, results, tiling, packed);
+    const Item& item = items[size_t(i)];
+    own->run(item.group, tiling.tiles()[size_t(item.tile)]);
+  });
+}
+
+Forecast forecast(const Table& table, const Arguments& a, bool backward, int threads) {
+  Forecast f;
+  const Tiling tiling(a);
+  f.gathers = tiling.gathers();
+  f.tile_rows = tiling.largest_rows();
+  f.tiles = tiling.groups() * int64_t(tiling.tiles().size());
+  std::vector<PanelRef> refs;
+  for (const Item& item : items_by_cost(tiling)) {
+    const TileShape& tile = tiling.tiles()[size_t(item.tile)];
+    const int64_t panels = item.cost / tile.rows();
+    f.visited_panels += panels;
+    if (f.gathers) {
+      f.checked_panels += panels;
+      continue;
+    }
+    tiling.visit(item.group, tile, tiling.rows_of(item.group, tile), 0, tiling.panels(), refs);
+    f.checked_panels +=
+        std::count_if(refs.begin(), refs.end(), [](const PanelRef& r) { return r.check != Check::none; });
+  }
+  const auto use = backward ? PackedKeys::Use::backward : PackedKeys::Use::forward;
+  const int64_t panel = PackedKeys::floats_of_panel(Steps(table, a), a, use);
+  f.bytes = 4 * panel * (f.gathers ? threads * kStripPanels : tiling.groups() * tiling.panels());
+  f.bytes += backward ? backward_bytes(table, a, tiling, threads) : 4 * threads * Worker::floats(table, a, tiling);
+  return f;
+}
+
+}  // namespace foveate::kernels

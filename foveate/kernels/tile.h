@@ -1,0 +1,131 @@
+// What a kernel works on: one tile of query rows against panels of 64 packed keys.  Plain pointers, so that the files
+// of an instruction set need nothing else.
+//
+// Everything packed is counted in 32-bit units: one float, or a pair of bf16 that one dot-product instruction takes.
+//   rows     [rows][steps]              query side, read by broadcasting a unit; steps = units of the inner axis
+//   by key   [steps][64 keys]           a panel of K (or of V, backward): the inner axis is the head dim
+//   by dim   [dim / 64][64 keys][64]    a panel of V (or of K, backward): the inner axis is the key, 64 or 32 steps;
+//                                       the last block of dims is 16, 32 or 48 wide
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace foveate::kernels {
+
+constexpr int kPanelKeys = 64;    // keys of a panel
+constexpr int kGroupRows = 6;     // query rows whose scores stand in registers at a time
+constexpr int kStripPanels = 8;   // panels whose scores stand in the first-level cache at a time (512 keys)
+constexpr int kDimMultiple = 16;  // rows of outputs are padded to this many floats
+
+enum class DType : uint8_t { f32, bf16, f16 };
+constexpr size_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
+
+// Keys [floor, high) are visible to a row from `low` on, and below `sinks` of the tile.
+struct RowBounds {
+  int32_t floor, low, high;
+};
+
+enum class Check : uint8_t {
+  none,  // every row sees every key
+  end,   // every row sees the keys below `keys` of the tile
+  rule,  // bounds and documents decide
+};
+
+struct Panel {
+  const float* k = nullptr;            // by key
+  const float* v = nullptr;            // forward: by dim; backward: by key
+  const float* k_by_dim = nullptr;     // backward
+  const int32_t* ids = nullptr;        // [64] which key each one is, where they are gathered
+  const int32_t* documents = nullptr;  // [64]
+  int32_t first = 0;                   // where ids is null: key j of the panel is first + j
+  Check check = Check::none;
+  const void* const* bad_values = nullptr;  // [64] rows of v that hold NaN or Inf (else null): packed as 0
+};
+
+// How a logit is made beyond scale * q.k.
+struct ScoreTerms {
+  float scale = 1;
+  float soft_cap = 0;          // 0: none
+  const char* bias = nullptr;  // of the tile's first head and query
+  DType bias_type = DType::f32;
+  int64_t bias_head = 0, bias_query = 0, bias_key = 0;  // strides in elements; 0 where it is broadcast
+  bool plain() const { return soft_cap == 0 && bias == nullptr && scale > 0; }
+};
+
+struct Tile {
+  int rows = 0;         // heads x queries, query fastest
+  int queries = 0;      // rows of one head
+  int depth = 0;        // steps of q and k
+  int value_depth = 0;  // backward: steps of v and d_out
+  int dim = 0, value_dim = 0;
+  const Panel* panels = nullptr;
+  int panel_count = 0;
+  const RowBounds* bounds = nullptr;   // [rows]
+  const int32_t* documents = nullptr;  // [rows]; null: no documents
+  int32_t sinks = 0, keys = 0;
+  DType value_type = DType::f32;  // of bad_values
+  ScoreTerms score;
+};
+
+struct ForwardTile : Tile {
+  const float* q = nullptr;  // rows
+  float* top = nullptr;      // [rows] largest logit so far, in the units of the products where the score is plain
+  float* sum = nullptr;      // [rows]
+  float* acc = nullptr;      // [rows][padded value_dim]
+  float* strip = nullptr;    // forward_scratch() bytes
+};
+
+struct BackwardTile : Tile {
+  const float *q = nullptr, *d_out = nullptr;                // rows
+  const float *q_by_dim = nullptr, *d_out_by_dim = nullptr;  // by dim, the inner axis is the row
+  const float* lse = nullptr;                                // [rows] times log2(e); +inf for a row without a key
+  const float* delta = nullptr;                              // [rows]
+  float* d_q = nullptr;                  // [rows][padded dim], added to; without the factor `scale`, as d_k
+  float *d_k = nullptr, *d_v = nullptr;  // [panels * 64][padded dims], added to
+  float* d_bias = nullptr;               // of the tile's first head and query, strides of the score's bias
+  float* scratch = nullptr;              // backward_scratch() bytes
+};
+
+constexpr int padded(int dim) { return (dim + kDimMultiple - 1) / kDimMultiple * kDimMultiple; }
+// Units of a panel.
+constexpr int64_t by_key_units(int steps) { return int64_t{steps} * kPanelKeys; }
+constexpr int64_t by_dim_units(int inner_steps, int dim) { return int64_t{inner_steps} * padded(dim); }
+
+constexpr size_t forward_scratch() { return size_t{4} * kGroupRows * kStripPanels * kPanelKeys * 2; }
+constexpr size_t backward_scratch(int rows) {
+  const size_t pairs = size_t(rows) + kGroupRows;  // P and dS of the whole tile, and the rows of one group
+  return size_t{4} * kStripPanels * kPanelKeys * (2 * pairs + kGroupRows) + size_t{4} * 3 * kGroupRows * kPanelKeys;
+}
+
+// Where the rows of a finished tile go.
+struct Finish {
+  int rows, value_dim;
+  const float *top, *sum, *acc;
+  float top_scale;    // natural logit per unit of top
+  const float* sink;  // [rows] natural logits; null: none
+  void* const* out;   // [rows]
+  DType type;
+  float* const* lse;  // [rows]
+};
+
+// One level of instructions; `products` says which units its packed data has.
+struct Table {
+  const char* name;
+  // Pack up to 64 rows of dim elements (null: zeros), `step` elements of the inner axis a unit (1 float, 2 bf16).
+  void (*pack_rows)(const void* const* rows, int count, int dim, DType type, int step, float* to);
+  void (*pack_by_key)(const void* const* rows, int dim, DType type, int step, float* to);
+  // count rows, a multiple of `step`.  NaN and Inf are packed as 0; returns whether there were any.
+  bool (*pack_by_dim)(const void* const* rows, int count, int dim, DType type, int step, float* to);
+  void (*forward[2])(const ForwardTile&);    // [step - 1]
+  void (*backward[2])(const BackwardTile&);  // [step - 1]
+  void (*finish)(const Finish&);
+  // out[row] = sum_d a[row][d] * b[row][d]
+  void (*row_dots)(const void* const* a, const void* const* b, int rows, int dim, DType type, float* out);
+  // to[d] = from[d] * factor, converted to `type`.
+  void (*scale_row)(const float* from, int dim, float factor, DType type, void* to);
+  // to[d] += from[d]
+  void (*add_row)(const float* from, int dim, float* to);
+};
+
+}  // namespace foveate::kernels

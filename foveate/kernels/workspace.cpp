@@ -1,0 +1,145 @@
+#include "foveate/kernels/workspace.h"
+
+#include <algorithm>
+
+namespace foveate::kernels {
+
+int64_t PackedKeys::floats_of_panel(const Steps& s, const Arguments& a, Use use) {
+  const int64_t keys = by_key_units(s.depth);
+  if (use == Use::forward) return keys + by_dim_units(s.keys, a.value_dim);
+  return keys + by_key_units(s.value_depth) + by_dim_units(s.keys, a.dim);
+}
+
+void PackedKeys::point(const Steps& s, Use use, const float* at, Panel& panel) {
+  panel.k = at;
+  panel.v = at + by_key_units(s.depth);
+  if (use == Use::backward) panel.k_by_dim = panel.v + by_key_units(s.value_depth);
+}
+
+bool PackedKeys::pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
+                      const void* const* values, float* to) {
+  table.pack_by_key(keys, a.dim, a.type, s.step, to);
+  to += by_key_units(s.depth);
+  if (use == Use::forward) return table.pack_by_dim(values, kPanelKeys, a.value_dim, a.type, s.step, to);
+  table.pack_by_key(values, a.value_dim, a.type, s.step, to);
+  table.pack_by_dim(keys, kPanelKeys, a.dim, a.type, s.step, to + by_key_units(s.value_depth));
+  return false;
+}
+
+PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool)
+    : a_(a), tiling_(tiling), steps_(table, a), use_(use), floats_((floats_of_panel(steps_, a, use) + 15) / 16 * 16) {
+  if (tiling.gathers()) return;
+  const int64_t panels = tiling.panels();
+  needed_.assign(size_t(tiling.groups() * panels), 0);
+  bad_.assign(needed_.size(), 0);
+  std::vector<PanelRef> refs;
+  for (int64_t group = 0; group < tiling.groups(); ++group)
+    for (const TileShape& tile : tiling.tiles()) {
+      tiling.visit(group, tile, tiling.rows_of(group, tile), 0, panels, refs);
+      for (const PanelRef& ref : refs) needed_[size_t(group * panels + ref.panel)] = 1;
+    }
+  data_ = Floats64(tiling.groups() * panels * floats_);
+  run_queue(pool, tiling.groups() * panels, [&](int64_t item, int) {
+    if (!needed_[size_t(item)]) return;
+    const int64_t group = item / panels, first = item % panels * kPanelKeys;
+    const void *keys[kPanelKeys], *values[kPanelKeys];
+    for (int64_t i = 0; i < kPanelKeys; ++i) {
+      keys[i] = first + i < a.keys ? tiling.key_row(a.k, group, first + i) : nullptr;
+      values[i] = first + i < a.keys ? tiling.key_row(a.v, group, first + i) : nullptr;
+    }
+    bad_[size_t(item)] = pack(table, a, steps_, use, keys, values, data_.data() + item * floats_);
+  });
+}
+
+void PackedKeys::put(int64_t group, const PanelRef& ref, Panel& panel) const {
+  panel = Panel{};
+  const int64_t item = group * tiling_.panels() + ref.panel;
+  point(steps_, use_, data_.data() + item * floats_, panel);
+  panel.first = ref.panel * kPanelKeys;
+  panel.check = ref.check;
+}
+
+Strip::Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use)
+    : table_(table),
+      a_(a),
+      tiling_(tiling),
+      steps_(table, a),
+      use_(use),
+      floats_((PackedKeys::floats_of_panel(steps_, a, use) + 15) / 16 * 16),
+      data_(tiling.gathers() ? floats_ * kStripPanels : 0) {}
+
+int Strip::put(const PackedKeys& packed, int64_t group, const PanelRef* refs, int64_t count) {
+  const int n = int(std::min<int64_t>(count, kStripPanels));
+  for (int i = 0; i < n; ++i) {
+    Panel& panel = panels_[i];
+    packed.put(group, refs[i], panel);
+    if (a_.rule.key_documents && !refs[i].same_document) {
+      const int64_t keys = std::min<int64_t>(kPanelKeys, a_.keys - panel.first);
+      int32_t* to = documents_ + i * kPanelKeys;
+      std::copy_n(a_.rule.key_documents + tiling_.batch_of(group) * a_.keys + panel.first, keys, to);
+      std::fill(to + keys, to + kPanelKeys, -1);
+      panel.documents = to;
+    }
+    if (!packed.bad_[size_t(group * tiling_.panels() + refs[i].panel)]) continue;
+    for (int j = 0; j < kPanelKeys; ++j)
+      values_[i][j] = panel.first + j < a_.keys ? tiling_.key_row(a_.v, group, panel.first + j) : nullptr;
+    panel.bad_values = values_[i];
+  }
+  return n;
+}
+
+int Strip::gather(int64_t group, const Gathered& list, size_t first) {
+  const size_t ids = std::min(list.ids.size() - first, size_t{kStripPanels} * kPanelKeys);
+  const int n = int((ids + kPanelKeys - 1) / kPanelKeys);
+  const int32_t* documents =
+      a_.rule.key_documents ? a_.rule.key_documents + tiling_.batch_of(group) * a_.keys : nullptr;
+  for (int i = 0; i < n; ++i) {
+    const void* keys[kPanelKeys];
+    for (int j = 0; j < kPanelKeys; ++j) {
+      const size_t at = size_t(i) * kPanelKeys + size_t(j);
+      const bool real = at < ids;
+      const int32_t id = real ? list.ids[first + at] : std::numeric_limits<int32_t>::max();
+      ids_[at] = id;
+      if (documents) documents_[at] = real ? documents[id] : -1;
+      keys[j] = real ? tiling_.key_row(a_.k, group, id) : nullptr;
+      values_[i][j] = real ? tiling_.key_row(a_.v, group, id) : nullptr;
+    }
+    float* to = data_.data() + i * floats_;
+    Panel& panel = panels_[i];
+    panel = Panel{};
+    const bool bad = PackedKeys::pack(table_, a_, steps_, use_, keys, values_[i], to);
+    PackedKeys::point(steps_, use_, to, panel);
+    panel.ids = ids_ + i * kPanelKeys;
+    panel.check = list.check;
+    if (documents && list.check == Check::rule) panel.documents = documents_ + i * kPanelKeys;
+    if (bad) panel.bad_values = values_[i];
+  }
+  return n;
+}
+
+Tile make_tile(const Arguments& a, const Steps& steps, const Tiling& tiling, int64_t group, const TileShape& shape,
+               const TileRows& rows) {
+  Tile t;
+  t.rows = shape.rows();
+  t.queries = shape.queries;
+  t.depth = steps.depth;
+  t.value_depth = steps.value_depth;
+  t.dim = a.dim, t.value_dim = a.value_dim;
+  t.bounds = rows.bounds.data();
+  t.documents = rows.documents.empty() ? nullptr : rows.documents.data();
+  t.sinks = int32_t(std::clamp<int64_t>(a.rule.sinks, 0, a.keys));
+  t.keys = int32_t(a.keys);
+  t.value_type = a.type;
+  t.score = a.score;
+  if (a.score.bias)
+    t.score.bias += (tiling.batch_of(group) * a.bias_batch + tiling.query_head(group, shape.head) * a.score.bias_head +
+                     shape.query * a.score.bias_query) *
+                    int64_t(bytes_of(a.score.bias_type));
+  return t;
+}
+
+void point_rows(const Tiling& tiling, const View& view, int64_t group, const TileShape& shape, const void** to) {
+  for (int row = 0; row < shape.rows(); ++row) to[row] = tiling.query_row(view, group, shape, row);
+}
+
+}  // namespace foveate::kernels

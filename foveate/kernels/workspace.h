@@ -1,0 +1,79 @@
+// What forward and backward share between the tiling and a level's kernels: packed panels, and a tile with its panels
+// put together.
+#pragma once
+
+#include "foveate/kernels/tiling.h"
+
+namespace foveate::kernels {
+
+struct Steps {  // units of the inner axes
+  int step, depth, value_depth, keys;
+  Steps(const Table& table, const Arguments& a)
+      : step(a.type == DType::bf16 && has_pairs(table) ? 2 : 1),
+        depth((a.dim + step - 1) / step),
+        value_depth((a.value_dim + step - 1) / step),
+        keys(kPanelKeys / step) {}
+};
+
+// Panels of keys and values, packed once and read by all query heads that share them.
+class PackedKeys {
+ public:
+  enum class Use { forward, backward };
+  // Packs the panels that some tile visits.
+  PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool);
+  void put(int64_t group, const PanelRef& ref, Panel& panel) const;
+  static int64_t floats_of_panel(const Steps& s, const Arguments& a, Use use);
+
+ private:
+  friend class Strip;
+  // Packs one panel of key and value rows at `to`; returns whether values hold NaN or Inf.
+  static bool pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
+                   const void* const* values, float* to);
+  static void point(const Steps& s, Use use, const float* at, Panel& panel);
+
+  const Arguments& a_;
+  const Tiling& tiling_;
+  Steps steps_;
+  Use use_;
+  int64_t floats_;
+  std::vector<uint8_t> needed_, bad_;
+  Floats64 data_;
+};
+
+// A worker's own memory for a strip of panels: gathered keys, and the rows of panels that hold bad values.
+class Strip {
+ public:
+  Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use);
+
+  // Up to kStripPanels panels from refs; returns how many.
+  int put(const PackedKeys& packed, int64_t group, const PanelRef* refs, int64_t count);
+  // Gathers ids [first, ...) of a list; returns how many panels.
+  int gather(int64_t group, const Gathered& list, size_t first);
+
+  const Panel* panels() const { return panels_; }
+  const int32_t* ids() const { return ids_; }
+
+ private:
+  const Table& table_;
+  const Arguments& a_;
+  const Tiling& tiling_;
+  Steps steps_;
+  PackedKeys::Use use_;
+  int64_t floats_;
+  Floats64 data_;
+  Panel panels_[kStripPanels];
+  const void* values_[kStripPanels][kPanelKeys];
+  int32_t ids_[kStripPanels * kPanelKeys], documents_[kStripPanels * kPanelKeys];
+};
+
+// Extra memory of backward beside packed panels.
+int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& tiling, int threads);
+
+// A tile without its panels.
+Tile make_tile(const Arguments& a, const Steps& steps, const Tiling& tiling, int64_t group, const TileShape& shape,
+               const TileRows& rows);
+
+// Row pointers of a tile in a query-side view.
+void point_rows(const Tiling& tiling, const View& view, int64_t group, const TileShape& shape, const void** to);
+
+}  // namespace foveate::kernels

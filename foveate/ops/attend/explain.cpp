@@ -1,0 +1,47 @@
+#include "foveate/ops/attend/explain.h"
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+
+#include "foveate/base/error.h"
+#include "foveate/ops/level.h"
+
+namespace foveate::ops {
+namespace {
+
+std::mutex uses_mutex;
+std::map<std::string, int64_t> uses;
+
+bool strict() {
+  const char* set = std::getenv("FOVEATE_STRICT");
+  return set && std::string_view(set) == "1";
+}
+
+}  // namespace
+
+std::string explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan, const Score& score,
+                    Pass pass) {
+  const Problem problem{q, k, v, plan, score};
+  check_problem(problem);
+  const std::string reason = decline_reason(problem, pass);
+  return reason.empty() ? describe(problem, pass) : "definition: " + reason;
+}
+
+std::vector<KernelUse> kernel_uses() {
+  const std::lock_guard lock(uses_mutex);
+  std::vector<KernelUse> all;
+  for (const auto& [what, calls] : uses) all.push_back({what, calls});
+  return all;
+}
+
+bool choose(const Problem& problem, Pass pass) {
+  const std::string reason = decline_reason(problem, pass);
+  const std::string_view name = pass == Pass::forward ? "forward" : "backward";
+  require(reason.empty() || !strict() || !kernel_table(), "attend: strict mode, and no kernel runs this: {}", reason);
+  const std::lock_guard lock(uses_mutex);
+  ++uses[reason.empty() ? fmt::format("{} {}", kernel_level(), name) : fmt::format("definition {}: {}", name, reason)];
+  return reason.empty();
+}
+
+}  // namespace foveate::ops

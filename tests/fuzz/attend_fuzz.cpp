@@ -1,0 +1,240 @@
+// Random attention problems at every level against the definition in fp64: forward, gradients, and the same bits on one
+// thread and on two.
+//   attend_fuzz [SECONDS] [SEED]
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+
+#include <chrono>
+#include <cstdlib>
+
+#include "foveate/kernels/level.h"
+#include "foveate/ops/attend/explain.h"
+#include "tests/support/compare.h"
+
+using namespace foveate;
+using at::Tensor;
+
+namespace {
+
+struct Case {
+  Tensor q, k, v, d_out, d_lse;
+  Plan plan;
+  ops::Score score;
+  std::string text;
+};
+
+class Generator {
+ public:
+  explicit Generator(uint64_t seed) : random_(seed), seed_(seed) {}
+
+  Case make() {
+    batch_ = 1 + pick(2), kv_heads_ = 1 + pick(3), heads_ = kv_heads_ * (1 + pick(4));
+    queries_ = length(), keys_ = length();
+    const int64_t dims[] = {1, 3, 8, 16, 24, 37, 40, 64, 80, 96, 128, 130};
+    dim_ = dims[pick(12)], value_dim_ = pick(2) ? dim_ : dims[pick(12)];
+    const at::ScalarType types[] = {at::kFloat, at::kBFloat16, at::kHalf};
+    type_ = types[pick(3)];
+    Case c;
+    c.q = tensor(heads_, queries_, dim_), c.k = tensor(kv_heads_, keys_, dim_),
+    c.v = tensor(kv_heads_, keys_, value_dim_);
+    c.d_out = tensor(heads_, queries_, value_dim_);
+    c.d_lse = test::random_tensor({batch_, heads_, queries_}, next());
+    c.plan = plan();
+    c.score = score();
+    c.text = fmt::format("B {} heads {}/{} L {}/{} D {}/{} {} plan {} cap {} bias {} sink {}", batch_, heads_,
+                         kv_heads_, queries_, keys_, dim_, value_dim_, c10::toString(type_), plan_text_,
+                         c.score.soft_cap.value_or(0), c.score.bias.has_value(), c.score.sink.has_value());
+    return c;
+  }
+
+ private:
+  int64_t pick(int64_t n) { return int64_t(random_.below(uint64_t(n))); }
+  uint64_t next() { return seed_ * 1000003 + ++drawn_; }
+  int64_t length() { return pick(5) == 0 ? pick(4) : pick(3) == 0 ? 1 + pick(700) : 1 + pick(150); }
+
+  // Any of several memory layouts.
+  Tensor tensor(int64_t heads, int64_t rows, int64_t dim) {
+    const Tensor t = test::random_tensor({batch_, heads, rows, dim}, next(), type_);
+    switch (pick(4)) {
+      case 0:
+        return t.transpose(1, 2).contiguous().transpose(1, 2);
+      case 1:
+        return at::full({batch_, heads, rows, dim + 5}, NAN, t.options()).narrow(3, 2, dim).copy_(t);
+      case 2:
+        return pick(4) ? t : t.transpose(2, 3).contiguous().transpose(2, 3);
+      default:
+        return t;
+    }
+  }
+
+  Tensor longs(at::IntArrayRef shape, int64_t low, int64_t high) {
+    const Tensor t = at::zeros(shape, at::kLong);
+    for (int64_t i = 0; i < t.numel(); ++i) t.mutable_data_ptr<int64_t>()[i] = low + pick(high - low + 1);
+    return t;
+  }
+
+  Rule rule() {
+    Rule r;
+    if (pick(3) == 0)
+      r.window_right = std::nullopt;
+    else if (pick(3) == 0)
+      r.window_right = pick(100);
+    if (pick(3) == 0) r.query_start = pick(keys_ + 20) - 10;
+    if (pick(3) == 0) r.window_left = pick(200);
+    if (pick(4) == 0) r.sinks = pick(80);
+    if (pick(6) == 0) r.head_window = longs({heads_}, -1, 100);
+    if (pick(6) == 0) r.key_lengths = longs({batch_}, 0, keys_ + 3);
+    if (pick(6) == 0) {
+      r.query_documents = std::get<0>(longs({batch_, queries_}, 0, 3).sort(1));
+      r.key_documents = std::get<0>(longs({batch_, keys_}, 0, 3).sort(1));
+    }
+    if (pick(6) == 0) {
+      r.row_start = longs({pick(2) ? batch_ : 1, pick(2) ? heads_ : 1, queries_}, -2, 60);
+      r.row_end = longs({1, pick(2) ? heads_ : 1, queries_}, 0, keys_ + 10);
+    }
+    return r;
+  }
+
+  int64_t plan_heads() { return std::array<int64_t, 3>{1, kv_heads_, heads_}[size_t(pick(3))]; }
+
+  Plan plan() {
+    const Rule base = rule();
+    const int64_t kind = pick(5);
+    plan_text_ = kind < 2 ? "rule" : kind < 4 ? "blocks" : "tokens";
+    if (kind < 2) return base;
+    const int64_t query_blocks[] = {1, 7, 16, 64, 128, 200}, query_block = query_blocks[pick(6)];
+    const int64_t blocks = (queries_ + query_block - 1) / query_block;
+    const int64_t b = pick(2) ? batch_ : 1;
+    if (kind == 4) {
+      const Tensor index = longs({b, plan_heads(), blocks, pick(200)}, -1, keys_ - 1).to(at::kInt);
+      return TokenPlan{query_block, index, base};
+    }
+    const int64_t key_blocks[] = {1, 16, 48, 64, 128}, key_block = key_blocks[pick(5)];
+    const int64_t columns = (keys_ + key_block - 1) / key_block, capacity = std::min<int64_t>(columns, 1 + pick(12));
+    BlockPlan p{.query_block = query_block,
+                .key_block = key_block,
+                .count = {},
+                .index = {},
+                .full_count = {},
+                .full_index = {},
+                .rule = base};
+    int64_t heads = plan_heads();
+    p.count = longs({b, heads, blocks}, 0, capacity).to(at::kInt);
+    p.index = longs({b, heads, blocks, capacity}, 0, std::max<int64_t>(columns - 1, 0)).to(at::kInt);
+    if (pick(2)) {
+      heads = plan_heads();
+      p.full_count = longs({b, heads, blocks}, 0, capacity).to(at::kInt);
+      p.full_index = longs({b, heads, blocks, capacity}, 0, std::max<int64_t>(columns - 1, 0)).to(at::kInt);
+    }
+    return p;
+  }
+
+  ops::Score score() {
+    ops::Score s;
+    if (pick(4) == 0) s.scale = 0.1 * double(pick(5)) - 0.1;
+    if (pick(4) == 0) s.soft_cap = 0.5 + double(pick(5));
+    if (pick(4) == 0) {
+      const auto axis = [&](int64_t n) { return pick(2) ? n : int64_t{1}; };
+      const bool whole = pick(2);
+      s.bias = whole ? test::random_tensor({batch_, heads_, queries_, keys_}, next())
+                     : test::random_tensor({axis(batch_), axis(heads_), axis(queries_), axis(keys_)}, next());
+      if (pick(3) == 0) s.bias = s.bias->to(at::kBFloat16);
+    }
+    if (pick(4) == 0) s.sink = test::random_tensor({heads_}, next());
+    return s;
+  }
+
+  Random random_;
+  uint64_t seed_, drawn_ = 0;
+  int64_t batch_ = 1, heads_ = 1, kv_heads_ = 1, queries_ = 1, keys_ = 1, dim_ = 1, value_dim_ = 1;
+  at::ScalarType type_ = at::kFloat;
+  std::string plan_text_;
+};
+
+struct Outcome {
+  std::vector<Tensor> tensors;  // out, lse, d_q, d_k, d_v, d_bias, d_sink
+};
+
+Outcome run(const Case& c, const char* level, at::ScalarType type) {
+  ::setenv("FOVEATE_BACKEND", level, 1);
+  const auto leaf = [&](const Tensor& t) {
+    return (t.scalar_type() == type ? t.detach() : t.to(type)).requires_grad_();
+  };
+  const Tensor q = leaf(c.q), k = leaf(c.k), v = leaf(c.v);
+  ops::Score score = c.score;
+  if (score.bias) score.bias = score.bias->detach().requires_grad_();
+  if (score.sink) score.sink = score.sink->detach().requires_grad_();
+  for (const auto& t : {score.bias, score.sink})
+    if (t && t->grad().defined()) t->mutable_grad().reset();
+  const auto [out, lse] = ops::attend(q, k, v, c.plan, score);
+  Tensor loss = (out * c.d_out.to(type)).to(lse.scalar_type()).sum();
+  const Tensor seen = lse.detach().isfinite();
+  loss = loss + (lse.masked_fill(seen.logical_not(), 0) * c.d_lse.to(lse.scalar_type())).sum();
+  loss.backward();
+  Outcome o{{out.detach(), lse.detach(), q.grad(), k.grad(), v.grad()}};
+  if (score.bias) o.tensors.push_back(score.bias->grad().clone());
+  if (score.sink) o.tensors.push_back(score.sink->grad().clone());
+  return o;
+}
+
+// Empty where the Frobenius error is within bound * norm + floor * sqrt(elements) and infinities stand at the same
+// places.
+std::string far(const Tensor& got, const Tensor& want, double bound, double floor) {
+  const Tensor a = got.to(at::kDouble), b = want.to(at::kDouble);
+  const Tensor finite = b.isfinite();
+  if (!a.isfinite().equal(finite)) return "infinities";
+  const Tensor difference = (a - b).masked_fill(finite.logical_not(), 0), real = b.masked_fill(finite.logical_not(), 0);
+  const double error = difference.square().sum().item<double>(), size = real.square().sum().item<double>();
+  const double count = double(std::max<int64_t>(a.numel(), 1));
+  if (std::sqrt(error) <= bound * std::sqrt(size) + floor * std::sqrt(count)) return {};
+  return fmt::format("error {:.2g}, norm {:.2g}, {} elements", std::sqrt(error), std::sqrt(size), a.numel());
+}
+
+std::string compare(const Case& c, const Outcome& got, const Outcome& want) {
+  const char* names[] = {"out", "lse", "d_q", "d_k", "d_v", "d_bias|d_sink", "d_sink"};
+  double unit = c.q.scalar_type() == at::kFloat ? 3e-6 : c.q.scalar_type() == at::kHalf ? 2e-3 : 8e-3;
+  for (size_t i = 0; i < want.tensors.size(); ++i) {
+    if (got.tensors[i].scalar_type() == at::kBFloat16) unit = std::max(unit, 8e-3);  // the gradient of a bf16 bias
+    const double bound = i == 1 ? std::max(unit / 20, 3e-6) : i == 0 ? unit : 2 * unit;
+    // errors of pairs add up in the gradients of what many pairs share
+    const double pairs = double(c.q.size(0) * c.q.size(1) * c.q.size(2) * c.k.size(2));
+    const double shared =
+        i < 5 ? 1 : std::sqrt(std::max(pairs / double(std::max<int64_t>(want.tensors[i].numel(), 1)), 1.0));
+    const std::string fault = far(got.tensors[i], want.tensors[i], bound, shared * (i == 1 ? bound : bound / 2));
+    if (!fault.empty()) return fmt::format("{} ({})", names[i], fault);
+  }
+  return {};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const double seconds = argc > 1 ? std::atof(argv[1]) : 10;
+  uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); };
+  int64_t cases = 0;
+  for (; elapsed() < seconds; ++seed, ++cases) {
+    const Case c = Generator(seed).make();
+    const Outcome want = run(c, "definition", at::kDouble);
+    for (const kernels::Table* table : kernels::levels()) {
+      at::set_num_threads(1);
+      const Outcome got = run(c, table->name, c.q.scalar_type());
+      std::string wrong = compare(c, got, want);
+      at::set_num_threads(2);
+      const Outcome again = run(c, table->name, c.q.scalar_type());
+      for (size_t i = 0; i < 5 && wrong.empty(); ++i)
+        if (!again.tensors[i].equal(got.tensors[i])) wrong = fmt::format("tensor {} on two threads", i);
+      if (wrong.empty()) continue;
+      fmt::print("attend_fuzz: seed {} at {}: {} is wrong; {}\n", seed, table->name, wrong, c.text);
+      return 1;
+    }
+  }
+  fmt::print("attend_fuzz: {} problems at {} levels, no mismatch\n", cases, kernels::levels().size());
+}
