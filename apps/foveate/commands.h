@@ -10,5 +10,6 @@ void add_run(CLI::App& app);
 void add_score(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_list(CLI::App& app);
+void add_bench(CLI::App& app);
 
 }  // namespace foveate::app

@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   foveate::app::add_score(app);
   foveate::app::add_tokenize(app);
   foveate::app::add_list(app);
+  foveate::app::add_bench(app);
   try {
     foveate::ops::avoid_faulty_products();
     app.parse(argc, argv);

@@ -126,6 +126,9 @@ struct Table {
   void (*scale_row)(const float* from, int dim, float factor, DType type, void* to);
   // to[d] += from[d]
   void (*add_row)(const float* from, int dim, float* to);
+  // What the machine can do: products in registers alone, returns the operations done; and reading memory.
+  double (*peak_products[2])(int64_t rounds);  // [step - 1]
+  float (*read)(const float* from, int64_t count);
 };
 
 }  // namespace foveate::kernels

@@ -12,6 +12,7 @@ constexpr float kInfinity = __builtin_inff();
 #include "foveate/kernels/cpu/forward_kernel.h"
 #include "foveate/kernels/cpu/backward_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"
+#include "foveate/kernels/cpu/peak_kernels.h"
 // clang-format on
 
 }  // namespace
@@ -28,6 +29,8 @@ const Table kAvx2 = {
     .row_dots = row_dots,
     .scale_row = scale_row,
     .add_row = add_row,
+    .peak_products = {peak_products<Floats>, nullptr},
+    .read = read,
 };
 
 }  // namespace foveate::kernels

@@ -12,6 +12,7 @@ constexpr float kInfinity = __builtin_inff();
 #include "foveate/kernels/cpu/forward_kernel.h"
 #include "foveate/kernels/cpu/backward_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"
+#include "foveate/kernels/cpu/peak_kernels.h"
 // clang-format on
 
 // Pairs of bf16: vdpbf16ps takes two products a lane and sums in fp32.
@@ -52,6 +53,8 @@ const Table kAvx512Bf16 = {
     .row_dots = row_dots,
     .scale_row = scale_row,
     .add_row = add_row,
+    .peak_products = {peak_products<Floats>, peak_products<Pairs>},
+    .read = read,
 };
 
 }  // namespace foveate::kernels

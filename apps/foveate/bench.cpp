@@ -1,0 +1,97 @@
+// foveate bench attention: the kernels' speed beside the machine's peaks and torch's attention.
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+#include "common.h"
+#include "foveate/eval/bench_attention.h"
+#include "foveate/ops/level.h"
+#include "foveate/report/table.h"
+
+namespace foveate::app {
+namespace {
+
+struct Options {
+  eval::BenchOptions bench;
+  bool json = false, forward_only = false, no_peers = false;
+};
+
+nlohmann::json json_of(const eval::AttentionTiming& t) {
+  nlohmann::json line = {{"case", t.shape.name},         {"heads", t.shape.heads},
+                         {"kv_heads", t.shape.kv_heads}, {"threads", t.shape.threads},
+                         {"kernel", t.kernel},           {"seconds", t.seconds},
+                         {"median_seconds", t.median},   {"gflops", t.operations / t.seconds * 1e-9},
+                         {"of_peak", t.of_peak}};
+  if (t.of_reference > 0) line["of_dense_rate"] = t.of_reference;
+  if (t.sdpa_seconds > 0) line["sdpa_seconds"] = t.sdpa_seconds;
+  if (t.folded_sdpa_seconds > 0) line["folded_sdpa_seconds"] = t.folded_sdpa_seconds;
+  return line;
+}
+
+void run(Options options) {
+  options.bench.backward = !options.forward_only;
+  options.bench.peers = !options.no_peers;
+  attention_cases(options.bench);  // says what is wrong before anything is measured
+  const eval::MachinePeaks peaks = eval::measure_peaks();
+  if (options.json)
+    fmt::print("{}\n", nlohmann::json({{"level", ops::kernel_level()},
+                                       {"peak_fp32_gflops", peaks.fp32},
+                                       {"peak_bf16_gflops", peaks.bf16},
+                                       {"read_gb_per_second", peaks.read}})
+                           .dump());
+  else
+    fmt::print("{}, one thread's peaks: fp32 {:.0f} GFLOP/s, bf16 {:.0f} GFLOP/s, read {:.1f} GB/s\n",
+               ops::kernel_level(), peaks.fp32, peaks.bf16, peaks.read);
+  std::vector<std::vector<std::string>> rows;
+  ProgressLine progress;
+  eval::bench_attention(options.bench, peaks, [&](const eval::AttentionTiming& t) {
+    throw_if_interrupted();
+    if (options.json) {
+      fmt::print("{}\n", json_of(t).dump());
+      std::fflush(stdout);
+      return;
+    }
+    progress.show("bench", t.shape.name, 0);
+    const auto ratio = [](double a, double b) {
+      return b > 0 && a > 0 ? fmt::format("{:.2f}x", a / b) : std::string();
+    };
+    rows.push_back({t.shape.name, fmt::format("{:.3f}", t.seconds * 1e3),
+                    fmt::format("{:.0f}", t.operations / t.seconds * 1e-9), fmt::format("{:.0f} %", t.of_peak * 100),
+                    t.of_reference > 0 ? fmt::format("{:.2f}", t.of_reference) : std::string(),
+                    ratio(t.sdpa_seconds, t.seconds), ratio(t.folded_sdpa_seconds, t.seconds)});
+  });
+  progress.finish();
+  if (!options.json)
+    fmt::print("{}", report::format_table({{"case", report::Align::kLeft},
+                                           {"ms"},
+                                           {"GFLOP/s"},
+                                           {"of peak"},
+                                           {"of dense rate"},
+                                           {"over SDPA"},
+                                           {"over folded SDPA"}},
+                                          rows));
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  CLI::App& bench = *app.add_subcommand("bench", "measure speed; every case is checked before it is timed");
+  bench.require_subcommand(1);
+  CLI::App& command =
+      *bench.add_subcommand("attention", "ops::attend beside the machine's peaks and torch's attention");
+  const auto options = std::make_shared<Options>();
+  auto& b = options->bench;
+  command.add_option("--suite", b.suites, "dense sparse window ragged decode")->capture_default_str();
+  command.add_option("--dtype", b.dtypes, "bf16 fp16 fp32")->capture_default_str();
+  command.add_option("--dim", b.dims, "head dims")->capture_default_str();
+  command.add_option("--length", b.lengths, "queries and keys (decode: keys)")->capture_default_str();
+  command.add_option("--threads", b.threads, "each is measured")->capture_default_str();
+  command.add_option("--seconds", b.seconds, "spent on each measurement")->capture_default_str();
+  command.add_flag("--forward-only", options->forward_only, "no backward");
+  command.add_flag("--no-peers", options->no_peers, "without torch's attention");
+  command.add_flag("--json", options->json, "one JSON object a line");
+  command.footer("Example:\n  foveate bench attention --suite dense --suite sparse --dim 64 --dim 128 --length 8192");
+  command.callback([options] { run(*options); });
+}
+
+}  // namespace foveate::app

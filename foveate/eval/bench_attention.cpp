@@ -1,0 +1,186 @@
+#include "foveate/eval/bench_attention.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <map>
+
+#include "foveate/base/error.h"
+#include "foveate/base/random.h"
+#include "foveate/base/timer.h"
+#include "foveate/eval/bench_cases.h"
+#include "foveate/ops/attend/definition.h"
+#include "foveate/ops/attend/explain.h"
+#include "foveate/ops/level.h"
+
+namespace foveate::eval {
+namespace {
+
+using at::Tensor;
+
+struct Inputs {
+  Tensor q, k, v, d_out;
+};
+
+Inputs make_inputs(const AttentionCase& c) {
+  const auto make = [&](int64_t heads, int64_t rows, uint64_t seed) {
+    const Tensor t = at::zeros({c.batch, heads, rows, c.dim});
+    Random random(seed);
+    float* data = t.mutable_data_ptr<float>();
+    for (int64_t i = 0; i < t.numel(); ++i) data[i] = float(random.uniform() * 2 - 1);
+    return t.to(c.type);
+  };
+  return {make(c.heads, c.queries, 1), make(c.kv_heads, c.keys, 2), make(c.kv_heads, c.keys, 3),
+          make(c.heads, c.queries, 4)};
+}
+
+// Seconds of single runs, best first, until `seconds` are spent.
+std::vector<double> time_runs(double seconds, const std::function<void()>& run) {
+  std::vector<double> times;
+  const Timer all;
+  do {
+    const Timer one;
+    run();
+    times.push_back(one.seconds());
+  } while (all.seconds() < seconds || times.size() < 3);
+  std::sort(times.begin(), times.end());
+  return times;
+}
+
+double error_of(const Tensor& got, const Tensor& want) {
+  const Tensor a = got.to(at::kFloat), b = want.to(at::kFloat);
+  return std::sqrt((a - b).square().sum().item<double>() / std::max(b.square().sum().item<double>(), 1e-30));
+}
+
+// The first key head's group of a case.
+AttentionCase first_group(const AttentionCase& c) {
+  AttentionCase one = c;
+  one.heads = c.heads / c.kv_heads, one.kv_heads = 1, one.batch = 1;
+  return one;
+}
+
+// Holds the kernels' results against the definition's in fp32, over the first key head's group of the real problem.
+void check(const AttentionCase& c, const Inputs& all, const ops::Attended& whole) {
+  const AttentionCase one = first_group(c);
+  const auto cut = [&](const Tensor& t, int64_t heads) { return t.narrow(0, 0, 1).narrow(1, 0, heads); };
+  const ops::Problem low{cut(all.q, one.heads), cut(all.k, 1), cut(all.v, 1), c.plan, {}};
+  const ops::Problem high{low.q.to(at::kFloat), low.k.to(at::kFloat), low.v.to(at::kFloat), c.plan, {}};
+  const double bound = c.type == at::kFloat ? 1e-5 : c.type == at::kHalf ? 2e-3 : 1e-2;
+  const auto expect = [&](const char* what, const Tensor& got, const Tensor& want) {
+    const double error = error_of(got, want);
+    require(error <= bound, "bench: {}: {} differs from the definition by {:.2g} (relative), allowed {:.2g}", c.name,
+            what, error, bound);
+  };
+  const ops::Attended want = ops::attend_definition(high);
+  expect("out", cut(whole.out, one.heads), want.out);
+  if (c.pass == BenchPass::forward) return;
+  const ops::Attended own{cut(whole.out, one.heads).contiguous(),
+                          whole.lse.narrow(0, 0, 1).narrow(1, 0, one.heads).contiguous()};
+  const Tensor d_out = cut(all.d_out, one.heads);
+  const ops::Gradients exact = ops::attend_backward_definition(high, want, d_out.to(at::kFloat), {});
+  const auto run = ops::decline_reason(low, ops::Pass::backward).empty() ? ops::attend_backward_cpu
+                                                                         : ops::attend_backward_definition;
+  const ops::Gradients got = run(low, own, d_out, {});
+  expect("d_q", got.q, exact.q);
+  expect("d_k", got.k, exact.k);
+  expect("d_v", got.v, exact.v);
+}
+
+// torch's own attention on the same inputs; backward is timed without its forward.
+double time_sdpa(const AttentionCase& c, const Inputs& x, double seconds, bool folded) {
+  const bool causal = rule_of(c.plan).window_right.has_value() && c.queries > 1, grouped = c.heads != c.kv_heads;
+  Tensor q = x.q, k = x.k, v = x.v;
+  if (folded) q = q.view({c.batch, c.kv_heads, c.heads / c.kv_heads * c.queries, c.dim});
+  const auto attention = [&](const Tensor& q, const Tensor& k, const Tensor& v) {
+    return at::scaled_dot_product_attention(q, k, v, {}, 0.0, causal, std::nullopt, grouped && !folded);
+  };
+  if (c.pass == BenchPass::forward) {
+    const at::NoGradGuard no_gradients;
+    return time_runs(seconds, [&] { attention(q, k, v); }).front();
+  }
+  q = q.detach().requires_grad_(), k = k.detach().requires_grad_(), v = v.detach().requires_grad_();
+  std::vector<double> times;
+  const Timer all;
+  do {
+    const Tensor out = attention(q, k, v);
+    const Timer one;
+    out.backward(x.d_out);
+    times.push_back(one.seconds());
+  } while (all.seconds() < 2 * seconds || times.size() < 3);
+  return *std::min_element(times.begin(), times.end());
+}
+
+AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options, const MachinePeaks& peaks) {
+  at::set_num_threads(c.threads);
+  const Inputs x = make_inputs(c);
+  const ops::Problem problem{x.q, x.k, x.v, c.plan, {}};
+  AttentionTiming t{.shape = c};
+  const auto pass = c.pass == BenchPass::forward ? ops::Pass::forward : ops::Pass::backward;
+  t.kernel = ops::explain(x.q, x.k, x.v, c.plan, {}, pass);
+  const bool kernels = ops::decline_reason(problem, pass).empty();
+  const auto forward = kernels ? ops::attend_cpu : ops::attend_definition;
+  const auto backward = kernels ? ops::attend_backward_cpu : ops::attend_backward_definition;
+  const ops::Attended attended = forward(problem);
+  check(c, x, attended);
+  const std::vector<double> times = time_runs(options.seconds, [&] {
+    if (c.pass == BenchPass::forward)
+      forward(problem);
+    else
+      backward(problem, attended, x.d_out, {});
+  });
+  t.seconds = times.front(), t.median = times[times.size() / 2];
+  t.operations = visible_pairs(c.plan, x.q, x.k) * double(c.dim) * (c.pass == BenchPass::forward ? 4 : 10);
+  const double peak = c.type == at::kBFloat16 && peaks.bf16 > 0 ? peaks.bf16 : peaks.fp32;
+  t.of_peak = t.operations / t.seconds / (peak * 1e9 * c.threads);
+  if (options.peers && c.sdpa) {
+    t.sdpa_seconds = time_sdpa(c, x, options.seconds, false);
+    if (c.queries == 1 && c.heads != c.kv_heads) t.folded_sdpa_seconds = time_sdpa(c, x, options.seconds, true);
+  }
+  return t;
+}
+
+}  // namespace
+
+MachinePeaks measure_peaks() {
+  const kernels::Table& table = ops::kernel_table() ? *ops::kernel_table() : *kernels::levels().back();
+  const auto best = [](auto&& run) {
+    double rate = 0;
+    for (int i = 0; i < 8; ++i) {
+      const Timer timer;
+      const double work = run();
+      rate = std::max(rate, work / timer.seconds() * 1e-9);
+    }
+    return rate;
+  };
+  constexpr int64_t kRounds = 5'000'000, kFloats = 64 << 20;  // 256 MiB: more than any cache
+  MachinePeaks peaks;
+  peaks.fp32 = best([&] { return table.peak_products[0](kRounds); });
+  if (table.peak_products[1]) peaks.bf16 = best([&] { return table.peak_products[1](kRounds); });
+  const Tensor memory = at::ones({kFloats});
+  peaks.read = best([&] {
+    table.read(memory.const_data_ptr<float>(), kFloats);
+    return 4.0 * kFloats;
+  });
+  return peaks;
+}
+
+void bench_attention(const BenchOptions& options, const MachinePeaks& peaks,
+                     const std::function<void(const AttentionTiming&)>& done) {
+  const int threads = at::get_num_threads();
+  std::map<std::string, double> rates;  // of earlier cases
+  for (const AttentionCase& c : attention_cases(options)) {
+    AttentionTiming t = time_case(c, options, peaks);
+    rates[c.name] = t.operations / t.seconds;
+    if (c.reference && rates.contains(*c.reference)) t.of_reference = rates[c.name] / rates[*c.reference];
+    done(t);
+  }
+  at::set_num_threads(threads);
+}
+
+}  // namespace foveate::eval

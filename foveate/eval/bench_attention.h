@@ -1,0 +1,61 @@
+// Speed of ops::attend against the machine's peaks and torch's own attention, measured in one process.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "foveate/ops/attend/attend.h"
+
+namespace foveate::eval {
+
+// What the machine can do on one thread, measured: 10^9 operations or bytes a second.
+struct MachinePeaks {
+  double fp32 = 0, bf16 = 0;  // products in registers; bf16 0 where the level has no such products
+  double read = 0;            // memory
+};
+MachinePeaks measure_peaks();
+
+enum class BenchPass { forward, backward };
+
+struct AttentionCase {
+  std::string name;
+  int64_t batch = 1, heads = 4, kv_heads = 4, queries = 2048, keys = 2048, dim = 64;
+  at::ScalarType type = at::kBFloat16;
+  BenchPass pass = BenchPass::forward;
+  int threads = 1;
+  Plan plan;
+  bool sdpa = false;                     // torch's attention can do the same: causal, or full without a plan
+  std::optional<std::string> reference;  // the case whose rate this one is held against
+};
+
+struct AttentionTiming {
+  AttentionCase shape;
+  std::string kernel;  // what ran, or why the definition did
+  double seconds = 0;  // the best of several runs
+  double median = 0;
+  double operations = 0;           // useful: 4 * D per visible pair forward, 10 * D backward
+  double of_peak = 0;              // rate over threads * peak of the products that run
+  double of_reference = 0;         // rate over the reference case's; 0 without one
+  double sdpa_seconds = 0;         // 0: not run
+  double folded_sdpa_seconds = 0;  // one query, with the group of query heads as its rows; 0: not run
+};
+
+struct BenchOptions {
+  std::vector<std::string> suites = {"dense"};  // dense sparse window ragged decode
+  std::vector<std::string> dtypes = {"bf16", "fp32"};
+  std::vector<int64_t> dims = {64, 128}, lengths = {2048};
+  std::vector<int> threads = {1};
+  bool backward = true, peers = true;
+  double seconds = 1;  // spent on each measurement, at least three runs
+};
+
+// Throws Error: an unknown suite or dtype, numbers < 1.
+std::vector<AttentionCase> attention_cases(const BenchOptions& options);
+
+// Checks every case against the definition before it is timed.  Throws Error where they differ.
+void bench_attention(const BenchOptions& options, const MachinePeaks& peaks,
+                     const std::function<void(const AttentionTiming&)>& done);
+
+}  // namespace foveate::eval
