@@ -13,6 +13,7 @@ namespace foveate::kernels {
 namespace {
 
 constexpr auto kUse = PackedKeys::Use::backward;
+constexpr int64_t kMostSlabPanels = 64;
 
 // The query side of all tiles, packed once and read by every slab.
 class PackedRows {
@@ -132,16 +133,19 @@ class Backward {
 
   // ---- slabs of packed keys ----
 
-  // Panels of a slab, by shape alone: few where there would be too little work to share.
-  int64_t slab_panels() const {
-    const int64_t fewest = 8, wanted = tiling_.groups() * tiling_.panels() / fewest;
-    const int64_t fitting = a_.dim + a_.value_dim > 256 ? kStripPanels / 2 : kStripPanels;
-    return std::clamp<int64_t>(wanted, 2, fitting);
+  // Panels of a slab, by shape and plan alone: a tile should meet a strip of them, and there should be work to share.
+  int64_t slab_panels(const PackedKeys& packed) const {
+    const int64_t panels = tiling_.panels(), tiles = tiling_.groups() * int64_t(tiling_.tiles().size());
+    if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 8, 2, kStripPanels);
+    const int64_t met = std::max<int64_t>(packed.visits() / std::max<int64_t>(tiles, 1), 1);  // by a tile
+    const int64_t wanted = std::min(kStripPanels * panels / met, tiling_.groups() * panels / 4);
+    return std::clamp<int64_t>(wanted, 2, kMostSlabPanels);
   }
 
   void run_slabs() {
     const PackedKeys packed(table_, a_, tiling_, kUse, pool_);
-    const int64_t panels = slab_panels(), slabs = (tiling_.panels() + panels - 1) / panels, groups = tiling_.groups();
+    const int64_t panels = slab_panels(packed), slabs = (tiling_.panels() + panels - 1) / panels,
+                  groups = tiling_.groups();
     // progress[group][slab]: tiles passed, counted from the last tile; kDone at the end
     std::vector<std::atomic<int64_t>> progress(size_t(groups * slabs));
     Workers workers(static_cast<size_t>(std::max(pool_.threads, 1)));
@@ -183,7 +187,7 @@ class Backward {
       d_q.assign(size_t(t.rows) * size_t(padded(a_.dim)), 0.0f);
       t.d_q = d_q.data();
       t.scratch = w.scratch.data();
-      add_runs(w, packed, group, first, t);
+      add_panels(w, packed, group, first, t);
       wait_for_earlier(progress, slab, number, open);
       table_.add_row(d_q.data(), int(d_q.size()), sum);
       progress[slab].store(number + 1, std::memory_order_release);
@@ -192,19 +196,19 @@ class Backward {
     progress[slab].store(kDone, std::memory_order_release);
   }
 
-  // The kernel adds to d_k and d_v panel by panel, so a call takes panels that stand side by side.
-  void add_runs(Worker& w, const PackedKeys& packed, int64_t group, int64_t first, BackwardTile& t) {
-    for (size_t from = 0; from < w.refs.size();) {
-      size_t to = from + 1;
-      while (to < w.refs.size() && to - from < kStripPanels && w.refs[to].panel == w.refs[to - 1].panel + 1) ++to;
-      const int64_t offset = (w.refs[from].panel - first) * kPanelKeys;
-      t.panel_count = w.strip.put(packed, group, w.refs.data() + from, int64_t(to - from));
-      t.panels = w.strip.panels();
-      t.d_k = w.d_k.data() + offset * padded(a_.dim);
-      t.d_v = w.d_v.data() + offset * padded(a_.value_dim);
+  void add_panels(Worker& w, const PackedKeys& packed, int64_t group, int64_t first, BackwardTile& t) {
+    t.panels = w.strip.panels();
+    for (size_t from = 0; from < w.refs.size(); from += kStripPanels) {
+      t.panel_count = w.strip.put(packed, group, w.refs.data() + from, int64_t(w.refs.size() - from));
+      for (int i = 0; i < t.panel_count; ++i)
+        point_sums(w, w.refs[from + size_t(i)].panel - first, w.strip.panels()[i]);
       table_.backward[steps_.step - 1](t);
-      from = to;
     }
+  }
+
+  void point_sums(const Worker& w, int64_t panel, Panel& to) const {
+    to.d_k = w.d_k.data() + panel * kPanelKeys * padded(a_.dim);
+    to.d_v = w.d_v.data() + panel * kPanelKeys * padded(a_.value_dim);
   }
 
   void write_keys(const Worker& w, int64_t group, int64_t first, int64_t end) const {
@@ -261,20 +265,20 @@ class Backward {
     const TileRows rows = tiling_.rows_of(group, shape);
     BackwardTile t = tile(group, index, rows);
     t.scratch = w.scratch.data();
-    t.d_k = w.d_k.data(), t.d_v = w.d_v.data();
     t.panels = w.strip.panels();
     const int64_t dims = padded(a_.dim), value_dims = padded(a_.value_dim), row = dims + value_dims;
     for (const Gathered& list : tiling_.gather(group, shape))
       for (size_t first = 0; first < list.ids.size(); first += size_t{kStripPanels} * kPanelKeys) {
         t.panel_count = w.strip.gather(group, list, first);
-        std::fill_n(t.d_k, t.panel_count * kPanelKeys * dims, 0.0f);
-        std::fill_n(t.d_v, t.panel_count * kPanelKeys * value_dims, 0.0f);
+        for (int i = 0; i < t.panel_count; ++i) point_sums(w, i, w.strip.panels()[i]);
+        std::fill_n(w.d_k.data(), t.panel_count * kPanelKeys * dims, 0.0f);
+        std::fill_n(w.d_v.data(), t.panel_count * kPanelKeys * value_dims, 0.0f);
         table_.backward[steps_.step - 1](t);
         for (int64_t i = 0; i < t.panel_count * kPanelKeys; ++i) {
           const int64_t key = w.strip.ids()[i];
           if (key >= a_.keys) break;  // the rest of the last panel
-          table_.add_row(t.d_k + i * dims, int(dims), sum + key * row);
-          table_.add_row(t.d_v + i * value_dims, int(value_dims), sum + key * row + dims);
+          table_.add_row(w.d_k.data() + i * dims, int(dims), sum + key * row);
+          table_.add_row(w.d_v.data() + i * value_dims, int(value_dims), sum + key * row + dims);
         }
       }
   }
@@ -295,7 +299,7 @@ int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& til
   const int64_t row = padded(a.dim) + padded(a.value_dim);
   int64_t floats = tiles * PackedRows::floats(Steps(table, a), a, tiling);
   if (tiling.gathers()) floats += tiling.groups() * gathered_parts(tiling) * a.keys * row;
-  floats += threads * (kStripPanels * kPanelKeys * row + int64_t(backward_scratch(tiling.largest_rows() + 1) / 4));
+  floats += threads * (kMostSlabPanels * kPanelKeys * row + int64_t(backward_scratch(tiling.largest_rows() + 1) / 4));
   return 4 * floats;
 }
 

@@ -14,14 +14,16 @@ struct Item {
 };
 
 // Every tile of every group, the most expensive first: the last ones decide how long threads wait for each other.
-std::vector<Item> items_by_cost(const Tiling& tiling) {
+std::vector<Item> items_by_cost(const Tiling& tiling, const PackedKeys* packed) {
   std::vector<Item> items;
   std::vector<PanelRef> refs;
   for (int64_t group = 0; group < tiling.groups(); ++group)
     for (size_t i = 0; i < tiling.tiles().size(); ++i) {
       const TileShape& tile = tiling.tiles()[i];
       int64_t panels = 0;
-      if (tiling.gathers()) {
+      if (packed && !tiling.gathers()) {
+        panels = packed->visits(group, int64_t(i));
+      } else if (tiling.gathers()) {
         for (const Gathered& list : tiling.gather(group, tile)) panels += int64_t(list.ids.size()) / kPanelKeys + 1;
       } else {
         tiling.visit(group, tile, tiling.rows_of(group, tile), 0, tiling.panels(), refs);
@@ -132,7 +134,7 @@ void forward(const Table& table, const Arguments& a, const Results& results, con
   if (a.batch * a.heads * a.queries == 0) return;
   const Tiling tiling(a);
   const PackedKeys packed(table, a, tiling, PackedKeys::Use::forward, pool);
-  const std::vector<Item> items = items_by_cost(tiling);
+  const std::vector<Item> items = items_by_cost(tiling, &packed);
   std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(pool.threads, 1)));
   run_queue(pool, int64_t(items.size()), [&](int64_t i, int worker) {
     auto& own = workers[size_t(worker)];
@@ -149,7 +151,7 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
   f.tile_rows = tiling.largest_rows();
   f.tiles = tiling.groups() * int64_t(tiling.tiles().size());
   std::vector<PanelRef> refs;
-  for (const Item& item : items_by_cost(tiling)) {
+  for (const Item& item : items_by_cost(tiling, nullptr)) {
     const TileShape& tile = tiling.tiles()[size_t(item.tile)];
     const int64_t panels = item.cost / tile.rows();
     f.visited_panels += panels;

@@ -33,12 +33,13 @@ enum class Check : uint8_t {
 };
 
 struct Panel {
-  const float* k = nullptr;            // by key
-  const float* v = nullptr;            // forward: by dim; backward: by key
-  const float* k_by_dim = nullptr;     // backward
-  const int32_t* ids = nullptr;        // [64] which key each one is, where they are gathered
-  const int32_t* documents = nullptr;  // [64]
-  int32_t first = 0;                   // where ids is null: key j of the panel is first + j
+  const float* k = nullptr;              // by key
+  const float* v = nullptr;              // forward: by dim; backward: by key
+  const float* k_by_dim = nullptr;       // backward
+  float *d_k = nullptr, *d_v = nullptr;  // backward: [64][padded dims], added to
+  const int32_t* ids = nullptr;          // [64] which key each one is, where they are gathered
+  const int32_t* documents = nullptr;    // [64]
+  int32_t first = 0;                     // where ids is null: key j of the panel is first + j
   Check check = Check::none;
   const void* const* bad_values = nullptr;  // [64] rows of v that hold NaN or Inf (else null): packed as 0
 };
@@ -81,10 +82,9 @@ struct BackwardTile : Tile {
   const float *q_by_dim = nullptr, *d_out_by_dim = nullptr;  // by dim, the inner axis is the row
   const float* lse = nullptr;                                // [rows] times log2(e); +inf for a row without a key
   const float* delta = nullptr;                              // [rows]
-  float* d_q = nullptr;                  // [rows][padded dim], added to; without the factor `scale`, as d_k
-  float *d_k = nullptr, *d_v = nullptr;  // [panels * 64][padded dims], added to
-  float* d_bias = nullptr;               // of the tile's first head and query, strides of the score's bias
-  float* scratch = nullptr;              // backward_scratch() bytes
+  float* d_q = nullptr;      // [rows][padded dim], added to; without the factor `scale`, as d_k
+  float* d_bias = nullptr;   // of the tile's first head and query, strides of the score's bias
+  float* scratch = nullptr;  // backward_scratch() bytes
 };
 
 constexpr int padded(int dim) { return (dim + kDimMultiple - 1) / kDimMultiple * kDimMultiple; }

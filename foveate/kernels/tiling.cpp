@@ -1,18 +1,40 @@
 #include "foveate/kernels/tiling.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <new>
 
 namespace foveate::kernels {
 namespace {
 
-// Rows of a tile: enough that packed keys come from the second-level cache rarely, few enough that causal tiles waste
-// little and there are many of them.
-constexpr int kTileRows = 96;
-constexpr int kLargestListRows = 192;
+// Rows of a tile: many, so that what is packed or summed for a panel is shared by them, unless there would be too few
+// tiles for threads to share.  By shape alone: results must not depend on the number of threads.
+constexpr int kTileRows = 192, kFewestRows = 48, kGatheredRows = 384;
+constexpr int64_t kEnoughTiles = 16;
+
+int64_t tile_rows(const Arguments& a) {
+  int64_t rows = kTileRows;
+  while (rows > kFewestRows && a.batch * a.heads * a.queries < kEnoughTiles * rows) rows /= 2;
+  return rows;
+}
 
 int32_t clamp_key(int64_t key, int64_t keys) { return int32_t(std::clamp<int64_t>(key, 0, keys)); }
 
 }  // namespace
+
+Floats64::Floats64(int64_t count) {
+  if (count <= 0) return;
+  constexpr size_t kLine = 64, kLargePage = size_t{2} << 20;
+  const size_t bytes = size_t(count) * 4, alignment = bytes >= kLargePage ? kLargePage : kLine;
+  data_.reset(static_cast<float*>(std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment)));
+  if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == kLargePage) ::madvise(data_.get(), bytes, MADV_HUGEPAGE);  // a wish: refusal costs only time
+#endif
+}
 
 Tiling::Tiling(const Arguments& a)
     : a_(a),
@@ -23,9 +45,11 @@ Tiling::Tiling(const Arguments& a)
     return list.heads == a.heads && list.heads != a.kv_heads;
   });
   const int64_t block = a.query_block > 0 ? a.query_block : a.queries;
-  const int64_t most = a.query_block > 0 ? kLargestListRows : kTileRows;
+  const int64_t most = gathers_ ? kGatheredRows : a.query_block > 0 ? kTileRows : tile_rows(a);
   const int64_t queries = std::max<int64_t>(std::min(block, most), 1);
-  const int64_t heads = by_head ? 1 : std::clamp<int64_t>(most / queries, 1, repeats_);
+  // Heads that share a list share its gathered keys: few tiles, of nearly equal size.
+  const int64_t pieces = by_head ? repeats_ : std::min((repeats_ * queries + most - 1) / most, repeats_);
+  const int64_t heads = pieces > 0 ? (repeats_ + pieces - 1) / pieces : 1;
   for (int64_t from = 0; from < a.queries; from += block)
     for (int64_t query = from; query < std::min(from + block, a.queries); query += queries)
       for (int64_t head = 0; head < repeats_; head += heads) {
@@ -43,6 +67,12 @@ Tiling::Tiling(const Arguments& a)
       panel_documents_[size_t((batch * panels_ + panel) * 2)] = *low;
       panel_documents_[size_t((batch * panels_ + panel) * 2 + 1)] = *high;
     }
+}
+
+bool Tiling::groups_agree() const {
+  const RuleView& r = a_.rule;
+  return a_.lists.empty() && !r.head_window && !r.key_lengths && !r.key_documents && !r.row_start.data &&
+         !r.row_end.data;
 }
 
 TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {

@@ -46,6 +46,7 @@ class Tiling {
   int64_t panels() const { return panels_; }
   int64_t groups() const { return a_.batch * a_.kv_heads; }
   bool gathers() const { return gathers_; }
+  bool groups_agree() const;  // tiles of every (batch, key head) visit the same panels
 
   TileRows rows_of(int64_t group, const TileShape& tile) const;
   // Panels within [first, end) that the tile visits.
@@ -74,13 +75,10 @@ class Tiling {
   std::vector<int32_t> panel_documents_;  // [batch, panels, 2] lowest and highest id
 };
 
-// Memory for packed data, aligned to cache lines; not initialised.
+// Memory for packed data, not initialised: aligned to cache lines, in large pages where it is large.
 class Floats64 {
  public:
-  explicit Floats64(int64_t count = 0)
-      : data_(static_cast<float*>(count > 0 ? std::aligned_alloc(64, size_t((count * 4 + 63) / 64 * 64)) : nullptr)) {
-    if (count > 0 && !data_) throw std::bad_alloc();
-  }
+  explicit Floats64(int64_t count = 0);
   float* data() const { return data_.get(); }
 
  private:

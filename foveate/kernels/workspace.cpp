@@ -32,12 +32,7 @@ PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& til
   const int64_t panels = tiling.panels();
   needed_.assign(size_t(tiling.groups() * panels), 0);
   bad_.assign(needed_.size(), 0);
-  std::vector<PanelRef> refs;
-  for (int64_t group = 0; group < tiling.groups(); ++group)
-    for (const TileShape& tile : tiling.tiles()) {
-      tiling.visit(group, tile, tiling.rows_of(group, tile), 0, panels, refs);
-      for (const PanelRef& ref : refs) needed_[size_t(group * panels + ref.panel)] = 1;
-    }
+  survey();
   data_ = Floats64(tiling.groups() * panels * floats_);
   run_queue(pool, tiling.groups() * panels, [&](int64_t item, int) {
     if (!needed_[size_t(item)]) return;
@@ -49,6 +44,26 @@ PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& til
     }
     bad_[size_t(item)] = pack(table, a, steps_, use, keys, values, data_.data() + item * floats_);
   });
+}
+
+// Which panels are needed, and how many each tile visits.
+void PackedKeys::survey() {
+  const int64_t panels = tiling_.panels();
+  std::vector<PanelRef> refs;
+  for (int64_t group = 0; group < tiling_.groups(); ++group) {
+    if (group > 0 && tiling_.groups_agree()) {
+      const size_t tiles = tiling_.tiles().size();
+      std::copy_n(needed_.begin(), panels, needed_.begin() + group * panels);
+      for (size_t i = 0; i < tiles; ++i) tile_visits_.push_back(tile_visits_[i]);
+      continue;
+    }
+    for (const TileShape& tile : tiling_.tiles()) {
+      tiling_.visit(group, tile, tiling_.rows_of(group, tile), 0, panels, refs);
+      for (const PanelRef& ref : refs) needed_[size_t(group * panels + ref.panel)] = 1;
+      tile_visits_.push_back(int32_t(refs.size()));
+    }
+  }
+  for (const int32_t visits : tile_visits_) visits_ += visits;
 }
 
 void PackedKeys::put(int64_t group, const PanelRef& ref, Panel& panel) const {

@@ -22,6 +22,10 @@ class PackedKeys {
   // Packs the panels that some tile visits.
   PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool);
   void put(int64_t group, const PanelRef& ref, Panel& panel) const;
+  int64_t visits() const { return visits_; }  // panels, summed over tiles
+  int64_t visits(int64_t group, int64_t tile) const {
+    return tile_visits_[size_t(group * int64_t(tiling_.tiles().size()) + tile)];
+  }
   static int64_t floats_of_panel(const Steps& s, const Arguments& a, Use use);
 
  private:
@@ -29,6 +33,7 @@ class PackedKeys {
   // Packs one panel of key and value rows at `to`; returns whether values hold NaN or Inf.
   static bool pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
                    const void* const* values, float* to);
+  void survey();
   static void point(const Steps& s, Use use, const float* at, Panel& panel);
 
   const Arguments& a_;
@@ -37,6 +42,8 @@ class PackedKeys {
   Use use_;
   int64_t floats_;
   std::vector<uint8_t> needed_, bad_;
+  std::vector<int32_t> tile_visits_;
+  int64_t visits_ = 0;
   Floats64 data_;
 };
 
@@ -50,7 +57,7 @@ class Strip {
   // Gathers ids [first, ...) of a list; returns how many panels.
   int gather(int64_t group, const Gathered& list, size_t first);
 
-  const Panel* panels() const { return panels_; }
+  Panel* panels() { return panels_; }
   const int32_t* ids() const { return ids_; }
 
  private:

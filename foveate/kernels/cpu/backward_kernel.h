@@ -194,11 +194,10 @@ void backward(const BackwardTile& t) {
     for (int i = 0; i < count; ++i) {
       if (ranges[i].first < 0) continue;
       const int steps = (ranges[i].end - ranges[i].first + Unit::kStep - 1) / Unit::kStep;
-      const int64_t key = int64_t{first + i} * kPanelKeys;
+      const Panel& panel = t.panels[first + i];
       add_key_gradient<Unit>(s.p + i * s.panel_units, t.d_out_by_dim, t.rows, ranges[i].first, steps, t.value_dim,
-                             t.d_v + key * padded(t.value_dim));
-      add_key_gradient<Unit>(s.ds + i * s.panel_units, t.q_by_dim, t.rows, ranges[i].first, steps, t.dim,
-                             t.d_k + key * padded(t.dim));
+                             panel.d_v);
+      add_key_gradient<Unit>(s.ds + i * s.panel_units, t.q_by_dim, t.rows, ranges[i].first, steps, t.dim, panel.d_k);
     }
   }
 }

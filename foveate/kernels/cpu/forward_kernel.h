@@ -100,17 +100,18 @@ inline void forward_group(const ForwardTile& t, const Group& g, const Panel* pan
   const float factor = t.score.plain() ? t.score.scale * kLog2e : 1;
   float* weights = Unit::kStep == 1 ? t.strip : t.strip + kGroupRows * kStripColumns;
   constexpr int64_t stride = kStripColumns / Unit::kStep;
-  float shrink[kGroupRows];
+  float shrink[Simd::kWidth] = {}, safe[kGroupRows];  // of a row's sums so far
   for (int r = 0; r < g.rows; ++r) {
     float& top = t.top[g.row + r];
     const float here = Simd::largest(tops[r]), now = here > top ? here : top;
-    const float safe = now == -kInfinity ? 0 : now;
-    float powers[Simd::kWidth];
-    Simd::store(powers, Unit::exp2(Simd::set((top - safe) * factor)));
-    shrink[r] = top == now ? 1 : powers[0];
-    const float sum = weigh_row<Unit>(t.strip + r * kStripColumns, weights + r * stride, n, factor, safe);
-    t.sum[g.row + r] = t.sum[g.row + r] * shrink[r] + sum;
+    safe[r] = now == -kInfinity ? 0 : now;
+    shrink[r] = top == now ? 0 : (top - safe[r]) * factor;
     top = now;
+  }
+  Simd::store(shrink, Floats::exp2(Simd::load(shrink)));
+  for (int r = 0; r < g.rows; ++r) {
+    const float sum = weigh_row<Unit>(t.strip + r * kStripColumns, weights + r * stride, n, factor, safe[r]);
+    t.sum[g.row + r] = t.sum[g.row + r] * shrink[r] + sum;
   }
   add_values<Unit>(t, g, weights, stride, seen, n, shrink);
   for (int i = 0; i < n; ++i)

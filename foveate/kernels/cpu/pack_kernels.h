@@ -42,6 +42,13 @@ void pack_by_key(const void* const* rows, int dim, DType type, int step, float* 
   const int steps = (dim + step - 1) / step;
   for (int at = 0; at < steps; at += kLanes)
     for (int key = 0; key < kPanelKeys; key += kLanes) {
+      bool any = false;
+      for (int i = 0; i < kLanes; ++i) any = any || rows[key + i];
+      if (!any) {
+        for (int i = at; i < smaller(at + kLanes, steps); ++i)
+          Simd::store(to + int64_t{i} * kPanelKeys + key, Simd::set(0));
+        continue;
+      }
       F block[kLanes];
       for (int i = 0; i < kLanes; ++i) block[i] = row_units(rows[key + i], at, dim, type, step);
       if (at + kLanes <= steps) {

@@ -23,6 +23,7 @@ struct Floats {
 template <class Unit, int R, int C>
 FOVEATE_INLINE void add_products(F (&acc)[R][C], const float* a, int64_t row_stride, int64_t step_stride,
                                  const float* b, int64_t b_stride, int steps) {
+#pragma GCC unroll 4
   for (int step = 0; step < steps; ++step) {
     F columns[C];
     for (int c = 0; c < C; ++c) columns[c] = Simd::load(b + c * Simd::kWidth);
@@ -143,29 +144,44 @@ inline F bias_values(const Tile& t, const Panel& p, int row, int column) {
   return Simd::load(values);
 }
 
-// Makes logits (times log2(e)) of a row's 64 products unless the score is plain, and -inf of what the row does not see.
-// slope[i] = d logit / d (scale * product), where asked for.
-inline void adjust(const Tile& t, const Panel& p, int row, Sight seen, float* s, float* slope) {
+// Logits (times log2(e)) of a row's 64 products.  slope[i] = d logit / d (scale * product), where asked for.
+inline void make_logits(const Tile& t, const Panel& p, int row, float* s, float* slope) {
   const ScoreTerms& score = t.score;
   for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
-    F x = Simd::load(s + column);
-    if (!score.plain()) {
-      x = x * Simd::set(score.scale);
-      if (score.soft_cap > 0) {
-        const F tanh =
-            Simd::set(1) - Simd::set(2) / (Floats::exp2(x * Simd::set(2 * kLog2e / score.soft_cap)) + Simd::set(1));
-        x = tanh * Simd::set(score.soft_cap);
-        if (slope) Simd::store(slope + column, Simd::set(1) - tanh * tanh);
-      }
-      if (score.bias) x = x + bias_values(t, p, row, column);
-      x = x * Simd::set(kLog2e);
+    F x = Simd::load(s + column) * Simd::set(score.scale);
+    if (score.soft_cap > 0) {
+      const F power = Floats::exp2(x * Simd::set(2 * kLog2e / score.soft_cap));
+      const F tanh = Simd::set(1) - Simd::set(2) / (power + Simd::set(1));
+      x = tanh * Simd::set(score.soft_cap);
+      if (slope) Simd::store(slope + column, Simd::set(1) - tanh * tanh);
     }
-    if (seen == Sight::some) {
-      const I ids = p.ids ? Simd::load_i(p.ids + column) : Simd::count_from(p.first + column);
-      x = Simd::select(visible(t, p, row, ids, column), x, Simd::set(-kInfinity));
-    }
-    Simd::store(s + column, x);
+    if (score.bias) x = x + bias_values(t, p, row, column);
+    Simd::store(s + column, x * Simd::set(kLog2e));
   }
+}
+
+// -inf where a row does not see a key.
+inline void hide(const Tile& t, const Panel& p, int row, float* s) {
+  const F hidden = Simd::set(-kInfinity);
+  const RowBounds& b = t.bounds[row];
+  if (p.check == Check::rule && !p.ids && !p.documents && p.first >= t.sinks) {  // most often: an interval
+    const int32_t low = b.low > b.floor ? b.low : b.floor;
+    for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
+      const I ids = Simd::count_from(p.first + column);
+      const M seen = Simd::both(Simd::below(ids, b.high), Simd::no(Simd::below(ids, low)));
+      Simd::store(s + column, Simd::select(seen, Simd::load(s + column), hidden));
+    }
+    return;
+  }
+  for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
+    const I ids = p.ids ? Simd::load_i(p.ids + column) : Simd::count_from(p.first + column);
+    Simd::store(s + column, Simd::select(visible(t, p, row, ids, column), Simd::load(s + column), hidden));
+  }
+}
+
+inline void adjust(const Tile& t, const Panel& p, int row, Sight seen, float* s, float* slope) {
+  if (!t.score.plain()) make_logits(t, p, row, s, slope);
+  if (seen == Sight::some) hide(t, p, row, s);
 }
 
 // ---- a group of rows and a panel ----
