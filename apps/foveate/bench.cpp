@@ -90,7 +90,8 @@ void add_bench(CLI::App& app) {
   command.add_flag("--forward-only", options->forward_only, "no backward");
   command.add_flag("--no-peers", options->no_peers, "without torch's attention");
   command.add_flag("--json", options->json, "one JSON object a line");
-  command.footer("Example:\n  foveate bench attention --suite dense --suite sparse --dim 64 --dim 128 --length 8192");
+  command.footer("Examples:\n  foveate bench attention --suite dense sparse --dim 64 128 --length 8192 --threads 1 2");
+  bench.footer("Examples:\n  foveate bench attention --help");
   command.callback([options] { run(*options); });
 }
 

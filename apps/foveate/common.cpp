@@ -9,6 +9,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/io/cache.h"
+#include "foveate/ops/attend/explain.h"
 
 namespace foveate::app {
 namespace {
@@ -28,9 +29,20 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->check(CLI::IsMember({"bf16", "fp32"}))
       ->capture_default_str();
   command.add_option("--threads", options.threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  command.add_flag("--explain", options.explain, "at the end, say which attention kernels ran, or why none did");
+}
+
+namespace {
+bool explain_at_end = false;
+}
+
+void print_kernel_uses() {
+  if (!explain_at_end) return;
+  for (const ops::KernelUse& use : ops::kernel_uses()) fmt::print(stderr, "{:>8} calls  {}\n", use.calls, use.what);
 }
 
 LoadedModel load_model(const ModelOptions& options) {
+  explain_at_end = options.explain;
   if (options.threads > 0) at::set_num_threads(options.threads);
   LoadedModel loaded;
   loaded.path = io::find_model(options.model);

@@ -17,6 +17,7 @@ struct ModelOptions {
   std::string model = "smollm2";
   std::string dtype = "bf16";
   int threads = 0;  // 0: all
+  bool explain = false;
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
 
@@ -31,6 +32,9 @@ std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model);
 
 // Throws Error naming the limit unless tokens <= the model's context or `force`.
 void require_context(const models::Decoder& decoder, int64_t tokens, bool force);
+
+// With --explain: which attention kernels ran and how often, or why none did, on standard error.
+void print_kernel_uses();
 
 // A line on standard error that is rewritten in place; nothing unless that is a terminal, where only titles of steps
 // are printed once.

@@ -33,6 +33,7 @@ int main(int argc, char** argv) {
   try {
     foveate::ops::avoid_faulty_products();
     app.parse(argc, argv);
+    foveate::app::print_kernel_uses();
   } catch (const CLI::Success& done) {  // --help, --version
     return app.exit(done);
   } catch (const CLI::ParseError& error) {

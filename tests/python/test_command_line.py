@@ -23,14 +23,39 @@ def foveate(build, cache):
     return run
 
 
+LEVELS = {"definition", "portable", "avx2", "avx512", "avx512_bf16"}
 SMALL = ["--context", "256", "--continuation", "32", "--haystacks", "0", "--passkeys", "0"]
 
 
 def test_version_names_the_kernel_level(foveate):
-    assert b"kernel level definition" in foveate("--version").stdout
+    words = foveate("--version").stdout.decode().split()
+    assert words[words.index("level") + 1].rstrip(",") in LEVELS
+    forced = dict(os.environ, FOVEATE_BACKEND="portable")
+    assert b"kernel level portable" in foveate("--version", env=forced).stdout
+    refused = foveate("--version", env=dict(os.environ, FOVEATE_BACKEND="avx1024"), code=2).stderr.decode()
+    assert refused.startswith("foveate: FOVEATE_BACKEND: this machine has no level 'avx1024'") and refused.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["compare", "run", "score", "tokenize", "list"])
+def test_bench_checks_and_measures(foveate):
+    sizes = ["--dim", "32", "--length", "256", "--seconds", "0"]
+    output = foveate("bench", "attention", "--suite", "dense", "sparse", "--json", *sizes).stdout
+    machine, *cases = [json.loads(line) for line in output.splitlines()]
+    assert machine["level"] in LEVELS and machine["peak_fp32_gflops"] > 0 and machine["read_gb_per_second"] > 0
+    assert len(cases) == 2 * (4 + 2 * (1 + 6 + 1))  # dtypes x (dense cases and, twice, the sparse suite)
+    assert all(case["seconds"] > 0 and case["gflops"] > 0 and case["of_peak"] > 0 for case in cases)
+    assert any("sdpa_seconds" in case for case in cases) and any("of_dense_rate" in case for case in cases)
+    table = foveate("bench", "attention", "--forward-only", "--no-peers", "--dtype", "fp32", *sizes).stdout.decode()
+    assert "of peak" in table and "causal L 256 D 32 forward fp32 1t" in table
+    assert b"unknown suite 'dens'" in foveate("bench", "attention", "--suite", "dens", code=2).stderr
+    assert b"length must be >= 1" in foveate("bench", "attention", "--length", "0", code=2).stderr
+
+
+def test_explain_says_what_ran(foveate):
+    spoken = foveate("run", "--raw", "--max-tokens", "2", "--explain", "one two three").stderr.decode()
+    assert "forward" in spoken and "calls" in spoken
+
+
+@pytest.mark.parametrize("command", ["compare", "run", "score", "tokenize", "list", "bench"])
 def test_help_shows_examples(foveate, command):
     assert b"Examples:" in foveate(command, "--help").stdout
 

@@ -1,0 +1,160 @@
+// The kernels on raw views: what they read, who does the work, what they leak.
+#include "foveate/kernels/attend.h"
+
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <set>
+#include <thread>
+
+#include "foveate/base/random.h"
+
+namespace foveate::kernels {
+namespace {
+
+// Floats or halves that end where readable memory ends.
+class GuardedBuffer {
+ public:
+  GuardedBuffer(int64_t count, DType type) : bytes_(size_t(count) * bytes_of(type)) {
+    const size_t page = size_t(::sysconf(_SC_PAGESIZE));
+    whole_ = (bytes_ + page - 1) / page * page + page;
+    base_ = static_cast<char*>(::mmap(nullptr, whole_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    EXPECT_EQ(::mprotect(base_ + whole_ - page, page, PROT_NONE), 0);
+    data_ = base_ + whole_ - page - bytes_;
+    Random random(bytes_);
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = float(random.normal());
+      if (type == DType::f32)
+        std::memcpy(data_ + 4 * i, &value, 4);
+      else
+        data_[2 * i] = char(i), data_[2 * i + 1] = char(0x3c + i % 3);  // moderate numbers in both half formats
+    }
+  }
+  ~GuardedBuffer() { ::munmap(base_, whole_); }
+  GuardedBuffer(const GuardedBuffer&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  size_t bytes_, whole_ = 0;
+  char *base_ = nullptr, *data_ = nullptr;
+};
+
+struct Shape {
+  int64_t heads = 3, kv_heads = 1, queries = 13, keys = 77;
+  int dim = 24, value_dim = 17;
+};
+
+Arguments arguments(const Shape& s, DType type, const GuardedBuffer& q, const GuardedBuffer& k,
+                    const GuardedBuffer& v) {
+  Arguments a;
+  a.type = type, a.batch = 1, a.heads = s.heads, a.kv_heads = s.kv_heads;
+  a.queries = s.queries, a.keys = s.keys, a.dim = s.dim, a.value_dim = s.value_dim;
+  const auto view = [](const GuardedBuffer& b, int64_t heads, int64_t rows, int64_t dim) {
+    return View{b.data(), heads * rows * dim, rows * dim, dim};
+  };
+  a.q = view(q, s.heads, s.queries, s.dim);
+  a.k = view(k, s.kv_heads, s.keys, s.dim);
+  a.v = view(v, s.kv_heads, s.keys, s.value_dim);
+  a.rule.query_start = s.keys - s.queries, a.rule.right = 0;
+  a.score.scale = 0.3f;
+  return a;
+}
+
+TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or write out of bounds
+  for (const Table* table : levels())
+    for (const DType type : {DType::f32, DType::bf16, DType::f16})
+      for (const Shape& s : {Shape{}, Shape{.queries = 1, .keys = 1, .dim = 1, .value_dim = 1},
+                             Shape{.queries = 70, .keys = 64, .dim = 64, .value_dim = 80}}) {
+        const auto buffer = [&](int64_t heads, int64_t rows, int64_t dim) {
+          return GuardedBuffer(heads * rows * dim, type);
+        };
+        const auto q = buffer(s.heads, s.queries, s.dim), k = buffer(s.kv_heads, s.keys, s.dim),
+                   v = buffer(s.kv_heads, s.keys, s.value_dim), out = buffer(s.heads, s.queries, s.value_dim),
+                   d_q = buffer(s.heads, s.queries, s.dim), d_k = buffer(s.kv_heads, s.keys, s.dim),
+                   d_v = buffer(s.kv_heads, s.keys, s.value_dim);
+        const GuardedBuffer lse(s.heads * s.queries, DType::f32), bias(s.heads * s.queries * s.keys, DType::f32),
+            d_bias(s.heads * s.queries * s.keys, DType::f32);
+        Arguments a = arguments(s, type, q, k, v);
+        a.score.bias = static_cast<const char*>(bias.data());
+        a.bias_batch = 0, a.score.bias_head = s.queries * s.keys, a.score.bias_query = s.keys, a.score.bias_key = 1;
+        const View o{out.data(), s.heads * s.queries * s.value_dim, s.queries * s.value_dim, s.value_dim};
+        forward(*table, a, {o, static_cast<float*>(lse.data())}, Pool{});
+        GradientViews g;
+        g.d_out = g.out = o;
+        g.lse = static_cast<const float*>(lse.data());
+        g.d_q = a.q, g.d_k = a.k, g.d_v = a.v;
+        g.d_q.data = d_q.data(), g.d_k.data = d_k.data(), g.d_v.data = d_v.data();
+        g.d_bias = static_cast<float*>(d_bias.data());
+        backward(*table, a, g, Pool{});
+        const float last = static_cast<const float*>(lse.data())[s.heads * s.queries - 1];  // sees every key
+        EXPECT_TRUE(std::isfinite(last)) << table->name;
+      }
+}
+
+// Threads of the test's own: the kernels use whatever pool they are given.
+Pool thread_pool(int threads, std::set<std::thread::id>* seen = nullptr) {
+  return {threads, [seen](int workers, const std::function<void(int)>& body) {
+            std::vector<std::thread> all;
+            for (int worker = 0; worker < workers; ++worker) all.emplace_back([&body, worker] { body(worker); });
+            for (std::thread& t : all) {
+              if (seen) seen->insert(t.get_id());
+              t.join();
+            }
+          }};
+}
+
+TEST(Kernels, gradients_have_the_same_bits_on_any_number_of_threads) {
+  const Shape s{.heads = 2, .kv_heads = 1, .queries = 700, .keys = 900, .dim = 16, .value_dim = 16};
+  for (const Table* table : levels()) {
+    const GuardedBuffer q(s.heads * s.queries * s.dim, DType::f32), k(s.keys * s.dim, DType::f32),
+        v(s.keys * s.dim, DType::f32);
+    const Arguments a = arguments(s, DType::f32, q, k, v);
+    std::vector<std::vector<float>> results;
+    for (const int threads : {1, 2, 5}) {
+      const int64_t rows = s.heads * s.queries;
+      std::vector<float> out(size_t(rows * s.dim)), lse(static_cast<size_t>(rows)),
+          all(out.size() + size_t(2 * s.keys * s.dim));
+      const View o{out.data(), rows * s.dim, s.queries * s.dim, s.dim};
+      forward(*table, a, {o, lse.data()}, thread_pool(threads));
+      GradientViews g;
+      g.d_out = g.out = o, g.lse = lse.data();
+      g.d_q = o, g.d_k = a.k, g.d_v = a.v;
+      g.d_q.data = all.data(), g.d_k.data = all.data() + rows * s.dim,
+      g.d_v.data = all.data() + rows * s.dim + s.keys * s.dim;
+      backward(*table, a, g, thread_pool(threads));
+      all.insert(all.end(), out.begin(), out.end());
+      results.push_back(all);
+    }
+    EXPECT_EQ(results[0], results[1]) << table->name;
+    EXPECT_EQ(results[0], results[2]) << table->name;
+  }
+}
+
+TEST(Kernels, forecast_counts_what_a_plan_visits) {
+  const Shape s{.heads = 1, .kv_heads = 1, .queries = 4096, .keys = 4096, .dim = 16, .value_dim = 16};
+  const GuardedBuffer q(s.queries * s.dim, DType::f32);
+  Arguments a = arguments(s, DType::f32, q, q, q);
+  const Table& table = *levels().back();
+  const Forecast causal = forecast(table, a, false, 1);
+  a.rule.right = kNoLimit;
+  const Forecast full = forecast(table, a, false, 1);
+  a.rule.right = 0, a.rule.left = 511;
+  const Forecast window = forecast(table, a, false, 1);
+  EXPECT_EQ(full.visited_panels, full.tiles * 64);
+  EXPECT_EQ(full.checked_panels, 0);
+  EXPECT_LT(causal.visited_panels, full.visited_panels * 6 / 10);
+  EXPECT_LT(window.visited_panels, full.tiles * 13);
+  a.keys = 8192;  // memory grows with the lengths, not with their product
+  const Forecast longer = forecast(table, a, true, 1), shorter = [&] {
+    Arguments half = a;
+    half.keys = 4096;
+    return forecast(table, half, true, 1);
+  }();
+  EXPECT_LT(longer.bytes, 2 * shorter.bytes);
+}
+
+}  // namespace
+}  // namespace foveate::kernels

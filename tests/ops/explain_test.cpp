@@ -1,0 +1,117 @@
+// Which kernel runs, or why none does; strict mode; torch's threads.
+#include "foveate/ops/attend/explain.h"
+
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "foveate/base/error.h"
+#include "foveate/ops/level.h"
+#include "foveate/ops/parallel.h"
+#include "tests/support/compare.h"
+
+namespace foveate::ops {
+namespace {
+
+using test::random_tensor;
+
+// An environment variable for the length of a test.
+class Setting {
+ public:
+  Setting(const char* name, const char* value) : name_(name) { ::setenv(name, value, 1); }
+  ~Setting() { ::unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+struct Small {
+  at::Tensor q = random_tensor({1, 2, 130, 16}, 1), k = random_tensor({1, 1, 130, 16}, 2);
+};
+
+TEST(Explain, names_the_level_and_what_it_visits) {
+  const Small s;
+  const std::string text = explain(s.q, s.k, s.k, Rule{});
+  EXPECT_TRUE(text.starts_with(std::string(kernel_level()) + ": fp32 products")) << text;
+  EXPECT_NE(text.find("panels of 64 keys"), std::string::npos) << text;
+}
+
+TEST(Explain, names_the_reason_where_no_kernel_runs) {
+  const Small s;
+  const auto doubles = [](const at::Tensor& t) { return t.to(at::kDouble); };
+  EXPECT_EQ(explain(doubles(s.q), doubles(s.k), doubles(s.k), Rule{}), "definition: fp64 runs in the definition");
+  const at::Tensor wide = random_tensor({1, 1, 3, 577}, 1);
+  EXPECT_EQ(explain(wide, wide, wide, Rule{}), "definition: head dims must be 1 .. 576, got 577 and 577");
+  const Score broadcast{.bias = random_tensor({1, 1, 1, 130}, 3)};
+  EXPECT_EQ(explain(s.q, s.k, s.k, Rule{}, broadcast, Pass::backward),
+            "definition: the gradient of a broadcast bias runs in the definition");
+  EXPECT_EQ(explain(s.q, s.k, s.k, Rule{}, broadcast).find("definition"), std::string::npos);
+  const Setting definition("FOVEATE_BACKEND", "definition");
+  EXPECT_EQ(explain(s.q, s.k, s.k, Rule{}), "definition: FOVEATE_BACKEND=definition");
+}
+
+TEST(Explain, strict_mode_refuses_the_definition_unless_it_was_asked_for) {
+  const at::Tensor wide = random_tensor({1, 1, 3, 577}, 1);
+  EXPECT_NO_THROW(attend(wide, wide, wide, Rule{}));
+  const Setting strict("FOVEATE_STRICT", "1");
+  try {
+    attend(wide, wide, wide, Rule{});
+    ADD_FAILURE() << "strict mode let it pass";
+  } catch (const std::exception& error) {
+    EXPECT_NE(std::string(error.what()).find("strict mode, and no kernel runs this: head dims"), std::string::npos)
+        << error.what();
+  }
+  const Setting definition("FOVEATE_BACKEND", "definition");
+  EXPECT_NO_THROW(attend(wide, wide, wide, Rule{}));
+}
+
+TEST(Explain, counts_what_ran) {
+  const Small s;
+  const auto calls = [&] {
+    for (const KernelUse& use : kernel_uses())
+      if (use.what == fmt::format("{} forward", kernel_level())) return use.calls;
+    return int64_t{0};
+  };
+  const int64_t before = calls();
+  attend(s.q, s.k, s.k, Rule{});
+  EXPECT_EQ(calls(), before + 1);
+}
+
+TEST(Levels, an_unknown_one_is_refused_with_the_known_ones) {
+  const Setting wrong("FOVEATE_BACKEND", "avx1024");
+  try {
+    kernel_level();
+    ADD_FAILURE() << "accepted";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("no level 'avx1024', it has: definition portable"), std::string::npos)
+        << error.what();
+  }
+}
+
+TEST(Threads, all_of_torchs_threads_work_and_no_more) {
+  const int before = at::get_num_threads();
+  for (const int threads : {1, 2}) {
+    at::set_num_threads(threads);
+    std::mutex mutex;
+    std::set<std::thread::id> seen;
+    std::atomic<int> waiting{threads};
+    torch_pool().run(threads, [&](int) {  // each waits until all are here, so one thread cannot do it alone
+      --waiting;
+      const auto start = std::chrono::steady_clock::now();
+      while (waiting > 0 && std::chrono::steady_clock::now() - start < std::chrono::seconds(5))
+        std::this_thread::yield();
+      const std::lock_guard lock(mutex);
+      seen.insert(std::this_thread::get_id());
+    });
+    EXPECT_EQ(int(seen.size()), threads);
+    EXPECT_EQ(torch_pool().threads, threads);
+  }
+  at::set_num_threads(before);
+}
+
+}  // namespace
+}  // namespace foveate::ops
