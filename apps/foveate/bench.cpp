@@ -44,7 +44,7 @@ void run(Options options) {
                ops::kernel_level(), peaks.fp32, peaks.bf16, peaks.read);
   std::vector<std::vector<std::string>> rows;
   ProgressLine progress;
-  eval::bench_attention(options.bench, peaks, [&](const eval::AttentionTiming& t) {
+  eval::bench_attention(options.bench, [&](const eval::AttentionTiming& t) {
     throw_if_interrupted();
     if (options.json) {
       fmt::print("{}\n", json_of(t).dump());

@@ -116,7 +116,28 @@ double time_sdpa(const AttentionCase& c, const Inputs& x, double seconds, bool f
   return *std::min_element(times.begin(), times.end());
 }
 
-AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options, const MachinePeaks& peaks) {
+const kernels::Table& level_table() { return ops::kernel_table() ? *ops::kernel_table() : *kernels::levels().back(); }
+
+// 10^9 a second, of work() that returns how much it did.
+template <class Work>
+double best_rate(const Work& work) {
+  double rate = 0;
+  for (int i = 0; i < 8; ++i) {
+    const Timer timer;
+    const double done = work();
+    rate = std::max(rate, done / timer.seconds() * 1e-9);
+  }
+  return rate;
+}
+
+// Of the products that a dtype runs on, on one thread.  Clocks change, so every case is held against its own.
+double products_peak(at::ScalarType type) {
+  const kernels::Table& table = level_table();
+  const bool pairs = type == at::kBFloat16 && table.peak_products[1];
+  return best_rate([&] { return table.peak_products[pairs](1'000'000); });
+}
+
+AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options) {
   at::set_num_threads(c.threads);
   const Inputs x = make_inputs(c);
   const ops::Problem problem{x.q, x.k, x.v, c.plan, {}};
@@ -128,6 +149,7 @@ AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options, c
   const auto backward = kernels ? ops::attend_backward_cpu : ops::attend_backward_definition;
   const ops::Attended attended = forward(problem);
   check(c, x, attended);
+  const double before = products_peak(c.type);
   const std::vector<double> times = time_runs(options.seconds, [&] {
     if (c.pass == BenchPass::forward)
       forward(problem);
@@ -136,7 +158,7 @@ AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options, c
   });
   t.seconds = times.front(), t.median = times[times.size() / 2];
   t.operations = visible_pairs(c.plan, x.q, x.k) * double(c.dim) * (c.pass == BenchPass::forward ? 4 : 10);
-  const double peak = c.type == at::kBFloat16 && peaks.bf16 > 0 ? peaks.bf16 : peaks.fp32;
+  const double peak = std::max(before, products_peak(c.type));
   t.of_peak = t.operations / t.seconds / (peak * 1e9 * c.threads);
   if (options.peers && c.sdpa) {
     t.sdpa_seconds = time_sdpa(c, x, options.seconds, false);
@@ -148,34 +170,21 @@ AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options, c
 }  // namespace
 
 MachinePeaks measure_peaks() {
-  const kernels::Table& table = ops::kernel_table() ? *ops::kernel_table() : *kernels::levels().back();
-  const auto best = [](auto&& run) {
-    double rate = 0;
-    for (int i = 0; i < 8; ++i) {
-      const Timer timer;
-      const double work = run();
-      rate = std::max(rate, work / timer.seconds() * 1e-9);
-    }
-    return rate;
-  };
-  constexpr int64_t kRounds = 5'000'000, kFloats = 64 << 20;  // 256 MiB: more than any cache
-  MachinePeaks peaks;
-  peaks.fp32 = best([&] { return table.peak_products[0](kRounds); });
-  if (table.peak_products[1]) peaks.bf16 = best([&] { return table.peak_products[1](kRounds); });
+  constexpr int64_t kFloats = 64 << 20;  // 256 MiB: more than any cache
   const Tensor memory = at::ones({kFloats});
-  peaks.read = best([&] {
-    table.read(memory.const_data_ptr<float>(), kFloats);
-    return 4.0 * kFloats;
-  });
-  return peaks;
+  return {.fp32 = products_peak(at::kFloat),
+          .bf16 = level_table().peak_products[1] ? products_peak(at::kBFloat16) : 0,
+          .read = best_rate([&] {
+            level_table().read(memory.const_data_ptr<float>(), kFloats);
+            return 4.0 * kFloats;
+          })};
 }
 
-void bench_attention(const BenchOptions& options, const MachinePeaks& peaks,
-                     const std::function<void(const AttentionTiming&)>& done) {
+void bench_attention(const BenchOptions& options, const std::function<void(const AttentionTiming&)>& done) {
   const int threads = at::get_num_threads();
   std::map<std::string, double> rates;  // of earlier cases
   for (const AttentionCase& c : attention_cases(options)) {
-    AttentionTiming t = time_case(c, options, peaks);
+    AttentionTiming t = time_case(c, options);
     rates[c.name] = t.operations / t.seconds;
     if (c.reference && rates.contains(*c.reference)) t.of_reference = rates[c.name] / rates[*c.reference];
     done(t);

@@ -36,7 +36,7 @@ struct AttentionTiming {
   double seconds = 0;  // the best of several runs
   double median = 0;
   double operations = 0;           // useful: 4 * D per visible pair forward, 10 * D backward
-  double of_peak = 0;              // rate over threads * peak of the products that run
+  double of_peak = 0;              // rate over threads * the peak measured beside it
   double of_reference = 0;         // rate over the reference case's; 0 without one
   double sdpa_seconds = 0;         // 0: not run
   double folded_sdpa_seconds = 0;  // one query, with the group of query heads as its rows; 0: not run
@@ -55,7 +55,6 @@ struct BenchOptions {
 std::vector<AttentionCase> attention_cases(const BenchOptions& options);
 
 // Checks every case against the definition before it is timed.  Throws Error where they differ.
-void bench_attention(const BenchOptions& options, const MachinePeaks& peaks,
-                     const std::function<void(const AttentionTiming&)>& done);
+void bench_attention(const BenchOptions& options, const std::function<void(const AttentionTiming&)>& done);
 
 }  // namespace foveate::eval

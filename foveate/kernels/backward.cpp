@@ -136,7 +136,7 @@ class Backward {
   // Panels of a slab, by shape and plan alone: a tile should meet a strip of them, and there should be work to share.
   int64_t slab_panels(const PackedKeys& packed) const {
     const int64_t panels = tiling_.panels(), tiles = tiling_.groups() * int64_t(tiling_.tiles().size());
-    if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 8, 2, kStripPanels);
+    if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 4, 2, kStripPanels);
     const int64_t met = std::max<int64_t>(packed.visits() / std::max<int64_t>(tiles, 1), 1);  // by a tile
     const int64_t wanted = std::min(kStripPanels * panels / met, tiling_.groups() * panels / 4);
     return std::clamp<int64_t>(wanted, 2, kMostSlabPanels);
@@ -269,7 +269,7 @@ class Backward {
     const int64_t dims = padded(a_.dim), value_dims = padded(a_.value_dim), row = dims + value_dims;
     for (const Gathered& list : tiling_.gather(group, shape))
       for (size_t first = 0; first < list.ids.size(); first += size_t{kStripPanels} * kPanelKeys) {
-        t.panel_count = w.strip.gather(group, list, first);
+        t.panel_count = w.strip.gather(group, rows, list, first);
         for (int i = 0; i < t.panel_count; ++i) point_sums(w, i, w.strip.panels()[i]);
         std::fill_n(w.d_k.data(), t.panel_count * kPanelKeys * dims, 0.0f);
         std::fill_n(w.d_v.data(), t.panel_count * kPanelKeys * value_dims, 0.0f);

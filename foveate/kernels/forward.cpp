@@ -92,7 +92,7 @@ class Worker {
     if (tiling_.gathers()) {
       for (const Gathered& list : tiling_.gather(group, shape))
         for (size_t first = 0; first < list.ids.size(); first += size_t{kStripPanels} * kPanelKeys)
-          add(strip_.gather(group, list, first));
+          add(strip_.gather(group, rows, list, first));
       return;
     }
     tiling_.visit(group, shape, rows, 0, tiling_.panels(), refs_);

@@ -103,7 +103,15 @@ int Strip::put(const PackedKeys& packed, int64_t group, const PanelRef* refs, in
   return n;
 }
 
-int Strip::gather(int64_t group, const Gathered& list, size_t first) {
+// Whether every row sees every one of 64 gathered keys.
+bool Strip::all_visible(const TileRows& rows, const int32_t* ids, Check check) const {
+  if (check == Check::end) return true;  // gathered keys are legal
+  if (a_.rule.key_documents) return false;
+  const auto [low, high] = std::minmax_element(ids, ids + kPanelKeys);
+  return *low >= rows.greatest.floor && *high < rows.least.high && (*low >= rows.greatest.low || *high < a_.rule.sinks);
+}
+
+int Strip::gather(int64_t group, const TileRows& rows, const Gathered& list, size_t first) {
   const size_t ids = std::min(list.ids.size() - first, size_t{kStripPanels} * kPanelKeys);
   const int n = int((ids + kPanelKeys - 1) / kPanelKeys);
   const int32_t* documents =
@@ -125,8 +133,9 @@ int Strip::gather(int64_t group, const Gathered& list, size_t first) {
     const bool bad = PackedKeys::pack(table_, a_, steps_, use_, keys, values_[i], to);
     PackedKeys::point(steps_, use_, to, panel);
     panel.ids = ids_ + i * kPanelKeys;
-    panel.check = list.check;
-    if (documents && list.check == Check::rule) panel.documents = documents_ + i * kPanelKeys;
+    const bool full = size_t(i + 1) * kPanelKeys <= ids;
+    panel.check = full && all_visible(rows, panel.ids, list.check) ? Check::none : list.check;
+    if (documents && panel.check == Check::rule) panel.documents = documents_ + i * kPanelKeys;
     if (bad) panel.bad_values = values_[i];
   }
   return n;

@@ -55,12 +55,14 @@ class Strip {
   // Up to kStripPanels panels from refs; returns how many.
   int put(const PackedKeys& packed, int64_t group, const PanelRef* refs, int64_t count);
   // Gathers ids [first, ...) of a list; returns how many panels.
-  int gather(int64_t group, const Gathered& list, size_t first);
+  int gather(int64_t group, const TileRows& rows, const Gathered& list, size_t first);
 
   Panel* panels() { return panels_; }
   const int32_t* ids() const { return ids_; }
 
  private:
+  bool all_visible(const TileRows& rows, const int32_t* ids, Check check) const;
+
   const Table& table_;
   const Arguments& a_;
   const Tiling& tiling_;

@@ -25,11 +25,23 @@ inline Strips strips(const BackwardTile& t) {
 // P of a group and a panel: to[r * 64 + column].
 template <class Unit>
 inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p, Sight sees, float* to, float* slope) {
-  with_rows(g.rows, [&](auto rows) {
-    group_products<Unit, rows.value>(t.q + int64_t{g.row} * t.depth, t.depth, p.k, to, kPanelKeys, nullptr);
-  });
   const bool plain = t.score.plain();
   const F factor = Simd::set(plain ? t.score.scale * kLog2e : 1);
+  const float* q = t.q + int64_t{g.row} * t.depth;
+  if (plain && sees == Sight::all) {  // straight from the registers
+    with_rows(g.rows, [&](auto rows) {
+      for (int column = 0; column < kPanelKeys; column += kTileColumns) {
+        F acc[rows.value][Simd::kColumns] = {};
+        add_products<Unit>(acc, q, t.depth, 1, p.k + column, kPanelKeys, t.depth);
+        for (int r = 0; r < rows.value; ++r)
+          for (int c = 0; c < Simd::kColumns; ++c)
+            Simd::store(to + r * kPanelKeys + column + c * Simd::kWidth,
+                        Unit::exp2(Simd::fma(acc[r][c], factor, Simd::set(-t.lse[g.row + r]))));
+      }
+    });
+    return;
+  }
+  with_rows(g.rows, [&](auto rows) { group_products<Unit, rows.value>(q, t.depth, p.k, to, kPanelKeys, nullptr); });
   for (int r = 0; r < g.rows; ++r) {
     float* row = to + r * kPanelKeys;
     if (!plain || sees == Sight::some) adjust(t, p, g.row + r, sees, row, slope + r * kPanelKeys);
@@ -161,16 +173,9 @@ inline void backward_group(const BackwardTile& t, const Group& g, const Panel* p
       group_weights<Unit>(t, g, panels[i], sees, s.group_p, s.slope);
       group_gradients<Unit>(t, g, panels[i], s.group_p, s.slope, s.scores);
       const int64_t first = int64_t{g.row / Unit::kStep} * kPanelKeys;
-      Unit::interleave_rows(s.group_p, g.rows, p + first);
-      Unit::interleave_rows(s.scores, g.rows, ds + first);
       at[n] = int64_t{n} * kPanelKeys / Unit::kStep;
-      for (int r = 0; r < g.rows; ++r) {
-        float* to = s.group_ds + r * kStripColumns / Unit::kStep + at[n];
-        for (int column = 0; column < kPanelKeys; column += 2 * Simd::kWidth) {
-          const float* from = s.scores + r * kPanelKeys + column;
-          Unit::store_pairs(to + column / 2, Simd::load(from), Simd::load(from + Simd::kWidth));
-        }
-      }
+      Unit::interleave_rows(s.group_p, g.rows, p + first, nullptr, 0);
+      Unit::interleave_rows(s.scores, g.rows, ds + first, s.group_ds + at[n], kStripColumns / Unit::kStep);
     }
     seen[n++] = &panels[i];
   }

@@ -26,17 +26,22 @@ struct Pairs {
   static FOVEATE_INLINE void store_pairs(float* to, F first, F second) {
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
   }
-  // from [rows][64] -> to [rows / 2][64]: two rows a unit, an odd last row with zeros.
-  static void interleave_rows(const float* from, int rows, float* to) {
+  // from [rows][64] -> to [rows / 2][64], two rows a unit, an odd last row with zeros; and, unless null, the rows as
+  // they are in bf16: plain[r * stride].
+  static void interleave_rows(const float* from, int rows, float* to, float* plain, int64_t stride) {
     for (int r = 0; r < rows; r += 2, to += kPanelKeys)
       for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
         const float* at = from + r * kPanelKeys + column;
-        const I low = wide(Simd::load(at));
-        const I high = r + 1 < rows ? wide(Simd::load(at + kPanelKeys)) : _mm512_setzero_si512();
-        _mm512_storeu_si512(to + column, _mm512_or_si512(_mm512_slli_epi32(high, 16), low));
+        const bool odd = r + 1 == rows;
+        const __m256i low = (__m256i)_mm512_cvtneps_pbh(Simd::load(at));
+        const __m256i high = odd ? _mm256_setzero_si256() : (__m256i)_mm512_cvtneps_pbh(Simd::load(at + kPanelKeys));
+        const I pairs = _mm512_or_si512(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16), _mm512_cvtepu16_epi32(low));
+        _mm512_storeu_si512(to + column, pairs);
+        if (!plain) continue;
+        _mm256_storeu_si256((__m256i*)(plain + r * stride + column / 2), low);
+        if (!odd) _mm256_storeu_si256((__m256i*)(plain + (r + 1) * stride + column / 2), high);
       }
   }
-  static FOVEATE_INLINE I wide(F x) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x)); }
 };
 
 }  // namespace
