@@ -54,6 +54,17 @@ TEST(Explain, names_the_reason_where_no_kernel_runs) {
   EXPECT_EQ(explain(s.q, s.k, s.k, Rule{}), "definition: FOVEATE_BACKEND=definition");
 }
 
+TEST(Explain, a_mask_needs_no_gradient_and_so_no_definition) {
+  const Small s;
+  const Setting strict("FOVEATE_STRICT", "1");
+  const Score mask{.bias = random_tensor({1, 1, 1, 130}, 3)};
+  const at::Tensor q = s.q.clone().requires_grad_();
+  attend(q, s.k, s.k, Rule{}, mask).out.sum().backward();  // strict: it would throw
+  EXPECT_TRUE(q.grad().isfinite().all().item<bool>());
+  const Score learned{.bias = random_tensor({1, 1, 1, 130}, 3).requires_grad_()};
+  EXPECT_ANY_THROW(attend(q, s.k, s.k, Rule{}, learned).out.sum().backward());
+}
+
 TEST(Explain, strict_mode_refuses_the_definition_unless_it_was_asked_for) {
   const at::Tensor wide = random_tensor({1, 1, 3, 577}, 1);
   EXPECT_NO_THROW(attend(wide, wide, wide, Rule{}));

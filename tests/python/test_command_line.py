@@ -204,4 +204,4 @@ def test_bad_input_is_one_line_and_status_2(foveate, tmp_path, words, message):
 
 def test_an_unknown_backend_is_named(foveate):
     done = foveate("compare", *SMALL, code=2, env={**os.environ, "FOVEATE_BACKEND": "avx9000"})
-    assert b"unknown level 'avx9000', known: definition" in done.stderr
+    assert b"no level 'avx9000', it has: definition portable" in done.stderr

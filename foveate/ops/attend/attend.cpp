@@ -91,22 +91,23 @@ struct Kernels {
   }
 
   static Backward backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor& out, const Tensor& lse,
-                           const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
-    const Problem problem = make_problem(q, k, v, flat...);
+                           bool bias_gradient, const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
+    Problem problem = make_problem(q, k, v, flat...);
+    problem.bias_gradient = bias_gradient;
     check_problem(problem);
     const auto run = choose(problem, Pass::backward) ? attend_backward_cpu : attend_backward_definition;
     const Gradients g = run(problem, {out, lse}, d_out, d_lse.value_or(Tensor()));
     return {g.q, g.k, g.v, g.bias, g.sink};
   }
 
-  static Backward backward_meta(const Tensor&, OptionalTensor, const Tensor&, const Tensor&, const Tensor& q,
-                                const Tensor& k, const Tensor& v, Flat... flat) {
+  static Backward backward_meta(const Tensor&, OptionalTensor, const Tensor&, const Tensor&, bool bias_gradient,
+                                const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
     const Score score = make_problem(q, k, v, flat...).score;
     const auto like = [&](OptionalTensor t) {
       return t ? t->new_empty_symint(t->sym_sizes()) : q.new_empty_symint({0}, lse_type(q));
     };
     return {q.new_empty_symint(q.sym_sizes()), k.new_empty_symint(k.sym_sizes()), v.new_empty_symint(v.sym_sizes()),
-            like(score.bias), like(score.sink)};
+            like(bias_gradient ? score.bias : std::nullopt), like(score.sink)};
   }
 
   static Forward call_forward(const Arguments& arguments) {
@@ -117,12 +118,13 @@ struct Kernels {
   }
 
   static Backward call_backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor& out, const Tensor& lse,
-                                const Arguments& arguments) {
+                                bool bias_gradient, const Arguments& arguments) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("foveate::attend_backward", "")
-                               .typed<Backward(const Tensor&, OptionalTensor, const Tensor&, const Tensor&,
+                               .typed<Backward(const Tensor&, OptionalTensor, const Tensor&, const Tensor&, bool,
                                                const Tensor&, const Tensor&, const Tensor&, Flat...)>();
-    return std::apply([&](const auto&... a) { return op.call(d_out, d_lse, out, lse, a...); }, arguments);
+    return std::apply([&](const auto&... a) { return op.call(d_out, d_lse, out, lse, bias_gradient, a...); },
+                      arguments);
   }
 
   static Forward autograd(const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat);
@@ -150,6 +152,7 @@ class AttendGradient : public torch::autograd::Function<AttendGradient> {
     context->save_for_backward({q, k, v, bias.value_or(Tensor()), sink.value_or(Tensor()), out, lse});
     Problem rest = problem;
     rest.q = rest.k = rest.v = Tensor();
+    rest.bias_gradient = bias && bias->requires_grad();
     if (bias) rest.score.bias = Tensor();
     if (sink) rest.score.sink = Tensor();
     context->saved_data["problem"] = c10::IValue::make_capsule(c10::make_intrusive<SavedProblem>(std::move(rest)));
@@ -168,8 +171,13 @@ class AttendGradient : public torch::autograd::Function<AttendGradient> {
     const Tensor d_out = gradients[0].defined() ? gradients[0] : at::zeros_like(saved[5]);
     const auto d_lse = gradients[1].defined() ? std::optional(gradients[1]) : std::nullopt;
     const auto [d_q, d_k, d_v, d_bias, d_sink] =
-        Attend::call_backward(d_out, d_lse, saved[5], saved[6], flatten(problem));
-    return {d_q, d_k, d_v, saved[3].defined() ? d_bias : Tensor(), saved[4].defined() ? d_sink : Tensor(), Tensor()};
+        Attend::call_backward(d_out, d_lse, saved[5], saved[6], problem.bias_gradient, flatten(problem));
+    return {d_q,
+            d_k,
+            d_v,
+            problem.score.bias && problem.bias_gradient ? d_bias : Tensor(),
+            saved[4].defined() ? d_sink : Tensor(),
+            Tensor()};
   }
 };
 
@@ -190,8 +198,9 @@ Attended attend(const Tensor& q, const Tensor& k, const Tensor& v, const Plan& p
 TORCH_LIBRARY(foveate, library) {
   const std::string arguments = std::string("Tensor q, Tensor k, Tensor v, ") + kSchema;
   const std::string forward = "attend(" + arguments + ") -> (Tensor out, Tensor lse)";
-  const std::string backward = "attend_backward(Tensor d_out, Tensor? d_lse, Tensor out, Tensor lse, " + arguments +
-                               ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_sink)";
+  const std::string backward =
+      "attend_backward(Tensor d_out, Tensor? d_lse, Tensor out, Tensor lse, bool bias_gradient, " + arguments +
+      ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_sink)";
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   library.def(forward.c_str(), tags);
   library.def(backward.c_str(), tags);

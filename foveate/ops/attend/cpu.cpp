@@ -52,7 +52,7 @@ struct Prepared {
       a.query_block = tokens->query_block, a.key_block = 1;
       add_list(tokens->index, nullptr, true);
     }
-    set_score(p.score, pass);
+    set_score(p.score, pass == Pass::backward && p.bias_gradient);
   }
 
  private:
@@ -99,13 +99,13 @@ struct Prepared {
     arguments.lists.push_back(list);
   }
 
-  void set_score(const Score& score, Pass pass) {
+  void set_score(const Score& score, bool bias_gradient) {
     auto& s = arguments.score;
     s.scale = float(score.scale.value_or(1 / std::sqrt(double(arguments.dim))));
     s.soft_cap = float(score.soft_cap.value_or(0));
     if (score.bias) {
       Tensor bias = score.bias->scalar_type() == at::kDouble ? score.bias->to(at::kFloat) : *score.bias;
-      bias = keep(pass == Pass::backward ? bias.contiguous() : bias);  // its gradient has the same strides
+      bias = keep(bias_gradient ? bias.contiguous() : bias);  // its gradient has the same strides
       const auto stride = [&](int axis) { return bias.size(axis) == 1 ? 0 : bias.stride(axis); };
       s.bias = static_cast<const char*>(bias.data_ptr());
       s.bias_type = dtype_of(bias);
@@ -132,7 +132,7 @@ std::string decline_reason(const Problem& p, Pass pass) {
   if (p.k.size(2) > kMostKeys) return fmt::format("keys must be <= {}, got {}", kMostKeys, p.k.size(2));
   if (!fits_int32(rule_of(p.plan).query_documents) || !fits_int32(rule_of(p.plan).key_documents))
     return "document ids must fit 32 bits";
-  if (pass == Pass::backward && p.score.bias) {
+  if (pass == Pass::backward && p.score.bias && p.bias_gradient) {
     const int64_t whole[] = {p.q.size(0), p.q.size(1), p.q.size(2), p.k.size(2)};
     for (int axis = 0; axis < 4; ++axis)
       if (p.score.bias->size(axis) != whole[axis]) return "the gradient of a broadcast bias runs in the definition";
@@ -173,7 +173,8 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   g.lse = lse.data_ptr<float>();
   g.delta_lse = given_lse.defined() ? given_lse.data_ptr<float>() : nullptr;
   g.d_q = view_of(d_q), g.d_k = view_of(d_k), g.d_v = view_of(d_v);
-  if (p.score.bias) {
+  const bool bias_gradient = p.score.bias && p.bias_gradient;
+  if (bias_gradient) {
     d_bias = at::zeros(p.score.bias->sizes(), floats);
     g.d_bias = d_bias.data_ptr<float>();
   }
@@ -187,7 +188,7 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   const auto as = [](const Tensor& gradient, const std::optional<Tensor>& like) {
     return like ? gradient.to(like->scalar_type()) : gradient;
   };
-  return {d_q, d_k, d_v, as(d_bias, p.score.bias), as(d_sink, p.score.sink)};
+  return {d_q, d_k, d_v, as(d_bias, bias_gradient ? p.score.bias : std::nullopt), as(d_sink, p.score.sink)};
 }
 
 }  // namespace foveate::ops

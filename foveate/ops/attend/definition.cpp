@@ -247,7 +247,8 @@ Gradients attend_backward_definition(const Problem& p, const Attended& attended,
   const auto compute = p.q.options().dtype(tiles.compute);
   const Tensor d_q = at::zeros(p.q.sizes(), p.q.options());
   const Tensor d_k = at::zeros(p.k.sizes(), compute), d_v = at::zeros(p.v.sizes(), compute);
-  const Tensor d_bias = p.score.bias ? at::zeros(p.score.bias->sizes(), compute) : at::empty({0}, compute);
+  const bool bias_gradient = p.score.bias && p.bias_gradient;
+  const Tensor d_bias = bias_gradient ? at::zeros(p.score.bias->sizes(), compute) : at::empty({0}, compute);
   Tensor d_sink = at::empty({0}, compute);
   const Tensor lse = attended.lse.unsqueeze(3);
   // d loss / d logit = P (dP - delta)
@@ -272,7 +273,7 @@ Gradients attend_backward_definition(const Problem& p, const Attended& attended,
       Tensor d_s = at::matmul(tile_d_out, v.transpose(-1, -2)).sub_(tile_delta).mul_(weights);
       d_s = d_s.unflatten(3, {tiles.repeats, tile.block_rows});
       if (piece.visible.defined()) d_s.masked_fill_(piece.visible.logical_not(), 0);  // 0 * NaN of an invisible value
-      if (p.score.bias) tiles.add_bias_gradient(d_s, tile, piece, d_bias);
+      if (bias_gradient) tiles.add_bias_gradient(d_s, tile, piece, d_bias);
       if (slope.defined()) d_s = d_s * slope;
       const Tensor d_scaled = d_s.flatten(3, 4);
       tile_d_q.add_(tiles.weigh(d_scaled, k, tile, piece));
@@ -283,8 +284,8 @@ Gradients attend_backward_definition(const Problem& p, const Attended& attended,
   const auto as = [](const Tensor& gradient, const std::optional<Tensor>& like) {
     return like ? gradient.to(like->scalar_type()) : gradient;
   };
-  return {d_q, d_k.to(p.k.scalar_type()), d_v.to(p.v.scalar_type()), as(d_bias, p.score.bias),
-          as(d_sink, p.score.sink)};
+  return {d_q, d_k.to(p.k.scalar_type()), d_v.to(p.v.scalar_type()),
+          as(d_bias, bias_gradient ? p.score.bias : std::nullopt), as(d_sink, p.score.sink)};
 }
 
 }  // namespace foveate::ops

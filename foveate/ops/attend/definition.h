@@ -9,11 +9,12 @@ struct Problem {
   at::Tensor q, k, v;
   Plan plan;
   Score score;
+  bool bias_gradient = true;  // whether backward shall give it: a mask needs none
 };
 
 struct Gradients {
   at::Tensor q, k, v;
-  at::Tensor bias, sink;  // empty where the score has none
+  at::Tensor bias, sink;  // empty where the score has none or the problem asks for none
 };
 
 // Throws Error unless the shapes, dtypes and plan fit each other.
