@@ -156,6 +156,10 @@ class Backward {
   }
 
   static constexpr int64_t kDone = std::numeric_limits<int64_t>::max();
+  struct Finally {
+    std::atomic<int64_t>& progress;
+    ~Finally() { progress.store(kDone, std::memory_order_release); }
+  };
 
   // Returns when all earlier slabs of the group have added to the tile with this number, or never will.
   static void wait_for_earlier(const std::atomic<int64_t>* progress, int64_t slab, int64_t number, int64_t& open) {
@@ -170,6 +174,7 @@ class Backward {
 
   void run_slab(Worker& w, const PackedKeys& packed, int64_t group, int64_t slab, int64_t panels,
                 std::atomic<int64_t>* progress) {
+    const Finally done{progress[slab]};  // also where memory runs out: others wait for this slab
     const int64_t first = slab * panels, end = std::min(first + panels, tiling_.panels());
     std::fill_n(w.d_k.data(), (end - first) * kPanelKeys * padded(a_.dim), 0.0f);
     std::fill_n(w.d_v.data(), (end - first) * kPanelKeys * padded(a_.value_dim), 0.0f);
@@ -193,7 +198,6 @@ class Backward {
       progress[slab].store(number + 1, std::memory_order_release);
     }
     write_keys(w, group, first, end);
-    progress[slab].store(kDone, std::memory_order_release);
   }
 
   void add_panels(Worker& w, const PackedKeys& packed, int64_t group, int64_t first, BackwardTile& t) {
