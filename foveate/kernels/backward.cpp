@@ -69,7 +69,7 @@ class PackedRows {
       const int64_t place =
           (tiling_.batch_of(group) * a_.heads + head) * a_.queries + shape.query + row % shape.queries;
       const bool empty = g.lse[place] == -std::numeric_limits<float>::infinity();
-      lse[row] = empty ? std::numeric_limits<float>::infinity() : g.lse[place] * 1.44269504088896341f;
+      lse[row] = empty ? std::numeric_limits<float>::infinity() : g.lse[place] * kLog2e;
       if (g.delta_lse) delta[row] -= g.delta_lse[place];
     }
     std::fill_n(take(int64_t{all} * padded(a_.dim)), int64_t{all} * padded(a_.dim), 0.0f);

@@ -109,7 +109,7 @@ class Worker {
       if (a_.sink) sinks_[row] = a_.sink[head];
     }
     point_rows(tiling_, results_.out, group, shape, pointers_.data());
-    const float natural = t.score.plain() ? t.score.scale : 1 / 1.44269504088896341f;
+    const float natural = t.score.plain() ? t.score.scale : 1 / kLog2e;
     table_.finish({t.rows, a_.value_dim, t.top, t.sum, t.acc, natural, a_.sink ? sinks_ : nullptr,
                    const_cast<void* const*>(pointers_.data()), a_.type, lse.data()});
   }

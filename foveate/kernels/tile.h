@@ -13,6 +13,7 @@
 
 namespace foveate::kernels {
 
+constexpr float kLog2e = 1.44269504088896341f;
 constexpr int kPanelKeys = 64;    // keys of a panel
 constexpr int kGroupRows = 6;     // query rows whose scores stand in registers at a time
 constexpr int kStripPanels = 8;   // panels whose scores stand in the first-level cache at a time (512 keys)
@@ -109,10 +110,11 @@ struct Finish {
   float* const* lse;  // [rows]
 };
 
-// One level of instructions; `products` says which units its packed data has.
+// One level of instructions.  What stands at [1] is null where bf16 is not multiplied as it is.
 struct Table {
   const char* name;
-  // Pack up to 64 rows of dim elements (null: zeros), `step` elements of the inner axis a unit (1 float, 2 bf16).
+  // Pack rows of dim elements (null: zeros; by key always 64), `step` elements of the inner axis a unit (1 float, 2
+  // bf16).
   void (*pack_rows)(const void* const* rows, int count, int dim, DType type, int step, float* to);
   void (*pack_by_key)(const void* const* rows, int dim, DType type, int step, float* to);
   // count rows, a multiple of `step`.  NaN and Inf are packed as 0; returns whether there were any.

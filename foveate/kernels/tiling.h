@@ -16,7 +16,7 @@ struct TileShape {
   int rows() const { return heads * queries; }
 };
 
-// One panel of a tile: of the packed keys, or ids [first, first + count) of the tile's gathered list.
+// One panel of packed keys that a tile visits.
 struct PanelRef {
   int32_t panel;
   Check check;

@@ -238,6 +238,34 @@ TEST_P(AttendAtLevel, scale_zero_and_negative_are_taken_as_given) {
   }
 }
 
+TEST_P(AttendAtLevel, a_soft_cap_holds_logits_far_beyond_it) {
+  Problem p = rule_problem({}, {});
+  p.score = {.scale = 400.0, .soft_cap = 0.5};
+  const Attended got = attend(p.q, p.k, p.v, p.plan, p.score);
+  const auto want = test::oracle_attention(to_array(p.q), to_array(p.k), to_array(p.v), p.visible, oracle_score(p));
+  EXPECT_TRUE(same(got.out, to_tensor(want.out), kSingle));
+  EXPECT_TRUE(same(got.lse, to_tensor(want.lse).squeeze(3), kSingle));
+}
+
+TEST_P(AttendAtLevel, a_bias_of_minus_infinity_hides_keys_and_whole_rows) {
+  Problem p = rule_problem({}, {});
+  const Tensor bias = at::zeros({2, 4, 13, 29});
+  bias.select(3, 3).fill_(-INFINITY);
+  bias.select(2, 5).fill_(-INFINITY);
+  p.visible = [by_rule = p.visible](int64_t b, int64_t h, int64_t i, int64_t j) {
+    return j == 3 || i == 5 ? 0 : by_rule(b, h, i, j);
+  };
+  for (Tensor* x : {&p.q, &p.k, &p.v}) x->requires_grad_();
+  const Attended got = attend(p.q, p.k, p.v, p.plan, {.bias = bias});
+  const auto want = test::oracle_attention(to_array(p.q), to_array(p.k), to_array(p.v), p.visible, oracle_score(p));
+  EXPECT_TRUE(same(got.out, to_tensor(want.out), kSingle));
+  EXPECT_TRUE(same(got.lse, to_tensor(want.lse).squeeze(3), kSingle));
+  got.out.sum().backward();
+  EXPECT_TRUE(p.q.grad().isfinite().all().item<bool>());
+  EXPECT_EQ(p.k.grad().select(2, 3).abs().max().item<float>(), 0);
+  EXPECT_EQ(p.q.grad().select(2, 5).abs().max().item<float>(), 0);
+}
+
 TEST_P(AttendAtLevel, block_plans_equal_the_oracle) {
   for (const int64_t plan_heads : {1, 2, 4})
     for (const auto& [query_block, key_block] :

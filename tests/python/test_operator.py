@@ -83,3 +83,14 @@ def test_errors_name_the_rule_and_the_values():
         attend(q[:, :3], k, v)
     with pytest.raises((RuntimeError, ValueError), match="soft_cap must be > 0"):
         attend(q, k, v, soft_cap=0.0)
+
+
+@pytest.mark.parametrize("which", ["d_out", "d_lse", "out", "lse"])
+def test_backward_refuses_what_forward_did_not_give(which):
+    q, k, v = problem(dtype=torch.float, grad=False)
+    out, lse = attend(q, k, v, window_right=0)
+    given = dict(d_out=torch.ones_like(out), d_lse=torch.ones_like(lse), out=out, lse=lse)
+    torch.ops.foveate.attend_backward(**given, bias_gradient=False, q=q, k=k, v=v, window_right=0)
+    for wrong in (given[which].double(), given[which][:, :, 1:]):
+        with pytest.raises(ValueError, match=f"attend_backward: {which} must be"):
+            torch.ops.foveate.attend_backward(**{**given, which: wrong}, bias_gradient=False, q=q, k=k, v=v, window_right=0)

@@ -86,31 +86,6 @@ inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& 
     }
 }
 
-// d_q of a group += dS . K over the n panels it sees; panel i stands at ds + at[i].
-template <class Unit>
-inline void add_query_gradient(const BackwardTile& t, const Group& g, const float* ds, const int64_t* at,
-                               int64_t stride, const Panel* const* seen, int n) {
-  constexpr int steps = kPanelKeys / Unit::kStep;
-  const int dims = padded(t.dim);
-  for (int dim = 0; dim < dims; dim += kPanelKeys) {
-    const int width = smaller(kPanelKeys, dims - dim);
-    for_columns(width, [&](int column, auto columns) {
-      with_rows(g.rows, [&](auto rows) {
-        constexpr int R = rows.value, C = columns.value;
-        F acc[R][C] = {};
-        for (int i = 0; i < n; ++i)
-          add_products<Unit>(acc, ds + at[i], stride, 1, seen[i]->k_by_dim + int64_t{steps} * dim + column, width,
-                             steps);
-        for (int r = 0; r < R; ++r)
-          for (int c = 0; c < C; ++c) {
-            float* to = t.d_q + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;
-            Simd::store(to, Simd::load(to) + acc[r][c]);
-          }
-      });
-    });
-  }
-}
-
 // to[64][dims] += pairs[steps][64]^T . by_dim over the rows [first, first + steps * step).
 template <class Unit>
 inline void add_key_gradient(const float* pairs, const float* by_dim, int rows, int first, int steps, int dim,
@@ -152,7 +127,7 @@ struct RowRange {
 template <class Unit>
 inline void backward_group(const BackwardTile& t, const Group& g, const Panel* panels, int count, const Strips& s,
                            RowRange* ranges) {
-  const Panel* seen[kStripPanels];
+  const float* by_dim[kStripPanels];  // K of the panels seen
   int64_t at[kStripPanels];
   int n = 0;
   for (int i = 0; i < count; ++i) {
@@ -177,13 +152,13 @@ inline void backward_group(const BackwardTile& t, const Group& g, const Panel* p
       Unit::interleave_rows(s.group_p, g.rows, p + first, nullptr, 0);
       Unit::interleave_rows(s.scores, g.rows, ds + first, s.group_ds + at[n], kStripColumns / Unit::kStep);
     }
-    seen[n++] = &panels[i];
+    by_dim[n++] = panels[i].k_by_dim;
   }
   if (n == 0) return;
-  if constexpr (Unit::kStep == 1)
-    add_query_gradient<Unit>(t, g, s.ds, at, kPanelKeys, seen, n);
-  else
-    add_query_gradient<Unit>(t, g, s.group_ds, at, kStripColumns / Unit::kStep, seen, n);
+  constexpr float kOnes[kGroupRows] = {1, 1, 1, 1, 1, 1};
+  const bool units = Unit::kStep == 1;
+  add_by_dim<Unit>(g, units ? s.ds : s.group_ds, at, units ? kPanelKeys : kStripColumns / Unit::kStep, by_dim, n,
+                   padded(t.dim), kOnes, t.d_q);
 }
 
 template <class Unit>

@@ -65,31 +65,6 @@ inline void add_bad_values(const ForwardTile& t, const Panel& p, const Group& g)
     }
 }
 
-// acc = shrink * acc + weights . V over the panels seen.
-template <class Unit>
-inline void add_values(const ForwardTile& t, const Group& g, const float* weights, int64_t stride,
-                       const Panel* const* seen, int n, const float* shrink) {
-  constexpr int steps = kPanelKeys / Unit::kStep;
-  const int dims = padded(t.value_dim);
-  for (int dim = 0; dim < dims; dim += kPanelKeys) {
-    const int width = smaller(kPanelKeys, dims - dim);
-    for_columns(width, [&](int column, auto columns) {
-      with_rows(g.rows, [&](auto rows) {
-        constexpr int R = rows.value, C = columns.value;
-        F acc[R][C] = {};
-        for (int i = 0; i < n; ++i)
-          add_products<Unit>(acc, weights + i * steps, stride, 1, seen[i]->v + int64_t{steps} * dim + column, width,
-                             steps);
-        for (int r = 0; r < R; ++r)
-          for (int c = 0; c < C; ++c) {
-            float* to = t.acc + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;
-            Simd::store(to, Simd::fma(Simd::load(to), Simd::set(shrink[r]), acc[r][c]));
-          }
-      });
-    });
-  }
-}
-
 template <class Unit>
 inline void forward_group(const ForwardTile& t, const Group& g, const Panel* panels, int count) {
   const Panel* seen[kStripPanels];
@@ -113,7 +88,10 @@ inline void forward_group(const ForwardTile& t, const Group& g, const Panel* pan
     const float sum = weigh_row<Unit>(t.strip + r * kStripColumns, weights + r * stride, n, factor, safe[r]);
     t.sum[g.row + r] = t.sum[g.row + r] * shrink[r] + sum;
   }
-  add_values<Unit>(t, g, weights, stride, seen, n, shrink);
+  const float* values[kStripPanels];
+  int64_t at[kStripPanels];
+  for (int i = 0; i < n; ++i) values[i] = seen[i]->v, at[i] = int64_t{i} * kPanelKeys / Unit::kStep;
+  add_by_dim<Unit>(g, weights, at, stride, values, n, padded(t.value_dim), shrink, t.acc);
   for (int i = 0; i < n; ++i)
     if (seen[i]->bad_values) add_bad_values(t, *seen[i], g);
 }

@@ -8,29 +8,12 @@ namespace {
 constexpr float kInfinity = __builtin_inff();
 // clang-format off
 #include "foveate/kernels/cpu/simd_avx512.h"
-#include "foveate/kernels/cpu/products.h"
-#include "foveate/kernels/cpu/forward_kernel.h"
-#include "foveate/kernels/cpu/backward_kernel.h"
-#include "foveate/kernels/cpu/pack_kernels.h"
-#include "foveate/kernels/cpu/peak_kernels.h"
+#include "foveate/kernels/cpu/level.h"
 // clang-format on
 
 }  // namespace
 
 extern const Table kAvx512;
-const Table kAvx512 = {
-    .name = "avx512",
-    .pack_rows = pack_rows,
-    .pack_by_key = pack_by_key,
-    .pack_by_dim = pack_by_dim,
-    .forward = {forward<Floats>, nullptr},
-    .backward = {backward<Floats>, nullptr},
-    .finish = finish,
-    .row_dots = row_dots,
-    .scale_row = scale_row,
-    .add_row = add_row,
-    .peak_products = {peak_products<Floats>, nullptr},
-    .read = read,
-};
+const Table kAvx512 = make_table<>("avx512");
 
 }  // namespace foveate::kernels

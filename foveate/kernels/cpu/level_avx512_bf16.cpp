@@ -8,11 +8,7 @@ namespace {
 constexpr float kInfinity = __builtin_inff();
 // clang-format off
 #include "foveate/kernels/cpu/simd_avx512.h"
-#include "foveate/kernels/cpu/products.h"
-#include "foveate/kernels/cpu/forward_kernel.h"
-#include "foveate/kernels/cpu/backward_kernel.h"
-#include "foveate/kernels/cpu/pack_kernels.h"
-#include "foveate/kernels/cpu/peak_kernels.h"
+#include "foveate/kernels/cpu/level.h"
 // clang-format on
 
 // Pairs of bf16: vdpbf16ps takes two products a lane and sums in fp32.
@@ -47,19 +43,6 @@ struct Pairs {
 }  // namespace
 
 extern const Table kAvx512Bf16;
-const Table kAvx512Bf16 = {
-    .name = "avx512_bf16",
-    .pack_rows = pack_rows,
-    .pack_by_key = pack_by_key,
-    .pack_by_dim = pack_by_dim,
-    .forward = {forward<Floats>, forward<Pairs>},
-    .backward = {backward<Floats>, backward<Pairs>},
-    .finish = finish,
-    .row_dots = row_dots,
-    .scale_row = scale_row,
-    .add_row = add_row,
-    .peak_products = {peak_products<Floats>, peak_products<Pairs>},
-    .read = read,
-};
+const Table kAvx512Bf16 = make_table<Pairs>("avx512_bf16");
 
 }  // namespace foveate::kernels

@@ -4,7 +4,6 @@ using F = Simd::F;
 using I = Simd::I;
 using M = Simd::M;
 constexpr int kTileColumns = Simd::kWidth * Simd::kColumns;
-constexpr float kLog2e = 1.44269504088896341f;
 
 // 2^x on [0, 1): largest relative error 7.5e-8 and 7.5e-5 (Remez); the second is far below what bf16 can hold.
 constexpr float kExp2[] = {0.9999999251f,  0.6931530731f,   0.2401536173f,
@@ -208,5 +207,29 @@ FOVEATE_INLINE void group_products(const float* rows, int depth, const float* pa
       }
       if (tops) tops[r] = Simd::max(tops[r], top);
     }
+  }
+}
+
+// to[row][dims] = shrink[row] * to + weights . panels over their keys, for the rows of a group: the weights of panel i
+// stand at weights + at[i], by_dim[i] is the panel's K or V by dim.
+template <class Unit>
+inline void add_by_dim(const Group& g, const float* weights, const int64_t* at, int64_t stride,
+                       const float* const* by_dim, int n, int dims, const float* shrink, float* to) {
+  constexpr int steps = kPanelKeys / Unit::kStep;
+  for (int dim = 0; dim < dims; dim += kPanelKeys) {
+    const int width = smaller(kPanelKeys, dims - dim);
+    for_columns(width, [&](int column, auto columns) {
+      with_rows(g.rows, [&](auto rows) {
+        constexpr int R = rows.value, C = columns.value;
+        F acc[R][C] = {};
+        for (int i = 0; i < n; ++i)
+          add_products<Unit>(acc, weights + at[i], stride, 1, by_dim[i] + int64_t{steps} * dim + column, width, steps);
+        for (int r = 0; r < R; ++r)
+          for (int c = 0; c < C; ++c) {
+            float* place = to + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;
+            Simd::store(place, Simd::fma(Simd::load(place), Simd::set(shrink[r]), acc[r][c]));
+          }
+      });
+    });
   }
 }

@@ -40,6 +40,7 @@ struct Simd {
 
   template <int N>
   static F exp2(F x, const float (&c)[N]) {
+    x = _mm256_min_ps(set(127), x);  // the exponent would wrap; NaN passes
     const F whole = _mm256_floor_ps(x), fraction = _mm256_sub_ps(x, whole);
     F p = set(c[N - 1]);
     for (int i = N - 2; i >= 0; --i) p = fma(p, fraction, set(c[i]));

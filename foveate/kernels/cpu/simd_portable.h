@@ -43,7 +43,8 @@ struct Simd {
 
   template <int N>
   static F exp2(F x, const float (&c)[N]) {
-    const F inside = x < -127 ? set(-127) : x;  // NaN passes
+    const F above = x < -127 ? set(-127) : x;  // NaN passes
+    const F inside = above > 127 ? set(127) : above;
     I whole = __builtin_convertvector(inside, I);
     const F truncated = __builtin_convertvector(whole, F);
     whole += truncated > inside;  // -1 where truncation went up

@@ -95,6 +95,7 @@ struct Kernels {
     Problem problem = make_problem(q, k, v, flat...);
     problem.bias_gradient = bias_gradient;
     check_problem(problem);
+    check_gradients(problem, {out, lse}, d_out, d_lse.value_or(Tensor()));
     const auto run = choose(problem, Pass::backward) ? attend_backward_cpu : attend_backward_definition;
     const Gradients g = run(problem, {out, lse}, d_out, d_lse.value_or(Tensor()));
     return {g.q, g.k, g.v, g.bias, g.sink};

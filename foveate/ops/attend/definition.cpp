@@ -204,6 +204,21 @@ void check_problem(const Problem& p) {
   check_plan(p.plan, p.q, p.k);
 }
 
+void check_gradients(const Problem& p, const Attended& attended, const Tensor& d_out, const Tensor& d_lse) {
+  const int64_t shape[] = {p.q.size(0), p.q.size(1), p.q.size(2), p.v.size(3)};
+  const at::IntArrayRef whole(shape), rows(shape, 3);
+  const auto lse_type = p.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto check = [](const Tensor& t, std::string_view name, at::IntArrayRef sizes, at::ScalarType type) {
+    require(t.sizes() == sizes && t.scalar_type() == type, "attend_backward: {} must be {} [{}], got {} [{}]", name,
+            c10::toString(type), fmt::join(sizes.begin(), sizes.end(), ", "), c10::toString(t.scalar_type()),
+            fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
+  };
+  check(attended.out, "out", whole, p.q.scalar_type());
+  check(d_out, "d_out", whole, p.q.scalar_type());
+  check(attended.lse, "lse", rows, lse_type);
+  if (d_lse.defined()) check(d_lse, "d_lse", rows, lse_type);
+}
+
 Attended attend_definition(const Problem& p) {
   const Tiles tiles(p);
   const int64_t value_dim = p.v.size(3);

@@ -20,6 +20,10 @@ struct Gradients {
 // Throws Error unless the shapes, dtypes and plan fit each other.
 void check_problem(const Problem& problem);
 
+// Throws Error unless what backward is given has the shapes and dtypes that forward gives.
+void check_gradients(const Problem& problem, const Attended& attended, const at::Tensor& d_out,
+                     const at::Tensor& d_lse);
+
 Attended attend_definition(const Problem& problem);
 
 // d_lse may be undefined (zero).

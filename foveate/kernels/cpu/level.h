@@ -1,0 +1,29 @@
+// All kernels of a level and its table.  To be included inside the level's own anonymous namespace, after its Simd.
+// clang-format off
+#include "foveate/kernels/cpu/products.h"
+#include "foveate/kernels/cpu/forward_kernel.h"
+#include "foveate/kernels/cpu/backward_kernel.h"
+#include "foveate/kernels/cpu/pack_kernels.h"
+#include "foveate/kernels/cpu/peak_kernels.h"
+// clang-format on
+
+template <class... Pairs>  // the unit of two bf16, where the level has one
+constexpr Table make_table(const char* name) {
+  Table table{};
+  table.name = name;
+  table.pack_rows = pack_rows;
+  table.pack_by_key = pack_by_key;
+  table.pack_by_dim = pack_by_dim;
+  table.forward[0] = forward<Floats>;
+  table.backward[0] = backward<Floats>;
+  table.peak_products[0] = peak_products<Floats>;
+  ((table.forward[1] = forward<Pairs>, table.backward[1] = backward<Pairs>,
+    table.peak_products[1] = peak_products<Pairs>),
+   ...);
+  table.finish = finish;
+  table.row_dots = row_dots;
+  table.scale_row = scale_row;
+  table.add_row = add_row;
+  table.read = read;
+  return table;
+}
