@@ -65,4 +65,10 @@ double Random::normal() {  // Marsaglia's polar method; the second number is dro
   }
 }
 
+std::array<uint32_t, 2> dropout_row(uint64_t seed, int64_t batch, int64_t head, int64_t position) {
+  const auto words = philox({uint32_t(position), uint32_t(uint64_t(position) >> 32), uint32_t(head), uint32_t(batch)},
+                            {uint32_t(seed), uint32_t(seed >> 32)});
+  return {words[0], words[1]};
+}
+
 }  // namespace foveate

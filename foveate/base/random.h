@@ -36,4 +36,16 @@ class Random {
   int left_ = 0;  // unused words of words_
 };
 
+// Bits that decide about the pair of a row and a key: four operations more than a row's own words, so that vectors and
+// tensors can do the same.  The weight is dropped where the upper 31 bits are below probability * 2^31.
+std::array<uint32_t, 2> dropout_row(uint64_t seed, int64_t batch, int64_t head, int64_t position);
+inline uint32_t dropout_bits(std::array<uint32_t, 2> row, uint32_t key) {
+  uint32_t x = key * 0x9e3779b1u + row[0];
+  x = (x ^ x >> 16) * 0x21f0aaadu;
+  x = (x ^ x >> 15) + row[1];
+  x = (x ^ x >> 16) * 0x735a2d97u;
+  return x ^ x >> 15;
+}
+constexpr uint32_t dropout_threshold(double probability) { return uint32_t(probability * 0x1p31); }
+
 }  // namespace foveate

@@ -84,8 +84,7 @@ void check(const AttentionCase& c, const Inputs& all, const ops::Attended& whole
                           whole.lse.narrow(0, 0, 1).narrow(1, 0, one.heads).contiguous()};
   const Tensor d_out = cut(all.d_out, one.heads);
   const ops::Gradients exact = ops::attend_backward_definition(high, want, d_out.to(at::kFloat), {});
-  const auto run = ops::decline_reason(low, ops::Pass::backward).empty() ? ops::attend_backward_cpu
-                                                                         : ops::attend_backward_definition;
+  const auto run = ops::decline_reason(low).empty() ? ops::attend_backward_cpu : ops::attend_backward_definition;
   const ops::Gradients got = run(low, own, d_out, {});
   expect("d_q", got.q, exact.q);
   expect("d_k", got.k, exact.k);
@@ -144,7 +143,7 @@ AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options) {
   AttentionTiming t{.shape = c};
   const auto pass = c.pass == BenchPass::forward ? ops::Pass::forward : ops::Pass::backward;
   t.kernel = ops::explain(x.q, x.k, x.v, c.plan, {}, pass);
-  const bool kernels = ops::decline_reason(problem, pass).empty();
+  const bool kernels = ops::decline_reason(problem).empty();
   const auto forward = kernels ? ops::attend_cpu : ops::attend_definition;
   const auto backward = kernels ? ops::attend_backward_cpu : ops::attend_backward_definition;
   const ops::Attended attended = forward(problem);

@@ -12,6 +12,7 @@
 namespace foveate::kernels {
 
 constexpr int kLargestDim = 576;
+constexpr int64_t kMostParts = 4;  // of the queries whose listed keys are summed up side by side
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max() / 4;
 
 // [batch, heads, rows, dim], the last stride 1; strides in elements.
@@ -50,8 +51,9 @@ struct Arguments {
   RuleView rule;
   int64_t query_block = 0, key_block = 0;  // 0: the rule alone
   std::vector<ListView> lists;
-  ScoreTerms score;  // bias strides of head, query and key; of the batch:
-  int64_t bias_batch = 0;
+  ScoreTerms score;  // of batch 0 and head 0; strides of the batch:
+  int64_t bias_batch = 0, relative_batch = 0;
+  uint64_t dropout_seed = 0;
   const float* sink = nullptr;  // [Hq]
 };
 
@@ -64,8 +66,13 @@ struct GradientViews {
   View d_out;                                        // in
   const float *lse = nullptr, *delta_lse = nullptr;  // [B, Hq, Lq]; d loss / d lse, null: zero
   View out;
-  View d_q, d_k, d_v;       // out, dtype of the inputs
-  float* d_bias = nullptr;  // strides of the bias; zeros before
+  View d_q, d_k, d_v;  // out, dtype of the inputs
+  // Of score terms.  bias: of a bias with a key axis, strides 0 where it is broadcast, zeros before; columns: see
+  // tile.h; rows: [B, Hq, Lq, columns].
+  ScoreGradients terms;
+  int64_t bias_batch = 0;
+  int64_t bias_part = 0;        // stride of kMostParts copies of it, where rows share it; else 0
+  bool groups_in_turn = false;  // (batch, key head) groups share elements of it
 };
 
 // What a call does, without doing it.

@@ -19,7 +19,11 @@ constexpr int64_t kMostSlabPanels = 64;
 class PackedRows {
  public:
   PackedRows(const Table& table, const Arguments& a, const GradientViews& g, const Tiling& tiling, const Pool& pool)
-      : a_(a), tiling_(tiling), steps_(table, a), per_tile_((floats(steps_, a, tiling) + 15) / 16 * 16) {
+      : a_(a),
+        tiling_(tiling),
+        steps_(table, a),
+        columns_(g.terms.columns),
+        per_tile_((floats(steps_, a, tiling, columns_) + 15) / 16 * 16) {
     const int64_t tiles = int64_t(tiling.tiles().size());
     data_ = Floats64(tiling.groups() * tiles * per_tile_);
     run_queue(pool, tiling.groups() * tiles, [&](int64_t item, int) {
@@ -27,12 +31,13 @@ class PackedRows {
     });
   }
 
-  static int64_t floats(const Steps& s, const Arguments& a, const Tiling& tiling) {
+  static int64_t floats(const Steps& s, const Arguments& a, const Tiling& tiling, int columns) {
     const int64_t rows = (tiling.largest_rows() + s.step - 1) / s.step * s.step;
-    return rows * (s.depth + s.value_depth + padded(a.dim) + 2) + rows / s.step * (padded(a.dim) + padded(a.value_dim));
+    return rows * (s.depth + s.value_depth + padded(a.dim) + columns + 2) +
+           rows / s.step * (padded(a.dim) + padded(a.value_dim));
   }
 
-  // Sets everything of `t` that stands here; d_q too, where tiles share it.
+  // Sets everything of `t` that stands here; d_q and the sums of score terms too, where tiles share them.
   void put(int64_t group, int64_t tile, BackwardTile& t) const {
     float* at = data_.data() + (group * int64_t(tiling_.tiles().size()) + tile) * per_tile_;
     const int64_t rows = even(tiling_.tiles()[size_t(tile)].rows());
@@ -44,6 +49,7 @@ class PackedRows {
     t.lse = take(rows);
     t.delta = take(rows);
     t.d_q = take(rows * padded(a_.dim));
+    t.terms.rows = take(rows * columns_);
   }
 
  private:
@@ -72,19 +78,21 @@ class PackedRows {
       lse[row] = empty ? std::numeric_limits<float>::infinity() : g.lse[place] * kLog2e;
       if (g.delta_lse) delta[row] -= g.delta_lse[place];
     }
-    std::fill_n(take(int64_t{all} * padded(a_.dim)), int64_t{all} * padded(a_.dim), 0.0f);
+    const int64_t sums = int64_t{all} * (padded(a_.dim) + columns_);
+    std::fill_n(take(sums), sums, 0.0f);
   }
 
   const Arguments& a_;
   const Tiling& tiling_;
   Steps steps_;
+  int columns_;
   int64_t per_tile_;
   Floats64 data_;
 };
 
 // Parts of the tiles that work side by side, by shape alone.
 int64_t gathered_parts(const Tiling& tiling) {
-  return std::clamp<int64_t>(4 / tiling.groups(), 1, std::min<int64_t>(4, int64_t(tiling.tiles().size())));
+  return std::clamp<int64_t>(kMostParts / tiling.groups(), 1, std::min(kMostParts, int64_t(tiling.tiles().size())));
 }
 
 class Backward {
@@ -120,14 +128,15 @@ class Backward {
     return *place;
   }
 
-  BackwardTile tile(int64_t group, int64_t index, const TileRows& rows) const {
+  BackwardTile tile(int64_t group, int64_t index, const TileRows& rows, int64_t part) const {
     const TileShape& shape = tiling_.tiles()[size_t(index)];
     BackwardTile t;
     static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, shape, rows);
+    t.terms = g_.terms;
     rows_.put(group, index, t);
-    if (g_.d_bias)
-      t.d_bias = g_.d_bias + tiling_.batch_of(group) * a_.bias_batch +
-                 tiling_.query_head(group, shape.head) * a_.score.bias_head + shape.query * a_.score.bias_query;
+    if (t.terms.bias)
+      t.terms.bias += part * g_.bias_part + tiling_.batch_of(group) * g_.bias_batch +
+                      tiling_.query_head(group, shape.head) * g_.terms.bias_head;
     return t;
   }
 
@@ -149,9 +158,20 @@ class Backward {
     // progress[group][slab]: tiles passed, counted from the last tile; kDone at the end
     std::vector<std::atomic<int64_t>> progress(size_t(groups * slabs));
     Workers workers(static_cast<size_t>(std::max(pool_.threads, 1)));
-    run_queue(pool_, groups * slabs, [&](int64_t item, int worker) {
-      const int64_t group = item % groups, slab = item / groups;  // neighbours in the queue do not wait for each other
+    const auto run = [&](int64_t group, int64_t slab, int worker) {
       run_slab(own(workers, worker, panels), packed, group, slab, panels, progress.data() + group * slabs);
+    };
+    run_items(slabs, run);
+  }
+
+  // use(group, number, worker) for all groups and numbers; neighbours in the queue do not wait for each other.
+  template <class Use>
+  void run_items(int64_t count, const Use& use) {
+    const int64_t groups = tiling_.groups();
+    if (!g_.groups_in_turn)
+      return run_queue(pool_, groups * count, [&](int64_t item, int w) { use(item % groups, item / groups, w); });
+    run_queue(pool_, count, [&](int64_t item, int worker) {
+      for (int64_t group = 0; group < groups; ++group) use(group, item, worker);
     });
   }
 
@@ -179,7 +199,7 @@ class Backward {
     std::fill_n(w.d_k.data(), (end - first) * kPanelKeys * padded(a_.dim), 0.0f);
     std::fill_n(w.d_v.data(), (end - first) * kPanelKeys * padded(a_.value_dim), 0.0f);
     const int64_t tiles = int64_t(tiling_.tiles().size());
-    std::vector<float> d_q;
+    std::vector<float> d_q, d_rows;
     int64_t open = 0;
     for (int64_t number = 0; number < tiles; ++number) {
       const int64_t index = tiles - 1 - number;
@@ -187,14 +207,15 @@ class Backward {
       const TileRows rows = tiling_.rows_of(group, shape);
       tiling_.visit(group, shape, rows, first, end, w.refs);
       if (w.refs.empty()) continue;
-      BackwardTile t = tile(group, index, rows);
-      float* sum = std::exchange(t.d_q, nullptr);
+      BackwardTile t = tile(group, index, rows, 0);
       d_q.assign(size_t(t.rows) * size_t(padded(a_.dim)), 0.0f);
-      t.d_q = d_q.data();
+      d_rows.assign(size_t(t.rows) * size_t(t.terms.columns), 0.0f);
+      float *const sum = std::exchange(t.d_q, d_q.data()), *const row_sum = std::exchange(t.terms.rows, d_rows.data());
       t.scratch = w.scratch.data();
       add_panels(w, packed, group, first, t);
       wait_for_earlier(progress, slab, number, open);
       table_.add_row(d_q.data(), int(d_q.size()), sum);
+      table_.add_row(d_rows.data(), int(d_rows.size()), row_sum);
       progress[slab].store(number + 1, std::memory_order_release);
     }
     write_keys(w, group, first, end);
@@ -231,9 +252,15 @@ class Backward {
     const TileShape& shape = tiling_.tiles()[size_t(index)];
     BackwardTile t;
     rows_.put(group, index, t);
-    for (int row = 0; row < shape.rows(); ++row)
+    const int64_t columns = g_.terms.columns;
+    for (int row = 0; row < shape.rows(); ++row) {
       table_.scale_row(t.d_q + int64_t{row} * padded(a_.dim), a_.dim, a_.score.scale, a_.type,
                        const_cast<void*>(tiling_.query_row(g_.d_q, group, shape, row)));
+      const int64_t head = tiling_.query_head(group, shape.head + row / shape.queries);
+      const int64_t place =
+          (tiling_.batch_of(group) * a_.heads + head) * a_.queries + shape.query + row % shape.queries;
+      std::copy_n(t.terms.rows + row * columns, columns, g_.terms.rows + place * columns);
+    }
   }
 
   // ---- gathered keys: each part of the tiles has its own sums over keys, added in order ----
@@ -244,12 +271,11 @@ class Backward {
     const int64_t row = padded(a_.dim) + padded(a_.value_dim), all = a_.keys * row;
     const Floats64 sums(groups * parts * all);
     Workers workers(static_cast<size_t>(std::max(pool_.threads, 1)));
-    run_queue(pool_, groups * parts, [&](int64_t item, int worker) {
-      float* sum = sums.data() + item * all;
+    run_items(parts, [&](int64_t group, int64_t part, int worker) {
+      float* sum = sums.data() + (group * parts + part) * all;
       std::fill_n(sum, all, 0.0f);
-      const int64_t part = item % parts;
       for (int64_t index = tiles * part / parts; index < tiles * (part + 1) / parts; ++index)
-        add_gathered(own(workers, worker, kStripPanels), item / parts, index, sum);
+        add_gathered(own(workers, worker, kStripPanels), group, index, part, sum);
     });
     constexpr int64_t kKeysAtOnce = 256;
     const int64_t pieces = (a_.keys + kKeysAtOnce - 1) / kKeysAtOnce;
@@ -264,10 +290,10 @@ class Backward {
     });
   }
 
-  void add_gathered(Worker& w, int64_t group, int64_t index, float* sum) {
+  void add_gathered(Worker& w, int64_t group, int64_t index, int64_t part, float* sum) {
     const TileShape& shape = tiling_.tiles()[size_t(index)];
     const TileRows rows = tiling_.rows_of(group, shape);
-    BackwardTile t = tile(group, index, rows);
+    BackwardTile t = tile(group, index, rows, part);
     t.scratch = w.scratch.data();
     t.panels = w.strip.panels();
     const int64_t dims = padded(a_.dim), value_dims = padded(a_.value_dim), row = dims + value_dims;
@@ -299,9 +325,10 @@ class Backward {
 }  // namespace
 
 int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& tiling, int threads) {
+  const int columns = a.score.relative.columns + (a.score.adds() ? 2 : 0);  // at most
   const int64_t tiles = tiling.groups() * int64_t(tiling.tiles().size());
   const int64_t row = padded(a.dim) + padded(a.value_dim);
-  int64_t floats = tiles * PackedRows::floats(Steps(table, a), a, tiling);
+  int64_t floats = tiles * PackedRows::floats(Steps(table, a), a, tiling, columns);
   if (tiling.gathers()) floats += tiling.groups() * gathered_parts(tiling) * a.keys * row;
   floats += threads * (kMostSlabPanels * kPanelKeys * row + int64_t(backward_scratch(tiling.largest_rows() + 1) / 4));
   return 4 * floats;

@@ -110,7 +110,7 @@ class Worker {
     }
     point_rows(tiling_, results_.out, group, shape, pointers_.data());
     const float natural = t.score.plain() ? t.score.scale : 1 / kLog2e;
-    table_.finish({t.rows, a_.value_dim, t.top, t.sum, t.acc, natural, a_.sink ? sinks_ : nullptr,
+    table_.finish({t.rows, a_.value_dim, t.top, t.sum, t.acc, natural, t.score.keep_scale, a_.sink ? sinks_ : nullptr,
                    const_cast<void* const*>(pointers_.data()), a_.type, lse.data()});
   }
 

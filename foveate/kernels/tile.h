@@ -45,14 +45,43 @@ struct Panel {
   const void* const* bad_values = nullptr;  // [64] rows of v that hold NaN or Inf (else null): packed as 0
 };
 
+constexpr int kMostAxes = 4;
+
+// Logits for places instead of keys (ops::Relative): column first[a] + clamp(keys[a][j] - queries[a][i], 0, size - 1).
+struct RelativeTerm {
+  const float* logits = nullptr;  // of the tile's first head; null: none
+  int64_t head = 0, query = 0;    // strides; 0 where broadcast
+  int axes = 0, columns = 0;      // columns of all axes
+  int32_t sizes[kMostAxes] = {};
+  const int32_t* queries = nullptr;  // [axes][query_stride]
+  const int32_t* keys = nullptr;     // [axes][key_stride]
+  int64_t query_stride = 0, key_stride = 0;
+};
+
 // How a logit is made beyond scale * q.k.
 struct ScoreTerms {
   float scale = 1;
   float soft_cap = 0;          // 0: none
-  const char* bias = nullptr;  // of the tile's first head and query
+  const char* bias = nullptr;  // of the tile's first head
   DType bias_type = DType::f32;
   int64_t bias_head = 0, bias_query = 0, bias_key = 0;  // strides in elements; 0 where it is broadcast
-  bool plain() const { return soft_cap == 0 && bias == nullptr && scale > 0; }
+  const float* slopes = nullptr;                        // of the tile's first head
+  RelativeTerm relative;
+  float leaky = 1;          // factor of logits that are not positive
+  uint32_t drop_below = 0;  // dropout_threshold(probability); 0: no dropout
+  float keep_scale = 1;     // 1 / (1 - probability)
+  bool adds() const { return bias != nullptr || slopes != nullptr || relative.logits != nullptr; }
+  bool plain() const { return soft_cap == 0 && !adds() && leaky == 1 && scale > 0; }
+};
+
+// Where gradients of score terms go.  Terms that are summed over keys have columns in `rows`, [rows of the
+// tile][columns], added to; -1: none.
+struct ScoreGradients {
+  float* bias = nullptr;                                // of the tile's first head, where the bias has a key axis
+  int64_t bias_head = 0, bias_query = 0, bias_key = 0;  // strides
+  float* rows = nullptr;
+  int columns = 0, bias_column = -1, slope_column = -1, relative_column = -1;
+  bool any() const { return bias != nullptr || columns > 0; }
 };
 
 struct Tile {
@@ -63,8 +92,11 @@ struct Tile {
   int dim = 0, value_dim = 0;
   const Panel* panels = nullptr;
   int panel_count = 0;
-  const RowBounds* bounds = nullptr;   // [rows]
-  const int32_t* documents = nullptr;  // [rows]; null: no documents
+  const RowBounds* bounds = nullptr;     // [rows]
+  const int32_t* documents = nullptr;    // [rows]; null: no documents
+  const int32_t* query_ids = nullptr;    // [rows] which query of q a row is
+  const int32_t* positions = nullptr;    // [rows], where the score has slopes
+  const uint32_t* drop_words = nullptr;  // [rows][2] dropout_row, where there is dropout
   int32_t sinks = 0, keys = 0;
   DType value_type = DType::f32;  // of bad_values
   ScoreTerms score;
@@ -83,8 +115,8 @@ struct BackwardTile : Tile {
   const float *q_by_dim = nullptr, *d_out_by_dim = nullptr;  // by dim, the inner axis is the row
   const float* lse = nullptr;                                // [rows] times log2(e); +inf for a row without a key
   const float* delta = nullptr;                              // [rows]
-  float* d_q = nullptr;      // [rows][padded dim], added to; without the factor `scale`, as d_k
-  float* d_bias = nullptr;   // of the tile's first head and query, strides of the score's bias
+  float* d_q = nullptr;  // [rows][padded dim], added to; without the factor `scale`, as d_k
+  ScoreGradients terms;
   float* scratch = nullptr;  // backward_scratch() bytes
 };
 
@@ -96,7 +128,7 @@ constexpr int64_t by_dim_units(int inner_steps, int dim) { return int64_t{inner_
 constexpr size_t forward_scratch() { return size_t{4} * kGroupRows * kStripPanels * kPanelKeys * 2; }
 constexpr size_t backward_scratch(int rows) {
   const size_t pairs = size_t(rows) + kGroupRows;  // P and dS of the whole tile, and the rows of one group
-  return size_t{4} * kStripPanels * kPanelKeys * (2 * pairs + kGroupRows) + size_t{4} * 3 * kGroupRows * kPanelKeys;
+  return size_t{4} * kStripPanels * kPanelKeys * (2 * pairs + kGroupRows) + size_t{4} * 5 * kGroupRows * kPanelKeys;
 }
 
 // Where the rows of a finished tile go.
@@ -104,6 +136,7 @@ struct Finish {
   int rows, value_dim;
   const float *top, *sum, *acc;
   float top_scale;    // natural logit per unit of top
+  float out_scale;    // of what dropout keeps
   const float* sink;  // [rows] natural logits; null: none
   void* const* out;   // [rows]
   DType type;

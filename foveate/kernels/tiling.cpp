@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <new>
 
+#include "foveate/base/random.h"
+
 namespace foveate::kernels {
 namespace {
 
@@ -93,6 +95,11 @@ TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
       if (rule.row_end.data) high = std::min(high, number(rule.row_end));
       rows.bounds.push_back({clamp_key(floor, a_.keys), clamp_key(position - left, a_.keys), clamp_key(high, a_.keys)});
       if (rule.query_documents) rows.documents.push_back(rule.query_documents[batch * a_.queries + query]);
+      if (a_.score.adds()) rows.query_ids.push_back(int32_t(query));
+      if (a_.score.slopes) rows.positions.push_back(int32_t(position));
+      if (a_.score.drop_below)
+        for (const uint32_t word : dropout_row(a_.dropout_seed, batch, q_head, position))
+          rows.drop_words.push_back(word);
     }
   }
   rows.least = rows.greatest = rows.bounds.front();

@@ -32,6 +32,8 @@ struct Gathered {
 struct TileRows {
   std::vector<RowBounds> bounds;
   std::vector<int32_t> documents;
+  std::vector<int32_t> query_ids, positions;  // where the score needs them
+  std::vector<uint32_t> drop_words;
   int32_t lowest_document = 0, highest_document = 0;
   RowBounds least, greatest;  // of each bound over the rows
 };

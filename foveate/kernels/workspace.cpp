@@ -155,10 +155,14 @@ Tile make_tile(const Arguments& a, const Steps& steps, const Tiling& tiling, int
   t.keys = int32_t(a.keys);
   t.value_type = a.type;
   t.score = a.score;
+  t.query_ids = rows.query_ids.data();
+  t.positions = rows.positions.data();
+  t.drop_words = rows.drop_words.data();
+  const int64_t batch = tiling.batch_of(group), head = tiling.query_head(group, shape.head);
   if (a.score.bias)
-    t.score.bias += (tiling.batch_of(group) * a.bias_batch + tiling.query_head(group, shape.head) * a.score.bias_head +
-                     shape.query * a.score.bias_query) *
-                    int64_t(bytes_of(a.score.bias_type));
+    t.score.bias += (batch * a.bias_batch + head * a.score.bias_head) * int64_t(bytes_of(a.score.bias_type));
+  if (a.score.slopes) t.score.slopes += head;
+  if (a.score.relative.logits) t.score.relative.logits += batch * a.relative_batch + head * a.score.relative.head;
   return t;
 }
 

@@ -47,9 +47,12 @@ class Generator {
     c.d_lse = test::random_tensor({batch_, heads_, queries_}, next());
     c.plan = plan();
     c.score = score();
-    c.text = fmt::format("B {} heads {}/{} L {}/{} D {}/{} {} plan {} cap {} bias {} sink {}", batch_, heads_,
-                         kv_heads_, queries_, keys_, dim_, value_dim_, c10::toString(type_), plan_text_,
-                         c.score.soft_cap.value_or(0), c.score.bias.has_value(), c.score.sink.has_value());
+    c.text = fmt::format(
+        "B {} heads {}/{} L {}/{} D {}/{} {} plan {} cap {} bias {} sink {} slopes {} "
+        "relative {} leaky {} dropout {}",
+        batch_, heads_, kv_heads_, queries_, keys_, dim_, value_dim_, c10::toString(type_), plan_text_,
+        c.score.soft_cap.value_or(0), c.score.bias.has_value(), c.score.sink.has_value(), c.score.slopes.has_value(),
+        c.score.relative.has_value(), c.score.leaky.value_or(1), c.score.dropout);
     return c;
   }
 
@@ -135,6 +138,16 @@ class Generator {
     return p;
   }
 
+  ops::Relative relative() {
+    const int64_t axes = 1 + pick(3);
+    std::vector<int64_t> sizes;
+    int64_t columns = 0;
+    for (int64_t axis = 0; axis < axes; ++axis) columns += sizes.emplace_back(1 + pick(20));
+    const auto axis = [&](int64_t n) { return pick(3) ? n : int64_t{1}; };
+    return {test::random_tensor({axis(batch_), axis(heads_), axis(queries_), columns}, next()),
+            longs({axes, queries_}, -5, 10), longs({axes, keys_}, -5, 15), sizes};
+  }
+
   ops::Score score() {
     ops::Score s;
     if (pick(4) == 0) s.scale = 0.1 * double(pick(5)) - 0.1;
@@ -147,6 +160,10 @@ class Generator {
       if (pick(3) == 0) s.bias = s.bias->to(at::kBFloat16);
     }
     if (pick(4) == 0) s.sink = test::random_tensor({heads_}, next());
+    if (pick(6) == 0) s.slopes = test::random_tensor({heads_}, next()).mul(0.02);
+    if (pick(6) == 0) s.relative = relative();
+    if (pick(8) == 0) s.leaky = 0.2;
+    if (pick(8) == 0) s.dropout = 0.1 * double(1 + pick(6)), s.dropout_seed = pick(1000);
     return s;
   }
 
@@ -158,7 +175,8 @@ class Generator {
 };
 
 struct Outcome {
-  std::vector<Tensor> tensors;  // out, lse, d_q, d_k, d_v, d_bias, d_sink
+  std::vector<Tensor> tensors;
+  std::vector<std::string> names;  // out, lse, d_q, d_k, d_v and the score terms'
 };
 
 Outcome run(const Case& c, const char* level, at::ScalarType type) {
@@ -170,16 +188,22 @@ Outcome run(const Case& c, const char* level, at::ScalarType type) {
   ops::Score score = c.score;
   if (score.bias) score.bias = score.bias->detach().requires_grad_();
   if (score.sink) score.sink = score.sink->detach().requires_grad_();
-  for (const auto& t : {score.bias, score.sink})
-    if (t && t->grad().defined()) t->mutable_grad().reset();
+  if (score.slopes) score.slopes = score.slopes->detach().requires_grad_();
+  if (score.relative) score.relative->logits = score.relative->logits.detach().requires_grad_();
   const auto [out, lse] = ops::attend(q, k, v, c.plan, score);
   Tensor loss = (out * c.d_out.to(type)).to(lse.scalar_type()).sum();
   const Tensor seen = lse.detach().isfinite();
   loss = loss + (lse.masked_fill(seen.logical_not(), 0) * c.d_lse.to(lse.scalar_type())).sum();
   loss.backward();
-  Outcome o{{out.detach(), lse.detach(), q.grad(), k.grad(), v.grad()}};
-  if (score.bias) o.tensors.push_back(score.bias->grad().clone());
-  if (score.sink) o.tensors.push_back(score.sink->grad().clone());
+  Outcome o{{out.detach(), lse.detach(), q.grad(), k.grad(), v.grad()}, {"out", "lse", "d_q", "d_k", "d_v"}};
+  const auto add = [&](const char* name, const Tensor& term) {
+    o.tensors.push_back(term.grad().clone());
+    o.names.emplace_back(name);
+  };
+  if (score.bias) add("d_bias", *score.bias);
+  if (score.sink) add("d_sink", *score.sink);
+  if (score.slopes) add("d_slopes", *score.slopes);
+  if (score.relative) add("d_relative", score.relative->logits);
   return o;
 }
 
@@ -197,17 +221,16 @@ std::string far(const Tensor& got, const Tensor& want, double bound, double floo
 }
 
 std::string compare(const Case& c, const Outcome& got, const Outcome& want) {
-  const char* names[] = {"out", "lse", "d_q", "d_k", "d_v", "d_bias|d_sink", "d_sink"};
   double unit = c.q.scalar_type() == at::kFloat ? 3e-6 : c.q.scalar_type() == at::kHalf ? 2e-3 : 8e-3;
   for (size_t i = 0; i < want.tensors.size(); ++i) {
     if (got.tensors[i].scalar_type() == at::kBFloat16) unit = std::max(unit, 8e-3);  // the gradient of a bf16 bias
     const double bound = i == 1 ? std::max(unit / 20, 3e-6) : i == 0 ? unit : 2 * unit;
     // errors of pairs add up in the gradients of what many pairs share
     const double pairs = double(c.q.size(0) * c.q.size(1) * c.q.size(2) * c.k.size(2));
-    const double shared =
-        i < 5 ? 1 : std::sqrt(std::max(pairs / double(std::max<int64_t>(want.tensors[i].numel(), 1)), 1.0));
+    double shared = i < 5 ? 1 : std::sqrt(std::max(pairs / double(std::max<int64_t>(want.tensors[i].numel(), 1)), 1.0));
+    if (got.names[i] == "d_slopes") shared *= double(c.q.size(2) + c.k.size(2));  // each pair counts by its distance
     const std::string fault = far(got.tensors[i], want.tensors[i], bound, shared * (i == 1 ? bound : bound / 2));
-    if (!fault.empty()) return fmt::format("{} ({})", names[i], fault);
+    if (!fault.empty()) return fmt::format("{} ({})", got.names[i], fault);
   }
   return {};
 }
@@ -229,8 +252,8 @@ int main(int argc, char** argv) {
       std::string wrong = compare(c, got, want);
       at::set_num_threads(2);
       const Outcome again = run(c, table->name, c.q.scalar_type());
-      for (size_t i = 0; i < 5 && wrong.empty(); ++i)
-        if (!again.tensors[i].equal(got.tensors[i])) wrong = fmt::format("tensor {} on two threads", i);
+      for (size_t i = 0; i < got.tensors.size() && wrong.empty(); ++i)
+        if (!again.tensors[i].equal(got.tensors[i])) wrong = got.names[i] + " on two threads";
       if (wrong.empty()) continue;
       fmt::print("attend_fuzz: seed {} at {}: {} is wrong; {}\n", seed, table->name, wrong, c.text);
       return 1;

@@ -76,10 +76,25 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
                    d_q = buffer(s.heads, s.queries, s.dim), d_k = buffer(s.kv_heads, s.keys, s.dim),
                    d_v = buffer(s.kv_heads, s.keys, s.value_dim);
         const GuardedBuffer lse(s.heads * s.queries, DType::f32), bias(s.heads * s.queries * s.keys, DType::f32),
-            d_bias(s.heads * s.queries * s.keys, DType::f32);
+            d_bias(s.heads * s.queries * s.keys, DType::f32), slopes(s.heads, DType::f32),
+            relative(s.heads * s.queries * 7, DType::f32), query_places(2 * s.queries, DType::f32),
+            key_places(2 * s.keys, DType::f32), d_rows(s.heads * s.queries * 8, DType::f32);
+        for (int64_t i = 0; i < 2 * s.queries; ++i) static_cast<int32_t*>(query_places.data())[i] = int32_t(i % 5);
+        for (int64_t j = 0; j < 2 * s.keys; ++j) static_cast<int32_t*>(key_places.data())[j] = int32_t(j % 9);
         Arguments a = arguments(s, type, q, k, v);
         a.score.bias = static_cast<const char*>(bias.data());
         a.bias_batch = 0, a.score.bias_head = s.queries * s.keys, a.score.bias_query = s.keys, a.score.bias_key = 1;
+        a.score.slopes = static_cast<const float*>(slopes.data());
+        a.score.relative = {static_cast<const float*>(relative.data()),
+                            s.queries * 7,
+                            7,
+                            2,
+                            7,
+                            {3, 4},
+                            static_cast<const int32_t*>(query_places.data()),
+                            static_cast<const int32_t*>(key_places.data()),
+                            s.queries,
+                            s.keys};
         const View o{out.data(), s.heads * s.queries * s.value_dim, s.queries * s.value_dim, s.value_dim};
         forward(*table, a, {o, static_cast<float*>(lse.data())}, Pool{});
         GradientViews g;
@@ -87,7 +102,15 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
         g.lse = static_cast<const float*>(lse.data());
         g.d_q = a.q, g.d_k = a.k, g.d_v = a.v;
         g.d_q.data = d_q.data(), g.d_k.data = d_k.data(), g.d_v.data = d_v.data();
-        g.d_bias = static_cast<float*>(d_bias.data());
+        g.terms = {static_cast<float*>(d_bias.data()),
+                   s.queries * s.keys,
+                   s.keys,
+                   1,
+                   static_cast<float*>(d_rows.data()),
+                   8,
+                   -1,
+                   0,
+                   1};
         backward(*table, a, g, Pool{});
         const float last = static_cast<const float*>(lse.data())[s.heads * s.queries - 1];  // sees every key
         EXPECT_TRUE(std::isfinite(last)) << table->name;

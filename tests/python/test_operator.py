@@ -49,6 +49,27 @@ def test_opcheck_with_bias_and_sink():
     torch.library.opcheck(attend, (q, k, v, bias, sink), dict(window_right=0))
 
 
+def score_terms(dtype):
+    make = torch.Generator().manual_seed(9)
+    random = lambda *shape: torch.randn(shape, generator=make, dtype=dtype, requires_grad=True)
+    places = dict(relative_queries=torch.arange(9)[None] // 3, relative_keys=torch.arange(13)[None] // 3 + 1, relative_sizes=[5])
+    return dict(slopes=random(4), relative=random(2, 4, 9, 5), **places, leaky=0.3, dropout=0.25, dropout_seed=5)
+
+
+def test_gradients_of_score_terms_match_finite_differences():
+    terms = score_terms(torch.double)
+    learned = {name: terms.pop(name) for name in ("slopes", "relative")}
+
+    def run(q, k, v, *values):
+        return attend(q, k, v, **dict(zip(learned, values)), **terms, window_right=0)
+
+    assert torch.autograd.gradcheck(run, (*problem(), *learned.values()))
+
+
+def test_opcheck_with_every_score_term():
+    torch.library.opcheck(attend, problem(torch.float), dict(score_terms(torch.float), window_right=0))
+
+
 def test_compiles_as_one_graph_with_dynamic_lengths():
     def loss(q, k, v):
         out, lse = attend(q, k, v, window_left=5, window_right=0, sinks=2)
@@ -90,7 +111,7 @@ def test_backward_refuses_what_forward_did_not_give(which):
     q, k, v = problem(dtype=torch.float, grad=False)
     out, lse = attend(q, k, v, window_right=0)
     given = dict(d_out=torch.ones_like(out), d_lse=torch.ones_like(lse), out=out, lse=lse)
-    torch.ops.foveate.attend_backward(**given, bias_gradient=False, q=q, k=k, v=v, window_right=0)
+    torch.ops.foveate.attend_backward(**given, output_mask=[False] * 4, q=q, k=k, v=v, window_right=0)
     for wrong in (given[which].double(), given[which][:, :, 1:]):
         with pytest.raises(ValueError, match=f"attend_backward: {which} must be"):
-            torch.ops.foveate.attend_backward(**{**given, which: wrong}, bias_gradient=False, q=q, k=k, v=v, window_right=0)
+            torch.ops.foveate.attend_backward(**{**given, which: wrong}, output_mask=[False] * 4, q=q, k=k, v=v, window_right=0)

@@ -27,11 +27,25 @@ struct Array {
   }
 };
 
+// One axis of relative logits: column clamp(key[j] - query[i], 0, size - 1) behind the columns of the axes before.
+struct OracleAxis {
+  int64_t size = 1;
+  std::vector<int64_t> query, key;  // [Lq], [Lk]
+};
+
+// s = scale q.k;  s = soft_cap tanh(s / soft_cap);  s += bias + relative - slope |position - j|;  s <= 0: s *= leaky
 struct OracleScore {
   double scale = 1;
   std::optional<double> soft_cap;
-  std::optional<Array> bias;                // broadcastable to [B, Hq, Lq, Lk]
+  std::optional<Array> bias;                  // broadcastable to [B, Hq, Lq, Lk]
+  std::optional<std::vector<double>> slopes;  // [Hq]
+  int64_t query_start = 0;                    // position of query 0
+  std::optional<Array> relative;              // broadcastable to [B, Hq, Lq, columns of all axes]
+  std::vector<OracleAxis> axes;
+  double leaky = 1;
   std::optional<std::vector<double>> sink;  // [Hq]
+  // What dropout multiplies a probability with: 0 or 1 / (1 - p).  Unset: no dropout.
+  std::function<double(int64_t b, int64_t h, int64_t i, int64_t j)> keep;
 };
 
 // How often query i of head h sees key j: 0 for invisible, more than 1 in multisets.
@@ -46,8 +60,8 @@ OracleResult oracle_attention(const Array& q, const Array& k, const Array& v, co
                               OracleScore score);
 
 struct OracleGradients {
-  Array q, k, v, bias;
-  std::vector<double> sink;
+  Array q, k, v, bias, relative;
+  std::vector<double> sink, slopes;
 };
 
 // Of sum(d_out * out) + sum(d_lse * lse), by the chain rule written out for each pair.

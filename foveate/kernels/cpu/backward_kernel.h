@@ -4,7 +4,7 @@
 // P and dS of a tile against up to kStripPanels panels, [panel][rows / step][64] units, so that the products over rows
 // read them by broadcast; and dS of one group, [row][keys / step], for the product over keys.
 struct Strips {
-  float *p, *ds, *group_ds, *scores, *group_p, *slope;
+  float *p, *ds, *group_ds, *scores, *group_p, *product, *added, *keep;
   int64_t panel_units;
 };
 
@@ -18,13 +18,16 @@ inline Strips strips(const BackwardTile& t) {
   s.group_ds = s.ds + kStripPanels * units;
   s.scores = s.group_ds + kGroupRows * kStripColumns;
   s.group_p = s.scores + kGroupRows * kPanelKeys;
-  s.slope = s.group_p + kGroupRows * kPanelKeys;
+  s.product = s.group_p + kGroupRows * kPanelKeys;
+  s.added = s.product + kGroupRows * kPanelKeys;
+  s.keep = s.added + kGroupRows * kPanelKeys;
   return s;
 }
 
 // P of a group and a panel: to[r * 64 + column].
 template <class Unit>
-inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p, Sight sees, float* to, float* slope) {
+inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p, Sight sees, const Strips& s,
+                          float* to) {
   const bool plain = t.score.plain();
   const F factor = Simd::set(plain ? t.score.scale * kLog2e : 1);
   const float* q = t.q + int64_t{g.row} * t.depth;
@@ -44,25 +47,43 @@ inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p,
   with_rows(g.rows, [&](auto rows) { group_products<Unit, rows.value>(q, t.depth, p.k, to, kPanelKeys, nullptr); });
   for (int r = 0; r < g.rows; ++r) {
     float* row = to + r * kPanelKeys;
-    if (!plain || sees == Sight::some) adjust(t, p, g.row + r, sees, row, slope + r * kPanelKeys);
+    const LogitFactors factors = {s.product + r * kPanelKeys, s.added + r * kPanelKeys};
+    if (!plain || sees == Sight::some) adjust(t, p, g.row + r, sees, row, &factors);
     const F offset = Simd::set(-t.lse[g.row + r]);
     for (int column = 0; column < kPanelKeys; column += Simd::kWidth)
       Simd::store(row + column, Unit::exp2(Simd::fma(Simd::load(row + column), factor, offset)));
   }
 }
 
-inline void add_bias_gradient(const BackwardTile& t, const Panel& p, int row, const float* ds) {
-  const int64_t base = bias_offset(t, row);
-  for (int column = 0; column < kPanelKeys; ++column) {
-    const int32_t key = p.ids ? p.ids[column] : p.first + column;
-    if (key < t.keys) t.d_bias[base + key * t.score.bias_key] += ds[column];
+// d loss / d logit -> what its terms take, and d loss / d (scale * product).
+inline void apply_terms(const BackwardTile& t, const Group& g, const Panel& p, const Strips& s, float* ds) {
+  for (int r = 0; t.terms.any() && r < g.rows; ++r) {
+    float added[kPanelKeys];
+    for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
+      const F d = Simd::load(ds + r * kPanelKeys + column);
+      const F factor = t.score.leaky == 1 ? Simd::set(1) : Simd::load(s.added + r * kPanelKeys + column);
+      Simd::store(added + column, Simd::select(Simd::not_zero(d), d * factor, d));
+    }
+    add_term_gradients(t, p, g.row + r, added);
+  }
+  if (t.score.soft_cap == 0 && t.score.leaky == 1) return;
+  for (int i = 0; i < g.rows * kPanelKeys; i += Simd::kWidth) {
+    const F d = Simd::load(ds + i);
+    Simd::store(ds + i, Simd::select(Simd::not_zero(d), d * Simd::load(s.product + i), d));
   }
 }
 
-// dS = P (dP - delta), 0 where P is 0: an invisible value may be NaN.
+// dS = P (dP - delta), 0 where P is 0: an invisible value may be NaN.  With dropout dP counts where it keeps, and P
+// becomes what dV takes.
 template <class Unit>
-inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& p, const float* weights,
-                            const float* slope, float* to) {
+inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& p, const Strips& s, float* weights,
+                            float* to) {
+  const bool drops = t.score.drop_below > 0;
+  if (drops)
+    for (int r = 0; r < g.rows; ++r)
+      for (int column = 0; column < kPanelKeys; column += Simd::kWidth)
+        Simd::store(s.keep + r * kPanelKeys + column,
+                    Simd::select(kept(t, p, g.row + r, column), Simd::set(t.score.keep_scale), Simd::set(0)));
   with_rows(g.rows, [&](auto rows) {
     constexpr int R = rows.value;
     for (int column = 0; column < kPanelKeys; column += kTileColumns) {
@@ -73,17 +94,15 @@ inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& 
         for (int c = 0; c < Simd::kColumns; ++c) {
           const int64_t at = r * kPanelKeys + column + c * Simd::kWidth;
           const F w = Simd::load(weights + at);
+          if (drops) acc[r][c] = acc[r][c] * Simd::load(s.keep + at);
           const F ds = (acc[r][c] - Simd::set(t.delta[g.row + r])) * w;
           Simd::store(to + at, Simd::select(Simd::not_zero(w), ds, Simd::set(0)));
         }
     }
   });
-  for (int r = 0; t.d_bias && r < g.rows; ++r) add_bias_gradient(t, p, g.row + r, to + r * kPanelKeys);
-  if (t.score.soft_cap > 0)
-    for (int i = 0; i < g.rows * kPanelKeys; i += Simd::kWidth) {
-      const F ds = Simd::load(to + i);
-      Simd::store(to + i, Simd::select(Simd::not_zero(ds), ds * Simd::load(slope + i), ds));
-    }
+  for (int i = 0; drops && i < g.rows * kPanelKeys; i += Simd::kWidth)
+    Simd::store(weights + i, Simd::load(weights + i) * Simd::load(s.keep + i));
+  if (!t.score.plain()) apply_terms(t, g, p, s, to);
 }
 
 // to[64][dims] += pairs[steps][64]^T . by_dim over the rows [first, first + steps * step).
@@ -141,12 +160,12 @@ inline void backward_group(const BackwardTile& t, const Group& g, const Panel* p
     ranges[i].end = g.row + g.rows;
     if constexpr (Unit::kStep == 1) {  // rows are units already
       const int64_t first = int64_t{g.row} * kPanelKeys;
-      group_weights<Unit>(t, g, panels[i], sees, p + first, s.slope);
-      group_gradients<Unit>(t, g, panels[i], p + first, s.slope, ds + first);
+      group_weights<Unit>(t, g, panels[i], sees, s, p + first);
+      group_gradients<Unit>(t, g, panels[i], s, p + first, ds + first);
       at[n] = i * s.panel_units + first;
     } else {
-      group_weights<Unit>(t, g, panels[i], sees, s.group_p, s.slope);
-      group_gradients<Unit>(t, g, panels[i], s.group_p, s.slope, s.scores);
+      group_weights<Unit>(t, g, panels[i], sees, s, s.group_p);
+      group_gradients<Unit>(t, g, panels[i], s, s.group_p, s.scores);
       const int64_t first = int64_t{g.row / Unit::kStep} * kPanelKeys;
       at[n] = int64_t{n} * kPanelKeys / Unit::kStep;
       Unit::interleave_rows(s.group_p, g.rows, p + first, nullptr, 0);

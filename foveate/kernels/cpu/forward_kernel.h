@@ -27,15 +27,22 @@ inline int group_scores(const ForwardTile& t, const Group& g, const Panel* panel
   return n;
 }
 
-// weights = 2^(scores * factor - top * factor) of n panels; returns their sum.
-template <class Unit>
-inline float weigh_row(const float* scores, float* weights, int n, float factor, float top) {
+// weights = 2^(scores * factor - top * factor) of n panels, those that dropout takes 0; returns the sum of all.
+template <class Unit, bool kDrops>
+inline float weigh_row(const ForwardTile& t, int row, const Panel* const* seen, const float* scores, float* weights,
+                       int n, float factor, float top) {
   const F f = Simd::set(factor), offset = Simd::set(-top * factor);
   F sum[2] = {};
   for (int column = 0; column < n * kPanelKeys; column += 2 * Simd::kWidth) {
-    const F a = Unit::exp2(Simd::fma(Simd::load(scores + column), f, offset));
-    const F b = Unit::exp2(Simd::fma(Simd::load(scores + column + Simd::kWidth), f, offset));
+    F a = Unit::exp2(Simd::fma(Simd::load(scores + column), f, offset));
+    F b = Unit::exp2(Simd::fma(Simd::load(scores + column + Simd::kWidth), f, offset));
     sum[0] = sum[0] + a, sum[1] = sum[1] + b;
+    if constexpr (kDrops) {
+      const Panel& p = *seen[column / kPanelKeys];
+      const int at = column % kPanelKeys;
+      a = Simd::select(kept(t, p, row, at), a, Simd::set(0));
+      b = Simd::select(kept(t, p, row, at + Simd::kWidth), b, Simd::set(0));
+    }
     if constexpr (Unit::kStep == 1) {
       Simd::store(weights + column, a);
       Simd::store(weights + column + Simd::kWidth, b);
@@ -50,7 +57,7 @@ inline float weigh_row(const float* scores, float* weights, int n, float factor,
 inline void add_bad_values(const ForwardTile& t, const Panel& p, const Group& g) {
   for (int r = g.row; r < g.row + g.rows; ++r)
     for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
-      const I ids = p.ids ? Simd::load_i(p.ids + column) : Simd::count_from(p.first + column);
+      const I ids = key_ids(p, column);
       float seen[Simd::kWidth];
       Simd::store(seen, Simd::select(p.check == Check::none ? Simd::equal(ids - ids, 0) : visible(t, p, r, ids, column),
                                      Simd::set(1), Simd::set(0)));
@@ -85,7 +92,8 @@ inline void forward_group(const ForwardTile& t, const Group& g, const Panel* pan
   }
   Simd::store(shrink, Floats::exp2(Simd::load(shrink)));
   for (int r = 0; r < g.rows; ++r) {
-    const float sum = weigh_row<Unit>(t.strip + r * kStripColumns, weights + r * stride, n, factor, safe[r]);
+    const auto weigh = t.score.drop_below ? weigh_row<Unit, true> : weigh_row<Unit, false>;
+    const float sum = weigh(t, g.row + r, seen, t.strip + r * kStripColumns, weights + r * stride, n, factor, safe[r]);
     t.sum[g.row + r] = t.sum[g.row + r] * shrink[r] + sum;
   }
   const float* values[kStripPanels];

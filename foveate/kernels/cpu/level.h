@@ -1,6 +1,7 @@
 // All kernels of a level and its table.  To be included inside the level's own anonymous namespace, after its Simd.
 // clang-format off
 #include "foveate/kernels/cpu/products.h"
+#include "foveate/kernels/cpu/score_kernels.h"
 #include "foveate/kernels/cpu/forward_kernel.h"
 #include "foveate/kernels/cpu/backward_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"

@@ -109,7 +109,7 @@ void finish(const Finish& f) {
   for (int r = 0; r < f.rows; ++r) {
     const bool empty = f.sum[r] == 0;
     float lse = empty ? -kInfinity : f.top[r] * f.top_scale + __builtin_logf(f.sum[r]);
-    float factor = empty ? 0 : 1 / f.sum[r];
+    float factor = empty ? 0 : f.out_scale / f.sum[r];
     if (f.sink) {
       const float sink = f.sink[r], top = sink > lse ? sink : lse;
       const float with =

@@ -70,6 +70,16 @@ struct Simd {
     return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
   }
 
+  static I set_i(int32_t x) { return _mm256_set1_epi32(x); }
+  static F to_floats(I x) { return _mm256_cvtepi32_ps(x); }
+  static M positive(F x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ); }
+  static I add(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I subtract(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static I multiply(I a, int32_t b) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(b)); }
+  template <int N>
+  static I shift_down(I x) {  // zeros come in
+    return _mm256_srli_epi32(x, N);
+  }
   static I shift_up(I x) { return _mm256_slli_epi32(x, 16); }
 
   // 8 rows of 8 units become 8 columns.

@@ -55,6 +55,16 @@ struct Simd {
     return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
   }
 
+  static I set_i(int32_t x) { return _mm512_set1_epi32(x); }
+  static F to_floats(I x) { return _mm512_cvtepi32_ps(x); }
+  static M positive(F x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I subtract(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static I multiply(I a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
+  template <int N>
+  static I shift_down(I x) {  // zeros come in
+    return _mm512_srli_epi32(x, N);
+  }
   static I shift_up(I x) { return _mm512_slli_epi32(x, 16); }
 
   // 16 rows of 16 units become 16 columns: to[column * stride + row].

@@ -3,6 +3,7 @@ struct Simd {
   static constexpr int kWidth = 8, kColumns = 2;
   typedef float F __attribute__((vector_size(32)));
   typedef int32_t I __attribute__((vector_size(32)));
+  typedef uint32_t U __attribute__((vector_size(32)));
   using M = I;  // all bits of a lane
 
   static F load(const float* p) {
@@ -65,7 +66,6 @@ struct Simd {
     for (int i = 0; i < kWidth; ++i) p[i] = type == DType::f16 ? to_f16(x[i]) : uint16_t(wide[i]);
   }
   static I to_bf16(F x) {
-    typedef uint32_t U __attribute__((vector_size(32)));
     const U bits = (U)x;
     const U rounded = (bits + (((bits >> 16) & 1) + 0x7fff)) >> 16;
     return x == x ? (I)rounded : I{} + 0x7fc0;
@@ -97,6 +97,16 @@ struct Simd {
     return uint16_t(sign | ((rest + 0xfff + (rest >> 13 & 1)) - 0x38000000) >> 13);
   }
 
+  static I set_i(int32_t x) { return I{} + x; }
+  static F to_floats(I x) { return __builtin_convertvector(x, F); }
+  static M positive(F x) { return x > 0; }
+  static I add(I a, I b) { return (I)((U)a + (U)b); }
+  static I subtract(I a, I b) { return (I)((U)a - (U)b); }
+  static I multiply(I a, int32_t b) { return (I)((U)a * uint32_t(b)); }
+  template <int N>
+  static I shift_down(I x) {  // zeros come in
+    return (I)((U)x >> N);
+  }
   static I shift_up(I x) { return x << 16; }
 
   static void transpose(const F (&rows)[8], float* to, int64_t stride) {

@@ -6,8 +6,10 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <array>
 #include <tuple>
 
+#include "foveate/base/error.h"
 #include "foveate/ops/attend/cpu.h"
 #include "foveate/ops/attend/explain.h"
 
@@ -17,10 +19,13 @@ namespace {
 using at::Tensor;
 using OptionalTensor = const std::optional<Tensor>&;
 using OptionalInt = std::optional<int64_t>;
+using OptionalDouble = std::optional<double>;
 
 // The plan and the score as the schema's flat arguments, in its order.
 constexpr const char* kSchema =
     "Tensor? bias=None, Tensor? sink=None, float? scale=None, float? soft_cap=None, "
+    "Tensor? slopes=None, Tensor? relative=None, Tensor? relative_queries=None, Tensor? relative_keys=None, "
+    "int[] relative_sizes=[], float? leaky=None, float dropout=0.0, int dropout_seed=0, "
     "int? query_start=None, int? window_left=None, int? window_right=None, int sinks=0, Tensor? head_window=None, "
     "Tensor? key_lengths=None, Tensor? query_documents=None, Tensor? key_documents=None, Tensor? row_start=None, "
     "Tensor? row_end=None, int query_block=0, int key_block=0, Tensor? count=None, Tensor? index=None, "
@@ -40,18 +45,31 @@ Plan make_plan(Rule rule, int64_t query_block, int64_t key_block, OptionalTensor
 }
 
 Problem make_problem(const Tensor& q, const Tensor& k, const Tensor& v, OptionalTensor bias, OptionalTensor sink,
-                     std::optional<double> scale, std::optional<double> soft_cap, OptionalInt query_start,
+                     OptionalDouble scale, OptionalDouble soft_cap, OptionalTensor slopes, OptionalTensor relative,
+                     OptionalTensor relative_queries, OptionalTensor relative_keys, at::IntArrayRef relative_sizes,
+                     OptionalDouble leaky, double dropout, int64_t dropout_seed, OptionalInt query_start,
                      OptionalInt window_left, OptionalInt window_right, int64_t sinks, OptionalTensor head_window,
                      OptionalTensor key_lengths, OptionalTensor query_documents, OptionalTensor key_documents,
                      OptionalTensor row_start, OptionalTensor row_end, int64_t query_block, int64_t key_block,
                      OptionalTensor count, OptionalTensor index, OptionalTensor full_count, OptionalTensor full_index) {
   Rule rule{query_start, window_left,     window_right,  sinks,     head_window,
             key_lengths, query_documents, key_documents, row_start, row_end};
-  return {q, k, v, make_plan(std::move(rule), query_block, key_block, count, index, full_count, full_index),
-          Score{scale, soft_cap, bias, sink}};
+  Score score{scale, soft_cap, bias, sink, slopes, {}, leaky, dropout, dropout_seed};
+  require(relative.has_value() == relative_queries.has_value() && relative.has_value() == relative_keys.has_value(),
+          "attend: relative, relative_queries and relative_keys must come together, got {}",
+          relative.has_value() + relative_queries.has_value() + relative_keys.has_value());
+  if (relative) score.relative = Relative{*relative, *relative_queries, *relative_keys, relative_sizes.vec()};
+  return {q,
+          k,
+          v,
+          make_plan(std::move(rule), query_block, key_block, count, index, full_count, full_index),
+          std::move(score),
+          {}};
 }
 
-// The inverse of make_problem.
+const std::vector<int64_t> kNoSizes;
+
+// The inverse of make_problem; refers to the problem.
 auto flatten(const Problem& p) {
   const Rule& r = rule_of(p.plan);
   int64_t query_block = 0, key_block = 0;
@@ -63,15 +81,23 @@ auto flatten(const Problem& p) {
   } else if (const auto* tokens = std::get_if<TokenPlan>(&p.plan)) {
     query_block = tokens->query_block, index = tokens->index;
   }
-  return std::tuple(p.q, p.k, p.v, p.score.bias, p.score.sink, p.score.scale, p.score.soft_cap, r.query_start,
-                    r.window_left, r.window_right, r.sinks, r.head_window, r.key_lengths, r.query_documents,
-                    r.key_documents, r.row_start, r.row_end, query_block, key_block, count, index, full_count,
-                    full_index);
+  const Score& s = p.score;
+  std::optional<Tensor> relative, relative_queries, relative_keys;
+  if (s.relative)
+    relative = s.relative->logits, relative_queries = s.relative->queries, relative_keys = s.relative->keys;
+  return std::tuple(p.q, p.k, p.v, s.bias, s.sink, s.scale, s.soft_cap, s.slopes, relative, relative_queries,
+                    relative_keys, at::IntArrayRef(s.relative ? s.relative->sizes : kNoSizes), s.leaky, s.dropout,
+                    s.dropout_seed, r.query_start, r.window_left, r.window_right, r.sinks, r.head_window, r.key_lengths,
+                    r.query_documents, r.key_documents, r.row_start, r.row_end, query_block, key_block, count, index,
+                    full_count, full_index);
 }
 
 using Arguments = decltype(flatten(std::declval<Problem>()));
 using Forward = std::tuple<Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Mask = std::array<bool, 4>;  // which of bias, sink, slopes, relative
+
+Wanted wanted(const Mask& mask) { return {mask[0], mask[1], mask[2], mask[3]}; }
 
 at::ScalarType lse_type(const Tensor& q) { return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
@@ -91,24 +117,29 @@ struct Kernels {
   }
 
   static Backward backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor& out, const Tensor& lse,
-                           bool bias_gradient, const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
+                           Mask output_mask, const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
     Problem problem = make_problem(q, k, v, flat...);
-    problem.bias_gradient = bias_gradient;
+    problem.wanted = wanted(output_mask);
     check_problem(problem);
     check_gradients(problem, {out, lse}, d_out, d_lse.value_or(Tensor()));
     const auto run = choose(problem, Pass::backward) ? attend_backward_cpu : attend_backward_definition;
     const Gradients g = run(problem, {out, lse}, d_out, d_lse.value_or(Tensor()));
-    return {g.q, g.k, g.v, g.bias, g.sink};
+    return {g.q, g.k, g.v, g.bias, g.sink, g.slopes, g.relative};
   }
 
-  static Backward backward_meta(const Tensor&, OptionalTensor, const Tensor&, const Tensor&, bool bias_gradient,
+  static Backward backward_meta(const Tensor&, OptionalTensor, const Tensor&, const Tensor&, Mask output_mask,
                                 const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
     const Score score = make_problem(q, k, v, flat...).score;
-    const auto like = [&](OptionalTensor t) {
-      return t ? t->new_empty_symint(t->sym_sizes()) : q.new_empty_symint({0}, lse_type(q));
+    const auto like = [&](bool wanted, OptionalTensor t) {
+      return wanted && t ? t->new_empty_symint(t->sym_sizes()) : q.new_empty_symint({0}, lse_type(q));
     };
-    return {q.new_empty_symint(q.sym_sizes()), k.new_empty_symint(k.sym_sizes()), v.new_empty_symint(v.sym_sizes()),
-            like(bias_gradient ? score.bias : std::nullopt), like(score.sink)};
+    return {q.new_empty_symint(q.sym_sizes()),
+            k.new_empty_symint(k.sym_sizes()),
+            v.new_empty_symint(v.sym_sizes()),
+            like(output_mask[0], score.bias),
+            like(output_mask[1], score.sink),
+            like(output_mask[2], score.slopes),
+            like(output_mask[3], score.relative ? std::optional(score.relative->logits) : std::nullopt)};
   }
 
   static Forward call_forward(const Arguments& arguments) {
@@ -119,20 +150,20 @@ struct Kernels {
   }
 
   static Backward call_backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor& out, const Tensor& lse,
-                                bool bias_gradient, const Arguments& arguments) {
+                                Mask output_mask, const Arguments& arguments) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("foveate::attend_backward", "")
-                               .typed<Backward(const Tensor&, OptionalTensor, const Tensor&, const Tensor&, bool,
+                               .typed<Backward(const Tensor&, OptionalTensor, const Tensor&, const Tensor&, Mask,
                                                const Tensor&, const Tensor&, const Tensor&, Flat...)>();
-    return std::apply([&](const auto&... a) { return op.call(d_out, d_lse, out, lse, bias_gradient, a...); },
-                      arguments);
+    return std::apply([&](const auto&... a) { return op.call(d_out, d_lse, out, lse, output_mask, a...); }, arguments);
   }
 
   static Forward autograd(const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat);
 };
 
 using Attend =
-    Kernels<OptionalTensor, OptionalTensor, std::optional<double>, std::optional<double>, OptionalInt, OptionalInt,
+    Kernels<OptionalTensor, OptionalTensor, OptionalDouble, OptionalDouble, OptionalTensor, OptionalTensor,
+            OptionalTensor, OptionalTensor, at::IntArrayRef, OptionalDouble, double, int64_t, OptionalInt, OptionalInt,
             OptionalInt, int64_t, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor,
             OptionalTensor, int64_t, int64_t, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
 
@@ -144,18 +175,20 @@ struct SavedProblem final : torch::CustomClassHolder {
 
 class AttendGradient : public torch::autograd::Function<AttendGradient> {
  public:
-  // q, k, v, bias, sink stand apart because they have gradients; `problem` holds them too.
+  // The tensors stand apart because they have gradients; `problem` holds them too.
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const Tensor& q,
                                                 const Tensor& k, const Tensor& v, OptionalTensor bias,
-                                                OptionalTensor sink, const Problem& problem) {
+                                                OptionalTensor sink, OptionalTensor slopes, OptionalTensor relative,
+                                                const Problem& problem) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto [out, lse] = Attend::call_forward(flatten(problem));
-    context->save_for_backward({q, k, v, bias.value_or(Tensor()), sink.value_or(Tensor()), out, lse});
+    torch::autograd::variable_list saved = {q, k, v, out, lse};
+    for (const auto& term : {bias, sink, slopes, relative}) saved.push_back(term.value_or(Tensor()));
+    context->save_for_backward(saved);
+    const auto wants = [](OptionalTensor t) { return t && t->requires_grad(); };
     Problem rest = problem;
-    rest.q = rest.k = rest.v = Tensor();
-    rest.bias_gradient = bias && bias->requires_grad();
-    if (bias) rest.score.bias = Tensor();
-    if (sink) rest.score.sink = Tensor();
+    rest.wanted = {wants(bias), wants(sink), wants(slopes), wants(relative)};
+    set_tensors(rest, torch::autograd::variable_list(saved.size()));
     context->saved_data["problem"] = c10::IValue::make_capsule(c10::make_intrusive<SavedProblem>(std::move(rest)));
     return {out, lse};
   }
@@ -166,33 +199,47 @@ class AttendGradient : public torch::autograd::Function<AttendGradient> {
     const auto saved = context->get_saved_variables();
     const auto capsule = context->saved_data["problem"].toCapsule();
     Problem problem = static_cast<const SavedProblem&>(*capsule).problem;
-    problem.q = saved[0], problem.k = saved[1], problem.v = saved[2];
-    if (saved[3].defined()) problem.score.bias = saved[3];
-    if (saved[4].defined()) problem.score.sink = saved[4];
-    const Tensor d_out = gradients[0].defined() ? gradients[0] : at::zeros_like(saved[5]);
+    set_tensors(problem, saved);
+    const Tensor &out = saved[3], &lse = saved[4];
+    const Tensor d_out = gradients[0].defined() ? gradients[0] : at::zeros_like(out);
     const auto d_lse = gradients[1].defined() ? std::optional(gradients[1]) : std::nullopt;
-    const auto [d_q, d_k, d_v, d_bias, d_sink] =
-        Attend::call_backward(d_out, d_lse, saved[5], saved[6], problem.bias_gradient, flatten(problem));
+    const Mask mask = {problem.wants_bias(), problem.wants_sink(), problem.wants_slopes(), problem.wants_relative()};
+    const auto [d_q, d_k, d_v, d_bias, d_sink, d_slopes, d_relative] =
+        Attend::call_backward(d_out, d_lse, out, lse, mask, flatten(problem));
     return {d_q,
             d_k,
             d_v,
-            problem.score.bias && problem.bias_gradient ? d_bias : Tensor(),
-            saved[4].defined() ? d_sink : Tensor(),
+            mask[0] ? d_bias : Tensor(),
+            mask[1] ? d_sink : Tensor(),
+            mask[2] ? d_slopes : Tensor(),
+            mask[3] ? d_relative : Tensor(),
             Tensor()};
+  }
+
+ private:
+  // t: q, k, v, out, lse, bias, sink, slopes, relative.
+  static void set_tensors(Problem& p, const torch::autograd::variable_list& t) {
+    p.q = t[0], p.k = t[1], p.v = t[2];
+    if (p.score.bias) p.score.bias = t[5];
+    if (p.score.sink) p.score.sink = t[6];
+    if (p.score.slopes) p.score.slopes = t[7];
+    if (p.score.relative) p.score.relative->logits = t[8];
   }
 };
 
 template <class... Flat>
 Forward Kernels<Flat...>::autograd(const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
   const Problem problem = make_problem(q, k, v, flat...);
-  const auto results = AttendGradient::apply(q, k, v, problem.score.bias, problem.score.sink, problem);
+  const Score& s = problem.score;
+  const auto relative = s.relative ? std::optional(s.relative->logits) : std::nullopt;
+  const auto results = AttendGradient::apply(q, k, v, s.bias, s.sink, s.slopes, relative, problem);
   return {results[0], results[1]};
 }
 
 }  // namespace
 
 Attended attend(const Tensor& q, const Tensor& k, const Tensor& v, const Plan& plan, const Score& score) {
-  const auto [out, lse] = Attend::call_forward(flatten({q, k, v, plan, score}));
+  const auto [out, lse] = Attend::call_forward(flatten({q, k, v, plan, score, {}}));
   return {out, lse};
 }
 
@@ -200,8 +247,8 @@ TORCH_LIBRARY(foveate, library) {
   const std::string arguments = std::string("Tensor q, Tensor k, Tensor v, ") + kSchema;
   const std::string forward = "attend(" + arguments + ") -> (Tensor out, Tensor lse)";
   const std::string backward =
-      "attend_backward(Tensor d_out, Tensor? d_lse, Tensor out, Tensor lse, bool bias_gradient, " + arguments +
-      ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_sink)";
+      "attend_backward(Tensor d_out, Tensor? d_lse, Tensor out, Tensor lse, bool[4] output_mask, " + arguments +
+      ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_sink, Tensor d_slopes, Tensor d_relative)";
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   library.def(forward.c_str(), tags);
   library.def(backward.c_str(), tags);

@@ -4,17 +4,38 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <vector>
 
 #include "foveate/plan/plan.h"
 
 namespace foveate::ops {
 
-// How a logit is made:  s = scale * q.k;  s = soft_cap * tanh(s / soft_cap);  s += bias.
+// Logits a query has for places instead of keys, one axis or several: s += sum over axes a of
+//   logits[b, h, i, sizes[0] + .. + sizes[a - 1] + clamp(keys[a][j] - queries[a][i], 0, sizes[a] - 1)].
+// With logits = q . table^T and coordinates of a map these are relative position embeddings factored by axis (Shaw et
+// al., 1803.02155; HaloNet); with a table alone, broadcast over rows, a relative position bias.  Memory O(Lq *
+// columns).
+struct Relative {
+  at::Tensor logits;           // floating point [B|1, Hq|1, Lq|1, sum of sizes]; has a gradient
+  at::Tensor queries, keys;    // [axes, Lq], [axes, Lk] int64
+  std::vector<int64_t> sizes;  // one for each axis, at least 1; at most 4 axes
+};
+
+// How a logit is made, in this order (p is the query's position, Rule::query_start + i):
+//   s = scale * q.k;   s = soft_cap * tanh(s / soft_cap);   s += bias + relative - slope * |p - j|;   s <= 0: s *=
+//   leaky
 struct Score {
-  std::optional<double> scale;     // unset: 1 / sqrt(D)
-  std::optional<double> soft_cap;  // > 0 (Gemma 2); unset: none
-  std::optional<at::Tensor> bias;  // floating point [B|1, Hq|1, Lq|1, Lk|1], added to the logit; has a gradient
-  std::optional<at::Tensor> sink;  // floating point [Hq]: a logit that joins the denominator alone; has a gradient
+  std::optional<double> scale;       // unset: 1 / sqrt(D)
+  std::optional<double> soft_cap;    // > 0 (Gemma 2); unset: none
+  std::optional<at::Tensor> bias;    // floating point [B|1, Hq|1, Lq|1, Lk|1], added to the logit; has a gradient
+  std::optional<at::Tensor> sink;    // floating point [Hq]: a logit that joins the denominator alone; has a gradient
+  std::optional<at::Tensor> slopes;  // floating point [Hq] (ALiBi, Press et al., 2108.12409); has a gradient
+  std::optional<Relative> relative;
+  std::optional<double> leaky;  // > 0: factor of logits that are not positive (LeakyReLU: graph attention); unset: 1
+  // Probability in [0, 1) with which a weight becomes 0, others growing by 1 / (1 - dropout); lse is without it.  Which
+  // ones depends on seed, batch, head, position and key alone (base/random.h: dropout_row, dropout_bits).
+  double dropout = 0;
+  int64_t dropout_seed = 0;
 };
 
 struct Attended {
@@ -26,8 +47,8 @@ struct Attended {
 // q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv], one dtype of fp32, bf16, fp16, fp64, any strides; Hq must be
 // a multiple of Hkv: query head h reads key head h / (Hq / Hkv).  Softmax and sums run in fp32 (fp64 for fp64). A row
 // that sees no key: out 0, lse -inf (with a sink: its logit), gradients 0.  An invisible key or value, even NaN or Inf,
-// changes nothing.  Gradients: q, k, v, bias, sink, from out and from lse. Throws Error: shapes, dtypes or a plan that
-// do not fit.   Source: Dao et al., FlashAttention-2, 2307.08691, section 3.
+// changes nothing.  Gradients: q, k, v, bias, sink, slopes, relative logits, from out and from lse. Throws Error:
+// shapes, dtypes or a plan that do not fit.   Source: Dao et al., FlashAttention-2, 2307.08691, section 3.
 Attended attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan,
                 const Score& score = {});
 

@@ -6,8 +6,10 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "foveate/base/error.h"
+#include "foveate/base/random.h"
 #include "foveate/kernels/attend.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/parallel.h"
@@ -35,7 +37,7 @@ struct Prepared {
   kernels::Arguments arguments;
   std::vector<Tensor> held;
 
-  Prepared(const Problem& p, Pass pass) {
+  explicit Prepared(const Problem& p) {
     auto& a = arguments;
     const Tensor q = keep(readable(p.q)), k = keep(readable(p.k)), v = keep(readable(p.v));
     a.type = dtype_of(q);
@@ -52,7 +54,7 @@ struct Prepared {
       a.query_block = tokens->query_block, a.key_block = 1;
       add_list(tokens->index, nullptr, true);
     }
-    set_score(p.score, pass == Pass::backward && p.bias_gradient);
+    set_score(p.score);
   }
 
  private:
@@ -99,19 +101,96 @@ struct Prepared {
     arguments.lists.push_back(list);
   }
 
-  void set_score(const Score& score, bool bias_gradient) {
+  const float* floats(const Tensor& t) { return keep(t.detach().to(at::kFloat).contiguous()).data_ptr<float>(); }
+
+  void set_score(const Score& score) {
     auto& s = arguments.score;
     s.scale = float(score.scale.value_or(1 / std::sqrt(double(arguments.dim))));
     s.soft_cap = float(score.soft_cap.value_or(0));
+    s.leaky = float(score.leaky.value_or(1));
+    s.drop_below = dropout_threshold(score.dropout);
+    s.keep_scale = float(1 / (1 - score.dropout));
+    arguments.dropout_seed = uint64_t(score.dropout_seed);
     if (score.bias) {
-      Tensor bias = score.bias->scalar_type() == at::kDouble ? score.bias->to(at::kFloat) : *score.bias;
-      bias = keep(bias_gradient ? bias.contiguous() : bias);  // its gradient has the same strides
+      const Tensor& bias = keep(score.bias->scalar_type() == at::kDouble ? score.bias->to(at::kFloat) : *score.bias);
       const auto stride = [&](int axis) { return bias.size(axis) == 1 ? 0 : bias.stride(axis); };
       s.bias = static_cast<const char*>(bias.data_ptr());
       s.bias_type = dtype_of(bias);
       arguments.bias_batch = stride(0), s.bias_head = stride(1), s.bias_query = stride(2), s.bias_key = stride(3);
     }
-    if (score.sink) arguments.sink = keep(score.sink->to(at::kFloat).contiguous()).data_ptr<float>();
+    if (score.slopes) s.slopes = floats(*score.slopes);
+    if (score.relative) set_relative(*score.relative);
+    if (score.sink) arguments.sink = floats(*score.sink);
+  }
+
+  void set_relative(const Relative& relative) {
+    auto& r = arguments.score.relative;
+    constexpr int64_t kFar = int64_t{1} << 30;  // columns are clamped: beyond, all offsets are alike
+    const auto ints = [&](const Tensor& t) {
+      return keep(t.clamp(-kFar + 1, kFar - 1).to(at::kInt).contiguous()).data_ptr<int32_t>();
+    };
+    const Tensor& logits = relative.logits;
+    const int64_t columns = logits.size(3), rows = logits.size(2) * columns;
+    r.logits = floats(logits);
+    r.query = logits.size(2) == 1 ? 0 : columns;
+    r.head = logits.size(1) == 1 ? 0 : rows;
+    arguments.relative_batch = logits.size(0) == 1 ? 0 : logits.size(1) * rows;
+    r.axes = int(relative.sizes.size()), r.columns = int(columns);
+    std::copy(relative.sizes.begin(), relative.sizes.end(), r.sizes);
+    r.queries = ints(relative.queries), r.keys = ints(relative.keys);
+    r.query_stride = arguments.queries, r.key_stride = arguments.keys;
+  }
+};
+
+// Where the kernels add up the gradients of score terms, and what becomes of that.
+struct TermSums {
+  Tensor bias, rows;
+  kernels::ScoreGradients views;
+  int64_t bias_batch = 0, bias_part = 0;
+  bool groups_in_turn = false;
+
+  TermSums(const Problem& p, const kernels::Arguments& a) {
+    const auto floats = p.q.options().dtype(at::kFloat);
+    const auto take = [&](int64_t columns) { return std::exchange(views.columns, views.columns + int(columns)); };
+    if (p.wants_bias()) {
+      const Tensor& b = *p.score.bias;
+      if (b.size(3) == 1) {
+        views.bias_column = take(1);
+      } else if (b.size(2) == 1) {  // copies of the parts, each with all heads: nobody shares
+        bias = at::zeros({kernels::kMostParts, a.batch, a.heads, a.keys}, floats);
+        bias_part = bias.stride(0), bias_batch = bias.stride(1);
+        views.bias_head = a.keys, views.bias_key = 1;
+      } else {
+        bias = at::zeros(b.sizes(), floats);
+        const auto stride = [&](int axis) { return bias.size(axis) == 1 ? 0 : bias.stride(axis); };
+        bias_batch = stride(0);
+        views.bias_head = stride(1), views.bias_query = a.keys, views.bias_key = 1;
+        groups_in_turn = b.size(0) < a.batch || b.size(1) < a.heads;
+      }
+      if (bias.defined()) views.bias = bias.data_ptr<float>();
+    }
+    if (p.wants_slopes()) views.slope_column = take(1);
+    if (p.wants_relative()) views.relative_column = take(a.score.relative.columns);
+    rows = at::empty({a.batch, a.heads, a.queries, views.columns}, floats);
+    views.rows = rows.data_ptr<float>();
+  }
+
+  // Sums over what `like` broadcasts.
+  static Tensor sum_to(Tensor sums, const Tensor& like) {
+    for (const int64_t axis : {0, 1, 2})
+      if (like.size(axis) == 1 && sums.size(axis) != 1) sums = sums.sum(c10::IntArrayRef{axis}, true);
+    return sums;
+  }
+
+  void give(const Problem& p, Gradients& g) const {
+    if (views.bias_column >= 0)
+      g.bias = sum_to(rows.narrow(3, views.bias_column, 1), *p.score.bias);
+    else if (bias.defined())
+      g.bias = bias_part > 0 ? sum_to(bias.sum(0).unsqueeze(2), *p.score.bias) : bias;
+    if (views.slope_column >= 0) g.slopes = rows.select(3, views.slope_column).sum(c10::IntArrayRef{0, 2});
+    if (views.relative_column >= 0)
+      g.relative =
+          sum_to(rows.narrow(3, views.relative_column, p.score.relative->logits.size(3)), p.score.relative->logits);
   }
 };
 
@@ -123,7 +202,7 @@ bool fits_int32(const std::optional<Tensor>& t) {
 
 }  // namespace
 
-std::string decline_reason(const Problem& p, Pass pass) {
+std::string decline_reason(const Problem& p) {
   const int64_t largest = std::max(p.q.size(3), p.v.size(3));
   if (!kernel_table()) return "FOVEATE_BACKEND=definition";
   if (p.q.scalar_type() == at::kDouble) return "fp64 runs in the definition";
@@ -132,16 +211,15 @@ std::string decline_reason(const Problem& p, Pass pass) {
   if (p.k.size(2) > kMostKeys) return fmt::format("keys must be <= {}, got {}", kMostKeys, p.k.size(2));
   if (!fits_int32(rule_of(p.plan).query_documents) || !fits_int32(rule_of(p.plan).key_documents))
     return "document ids must fit 32 bits";
-  if (pass == Pass::backward && p.score.bias && p.bias_gradient) {
-    const int64_t whole[] = {p.q.size(0), p.q.size(1), p.q.size(2), p.k.size(2)};
-    for (int axis = 0; axis < 4; ++axis)
-      if (p.score.bias->size(axis) != whole[axis]) return "the gradient of a broadcast bias runs in the definition";
-  }
+  const int64_t start = rule_of(p.plan).query_start.value_or(p.k.size(2) - p.q.size(2));
+  constexpr int64_t kFar = int64_t{1} << 30;
+  if (p.score.slopes && (start < -kFar || start + p.q.size(2) > kFar))
+    return fmt::format("slopes need positions within 2^30, got {}", start);
   return {};
 }
 
 std::string describe(const Problem& p, Pass pass) {
-  const Prepared prepared(p, pass);
+  const Prepared prepared(p);
   const auto f = kernels::forecast(*kernel_table(), prepared.arguments, pass == Pass::backward, torch_pool().threads);
   const bool pairs = prepared.arguments.type == DType::bf16 && kernels::has_pairs(*kernel_table());
   return fmt::format(
@@ -151,7 +229,7 @@ std::string describe(const Problem& p, Pass pass) {
 }
 
 Attended attend_cpu(const Problem& p) {
-  const Prepared prepared(p, Pass::forward);
+  const Prepared prepared(p);
   const auto& a = prepared.arguments;
   const Tensor out = at::empty({a.batch, a.heads, a.queries, a.value_dim}, p.q.options());
   const Tensor lse = at::empty({a.batch, a.heads, a.queries}, p.q.options().dtype(at::kFloat));
@@ -160,12 +238,12 @@ Attended attend_cpu(const Problem& p) {
 }
 
 Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const Tensor& d_out, const Tensor& d_lse) {
-  const Prepared prepared(p, Pass::backward);
+  const Prepared prepared(p);
   const auto& a = prepared.arguments;
   const auto floats = p.q.options().dtype(at::kFloat);
   const Tensor d_q = at::empty(p.q.sizes(), p.q.options());
   const Tensor d_k = at::zeros(p.k.sizes(), p.k.options()), d_v = at::zeros(p.v.sizes(), p.v.options());
-  Tensor d_bias = at::empty({0}, floats), d_sink = at::empty({0}, floats);
+  const TermSums terms(p, a);
   const Tensor given = readable(d_out), out = readable(attended.out), lse = attended.lse.contiguous();
   const Tensor given_lse = d_lse.defined() ? d_lse.to(at::kFloat).contiguous() : Tensor();
   kernels::GradientViews g;
@@ -173,22 +251,20 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   g.lse = lse.data_ptr<float>();
   g.delta_lse = given_lse.defined() ? given_lse.data_ptr<float>() : nullptr;
   g.d_q = view_of(d_q), g.d_k = view_of(d_k), g.d_v = view_of(d_v);
-  const bool bias_gradient = p.score.bias && p.bias_gradient;
-  if (bias_gradient) {
-    d_bias = at::zeros(p.score.bias->sizes(), floats);
-    g.d_bias = d_bias.data_ptr<float>();
-  }
+  g.terms = terms.views, g.bias_batch = terms.bias_batch, g.bias_part = terms.bias_part;
+  g.groups_in_turn = terms.groups_in_turn;
   kernels::backward(*kernel_table(), a, g, torch_pool());
-  if (p.score.sink) {
+  const Tensor none = at::empty({0}, floats);
+  Gradients gradients{d_q, d_k, d_v, none, none, none, none};
+  terms.give(p, gradients);
+  if (p.wants_sink()) {
     Tensor delta = (given.to(at::kFloat) * out.to(at::kFloat)).sum(-1);
     if (given_lse.defined()) delta = delta - given_lse;
     const Tensor weight = (p.score.sink->to(at::kFloat).view({1, -1, 1}) - lse).exp_();
-    d_sink = weight.mul_(delta).neg_().sum(c10::IntArrayRef{0, 2});
+    gradients.sink = weight.mul_(delta).neg_().sum(c10::IntArrayRef{0, 2});
   }
-  const auto as = [](const Tensor& gradient, const std::optional<Tensor>& like) {
-    return like ? gradient.to(like->scalar_type()) : gradient;
-  };
-  return {d_q, d_k, d_v, as(d_bias, bias_gradient ? p.score.bias : std::nullopt), as(d_sink, p.score.sink)};
+  cast_score_gradients(p, gradients);
+  return gradients;
 }
 
 }  // namespace foveate::ops

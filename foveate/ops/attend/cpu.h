@@ -10,7 +10,7 @@ namespace foveate::ops {
 enum class Pass { forward, backward };
 
 // Why the kernels decline a checked problem; empty where they run it.
-std::string decline_reason(const Problem& problem, Pass pass);
+std::string decline_reason(const Problem& problem);
 
 // What the kernels would do: level, tiles, panels, extra memory.  For problems they do not decline.
 std::string describe(const Problem& problem, Pass pass);

@@ -15,6 +15,7 @@
 #include <limits>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/attend/logits.h"
 #include "foveate/plan/pieces.h"
 
 namespace foveate::ops {
@@ -36,7 +37,8 @@ class Tiles {
         repeats(heads / groups),
         keys_per_group(groups / problem.k.size(1)),
         compute(problem.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
-        scale(problem.score.scale.value_or(1 / std::sqrt(double(problem.q.size(3))))) {}
+        scale(problem.score.scale.value_or(1 / std::sqrt(double(problem.q.size(3))))),
+        score(problem, walker, compute) {}
 
   // Rows of a tile, x [b, Hq, Lq, d] as [b, g, t, r * m, d]; zero behind Lq.
   Tensor rows(const Tensor& x, const RowTile& tile) const {
@@ -72,33 +74,16 @@ class Tiles {
     x.view({-1, x.size(3)}).index_add_(0, flat.expand(part.sizes().slice(0, 4)).flatten(), part.flatten(0, 3));
   }
 
-  // Logits [b, g, t, r, m, n], -inf where invisible.  `slope` receives d logit / d (scale * q.k) where that is not 1.
+  // Logits [b, g, t, r, m, n], -inf where invisible; q already times scale.
   Tensor logits(const Tensor& q, const Tensor& k, const RowTile& tile, const Piece& piece,
-                Tensor* slope = nullptr) const {
+                Logits::Factors* factors = nullptr) const {
     Tensor s = at::matmul(q, k.transpose(-1, -2)).unflatten(3, {repeats, tile.block_rows});
-    if (p_.score.soft_cap) {
-      const Tensor t = s.div_(*p_.score.soft_cap).tanh_();
-      if (slope) {
-        *slope = 1 - t * t;
-        if (piece.visible.defined()) slope->masked_fill_(piece.visible.logical_not(), 0);
-      }
-      s = t * *p_.score.soft_cap;
-    }
-    if (p_.score.bias) s = s + bias(tile, piece);
-    if (piece.visible.defined()) s.masked_fill_(piece.visible.logical_not(), kMinusInfinity);
-    return s;
+    return score.make(std::move(s), tile, piece, factors);
   }
 
-  void add_bias_gradient(const Tensor& d_s, const RowTile& tile, const Piece& piece, const Tensor& d_bias) const {
-    // In [b, Hq, rows, n] where the keys are contiguous: narrow, sum what the bias broadcasts, add.
-    if (!piece.index.defined()) {
-      Tensor part = d_s.squeeze(2).flatten(1, 2);
-      for (const int64_t axis : {0, 1, 2, 3})
-        if (d_bias.size(axis) == 1) part = part.sum(c10::IntArrayRef{axis}, true);
-      bias_slice(d_bias, tile, piece).add_(part);
-      return;
-    }
-    d_bias.index_put_(bias_index(d_bias, tile, piece), d_s, true);
+  // weights [b, g, t, r * m, n] *= keep [b, g, t, r, m, n], where there is dropout.
+  void drop(const Tensor& weights, const Tensor& keep, const RowTile& tile) const {
+    if (keep.defined()) weights.unflatten(3, {repeats, tile.block_rows}).mul_(keep);
   }
 
   // weights [b, g, t, rows, n] times values [b, g, t|1, n, d].  A weight that is 0 because its key is invisible takes
@@ -128,44 +113,12 @@ class Tiles {
   const int64_t batch, heads, queries, groups, repeats, keys_per_group;
   const at::ScalarType compute;
   const double scale;
+  const Logits score;
 
  private:
   Tensor batch_index() const { return at::arange(batch, at::kLong).view({-1, 1, 1, 1}); }
   Tensor key_head_index() const {
     return at::arange(groups, at::kLong).div(keys_per_group, "floor").view({1, -1, 1, 1});
-  }
-
-  // The bias [b|1, Hq|1, rows|1, n|1] of a contiguous piece.
-  static Tensor bias_slice(const Tensor& bias, const RowTile& tile, const Piece& piece) {
-    Tensor part = bias;
-    if (part.size(2) != 1) part = part.narrow(2, tile.first_row, tile.block_rows);
-    if (part.size(3) != 1) part = part.narrow(3, piece.first_key, piece.keys);
-    return part;
-  }
-
-  // Index tensors that address the bias of a gathered piece at [b, g, t, r, m, n].
-  c10::List<std::optional<Tensor>> bias_index(const Tensor& bias, const RowTile& tile, const Piece& piece) const {
-    const auto axis = [&](int which, Tensor index) {
-      return std::optional<Tensor>(bias.size(which) == 1 ? at::zeros_like(index) : index);
-    };
-    const Tensor head = at::arange(heads, at::kLong).view({1, groups, 1, repeats, 1, 1});
-    const Tensor row = at::arange(tile.first_row, tile.first_row + tile.blocks * tile.block_rows, at::kLong)
-                           .clamp_max_(queries - 1)
-                           .view({1, 1, tile.blocks, 1, tile.block_rows, 1});
-    c10::List<std::optional<Tensor>> index;
-    index.push_back(axis(0, at::arange(batch, at::kLong).view({-1, 1, 1, 1, 1, 1})));
-    index.push_back(axis(1, head));
-    index.push_back(axis(2, row));
-    index.push_back(axis(3, piece.index.unsqueeze(3).unsqueeze(4)));
-    return index;
-  }
-
-  Tensor bias(const RowTile& tile, const Piece& piece) const {
-    const Tensor& whole = *p_.score.bias;
-    if (piece.index.defined()) return whole.index(bias_index(whole, tile, piece)).to(compute);
-    const Tensor part = bias_slice(whole, tile, piece).to(compute);
-    if (part.size(1) == 1) return part.unsqueeze(1).unsqueeze(1);  // [b|1, 1, 1, 1, rows|1, n|1]
-    return part.unflatten(1, {groups, repeats}).unsqueeze(2);
   }
 };
 
@@ -189,18 +142,7 @@ void check_problem(const Problem& p) {
   require(p.k.size(1) >= 1 && p.q.size(1) % p.k.size(1) == 0,
           "attend: query heads must be a multiple of key heads, got {} and {}", p.q.size(1), p.k.size(1));
   require(p.q.size(3) >= 1, "attend: head dim must be >= 1, got {}", p.q.size(3));
-  require(p.score.soft_cap.value_or(1) > 0, "attend: soft_cap must be > 0, got {}", p.score.soft_cap.value_or(1));
-  if (p.score.bias) {
-    const Tensor& bias = *p.score.bias;
-    const int64_t whole[] = {p.q.size(0), p.q.size(1), p.q.size(2), p.k.size(2)};
-    bool fits = bias.dim() == 4 && bias.is_floating_point();
-    for (int axis = 0; fits && axis < 4; ++axis) fits = bias.size(axis) == 1 || bias.size(axis) == whole[axis];
-    require(fits, "attend: bias must be floating point and broadcast to [{}], got {}", fmt::join(whole, ", "),
-            text(bias));
-  }
-  if (p.score.sink)
-    require(p.score.sink->dim() == 1 && p.score.sink->size(0) == p.q.size(1) && p.score.sink->is_floating_point(),
-            "attend: sink must be floating point [{}], got {}", p.q.size(1), text(*p.score.sink));
+  check_score(p);
   check_plan(p.plan, p.q, p.k);
 }
 
@@ -217,6 +159,16 @@ void check_gradients(const Problem& p, const Attended& attended, const Tensor& d
   check(d_out, "d_out", whole, p.q.scalar_type());
   check(attended.lse, "lse", rows, lse_type);
   if (d_lse.defined()) check(d_lse, "d_lse", rows, lse_type);
+}
+
+void cast_score_gradients(const Problem& p, Gradients& g) {
+  const auto as = [](bool wanted, Tensor& gradient, const auto& like) {
+    if (wanted) gradient = gradient.to(like().scalar_type());
+  };
+  as(p.wants_bias(), g.bias, [&] { return *p.score.bias; });
+  as(p.wants_sink(), g.sink, [&] { return *p.score.sink; });
+  as(p.wants_slopes(), g.slopes, [&] { return *p.score.slopes; });
+  as(p.wants_relative(), g.relative, [&] { return p.score.relative->logits; });
 }
 
 Attended attend_definition(const Problem& p) {
@@ -247,6 +199,7 @@ Attended attend_definition(const Problem& p) {
       const Tensor weights = s.sub_(safe_top).exp_();
       const Tensor shrink = (top - safe_top).exp_();
       sum.mul_(shrink).add_(weights.sum(-1, true));
+      tiles.drop(weights, tiles.score.keep(tile, piece), tile);
       acc.mul_(shrink).add_(tiles.weigh(weights, tiles.gather(p.v, piece), tile, piece));
       top = new_top;
     });
@@ -262,16 +215,14 @@ Gradients attend_backward_definition(const Problem& p, const Attended& attended,
   const auto compute = p.q.options().dtype(tiles.compute);
   const Tensor d_q = at::zeros(p.q.sizes(), p.q.options());
   const Tensor d_k = at::zeros(p.k.sizes(), compute), d_v = at::zeros(p.v.sizes(), compute);
-  const bool bias_gradient = p.score.bias && p.bias_gradient;
-  const Tensor d_bias = bias_gradient ? at::zeros(p.score.bias->sizes(), compute) : at::empty({0}, compute);
-  Tensor d_sink = at::empty({0}, compute);
+  Gradients sums = tiles.score.zeros();
   const Tensor lse = attended.lse.unsqueeze(3);
   // d loss / d logit = P (dP - delta)
   Tensor delta = (d_out.to(tiles.compute) * attended.out.to(tiles.compute)).sum(-1, true);
   if (d_lse.defined()) delta = delta - d_lse.unsqueeze(3).to(tiles.compute);
-  if (p.score.sink) {
+  if (p.wants_sink()) {
     const Tensor weight = (p.score.sink->to(tiles.compute).view({1, -1, 1, 1}) - lse).exp_();
-    d_sink = weight.mul_(delta).neg_().sum(c10::IntArrayRef{0, 2, 3});
+    sums.sink = weight.mul_(delta).neg_().sum(c10::IntArrayRef{0, 2, 3});
   }
   tiles.walker.for_each_tile([&](const RowTile& tile) {
     const Tensor q = tiles.rows(p.q, tile).mul(tiles.scale), tile_d_out = tiles.rows(d_out, tile);
@@ -281,26 +232,28 @@ Gradients attend_backward_definition(const Problem& p, const Attended& attended,
     tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
       if (piece.keys == 0) return;
       const Tensor k = tiles.gather(p.k, piece), v = tiles.gather(p.v, piece);
-      Tensor slope;
-      const Tensor s = tiles.logits(q, k, tile, piece, &slope);
-      const Tensor weights = s.flatten(3, 4).sub_(finite_lse).exp_();
-      tiles.scatter_add(at::matmul(weights.transpose(-1, -2), tile_d_out), piece, d_v);
-      Tensor d_s = at::matmul(tile_d_out, v.transpose(-1, -2)).sub_(tile_delta).mul_(weights);
-      d_s = d_s.unflatten(3, {tiles.repeats, tile.block_rows});
+      Logits::Factors factors;
+      const Tensor weights = tiles.logits(q, k, tile, piece, &factors).flatten(3, 4).sub_(finite_lse).exp_();
+      const Tensor keep = tiles.score.keep(tile, piece), kept = keep.defined() ? weights.clone() : weights;
+      tiles.drop(kept, keep, tile);
+      tiles.scatter_add(at::matmul(kept.transpose(-1, -2), tile_d_out), piece, d_v);
+      Tensor d_s = at::matmul(tile_d_out, v.transpose(-1, -2));
+      tiles.drop(d_s, keep, tile);
+      d_s = d_s.sub_(tile_delta).mul_(weights).unflatten(3, {tiles.repeats, tile.block_rows});
       if (piece.visible.defined()) d_s.masked_fill_(piece.visible.logical_not(), 0);  // 0 * NaN of an invisible value
-      if (bias_gradient) tiles.add_bias_gradient(d_s, tile, piece, d_bias);
-      if (slope.defined()) d_s = d_s * slope;
+      tiles.score.add_gradients(factors.added.defined() ? d_s * factors.added : d_s, tile, piece, sums);
+      if (factors.product.defined()) d_s = d_s * factors.product;
       const Tensor d_scaled = d_s.flatten(3, 4);
       tile_d_q.add_(tiles.weigh(d_scaled, k, tile, piece));
       tiles.scatter_add(at::matmul(d_scaled.transpose(-1, -2), q), piece, d_k);
     });
     tiles.write_rows(tile_d_q.mul_(tiles.scale), tile, d_q);
   });
-  const auto as = [](const Tensor& gradient, const std::optional<Tensor>& like) {
-    return like ? gradient.to(like->scalar_type()) : gradient;
-  };
-  return {d_q, d_k.to(p.k.scalar_type()), d_v.to(p.v.scalar_type()),
-          as(d_bias, bias_gradient ? p.score.bias : std::nullopt), as(d_sink, p.score.sink)};
+  sums.q = d_q;
+  sums.k = d_k.to(p.k.scalar_type());
+  sums.v = d_v.to(p.v.scalar_type());
+  cast_score_gradients(p, sums);
+  return sums;
 }
 
 }  // namespace foveate::ops

@@ -5,16 +5,26 @@
 
 namespace foveate::ops {
 
+// Which gradients of score terms backward shall give: a mask needs none.
+struct Wanted {
+  bool bias = true, sink = true, slopes = true, relative = true;
+};
+
 struct Problem {
   at::Tensor q, k, v;
   Plan plan;
   Score score;
-  bool bias_gradient = true;  // whether backward shall give it: a mask needs none
+  Wanted wanted;
+
+  bool wants_bias() const { return score.bias && wanted.bias; }
+  bool wants_sink() const { return score.sink && wanted.sink; }
+  bool wants_slopes() const { return score.slopes && wanted.slopes; }
+  bool wants_relative() const { return score.relative && wanted.relative; }
 };
 
 struct Gradients {
   at::Tensor q, k, v;
-  at::Tensor bias, sink;  // empty where the score has none or the problem asks for none
+  at::Tensor bias, sink, slopes, relative;  // empty where the score has none or the problem wants none
 };
 
 // Throws Error unless the shapes, dtypes and plan fit each other.
@@ -23,6 +33,9 @@ void check_problem(const Problem& problem);
 // Throws Error unless what backward is given has the shapes and dtypes that forward gives.
 void check_gradients(const Problem& problem, const Attended& attended, const at::Tensor& d_out,
                      const at::Tensor& d_lse);
+
+// Gives the gradients of score terms the dtypes of what they belong to.
+void cast_score_gradients(const Problem& problem, Gradients& gradients);
 
 Attended attend_definition(const Problem& problem);
 

@@ -22,9 +22,9 @@ bool strict() {
 
 std::string explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan, const Score& score,
                     Pass pass) {
-  const Problem problem{q, k, v, plan, score};
+  const Problem problem{q, k, v, plan, score, {}};
   check_problem(problem);
-  const std::string reason = decline_reason(problem, pass);
+  const std::string reason = decline_reason(problem);
   return reason.empty() ? describe(problem, pass) : "definition: " + reason;
 }
 
@@ -36,7 +36,7 @@ std::vector<KernelUse> kernel_uses() {
 }
 
 bool choose(const Problem& problem, Pass pass) {
-  const std::string reason = decline_reason(problem, pass);
+  const std::string reason = decline_reason(problem);
   const std::string_view name = pass == Pass::forward ? "forward" : "backward";
   require(reason.empty() || !strict() || !kernel_table(), "attend: strict mode, and no kernel runs this: {}", reason);
   const std::lock_guard lock(uses_mutex);
