@@ -69,8 +69,8 @@ AttentionCase first_group(const AttentionCase& c) {
 void check(const AttentionCase& c, const Inputs& all, const ops::Attended& whole) {
   const AttentionCase one = first_group(c);
   const auto cut = [&](const Tensor& t, int64_t heads) { return t.narrow(0, 0, 1).narrow(1, 0, heads); };
-  const ops::Problem low{cut(all.q, one.heads), cut(all.k, 1), cut(all.v, 1), c.plan, {}};
-  const ops::Problem high{low.q.to(at::kFloat), low.k.to(at::kFloat), low.v.to(at::kFloat), c.plan, {}};
+  const ops::Problem low{cut(all.q, one.heads), cut(all.k, 1), cut(all.v, 1), c.plan, {}, {}, {}};
+  const ops::Problem high{low.q.to(at::kFloat), low.k.to(at::kFloat), low.v.to(at::kFloat), c.plan, {}, {}, {}};
   const double bound = c.type == at::kFloat ? 1e-5 : c.type == at::kHalf ? 2e-3 : 1e-2;
   const auto expect = [&](const char* what, const Tensor& got, const Tensor& want) {
     const double error = error_of(got, want);
@@ -139,7 +139,7 @@ double products_peak(at::ScalarType type) {
 AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options) {
   at::set_num_threads(c.threads);
   const Inputs x = make_inputs(c);
-  const ops::Problem problem{x.q, x.k, x.v, c.plan, {}};
+  const ops::Problem problem{x.q, x.k, x.v, c.plan, {}, {}, {}};
   AttentionTiming t{.shape = c};
   const auto pass = c.pass == BenchPass::forward ? ops::Pass::forward : ops::Pass::backward;
   t.kernel = ops::explain(x.q, x.k, x.v, c.plan, {}, pass);

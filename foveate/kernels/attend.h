@@ -35,9 +35,10 @@ struct RuleView {
   RowNumbers row_start, row_end;
 };
 
-// Blocks or single keys (key_block 1, no count) for each block of queries.
+// Blocks, single keys (key_block 1, no count) or ranges of keys (end) for each block of queries.
 struct ListView {
   const int32_t *count = nullptr, *index = nullptr;  // [batch, head, blocks], [batch, head, blocks, capacity]
+  const int32_t* end = nullptr;                      // shape of the index, which then holds where ranges start
   int64_t batch = 0, head = 0;                       // strides in blocks; 0 where broadcast
   int64_t heads = 1, capacity = 0;
   bool checks_rule = true;
@@ -46,6 +47,9 @@ struct ListView {
 struct Arguments {
   DType type = DType::f32;
   int64_t batch = 0, heads = 0, kv_heads = 0, queries = 0, keys = 0;
+  const int64_t *key_heads = nullptr, *value_heads = nullptr;  // [Hq] which head of k and of v; null: equal groups
+  int64_t rows = 0;                                            // of the plan: queries, or those of query_order
+  RowNumbers query_order;                                      // [B|1, Hq|1, rows] which query a row is, -1 none
   int dim = 0, value_dim = 0;
   View q, k, v;
   RuleView rule;
@@ -66,7 +70,9 @@ struct GradientViews {
   View d_out;                                        // in
   const float *lse = nullptr, *delta_lse = nullptr;  // [B, Hq, Lq]; d loss / d lse, null: zero
   View out;
-  View d_q, d_k, d_v;  // out, dtype of the inputs
+  View d_q;       // out, dtype of the inputs
+  View d_k, d_v;  // out, a head for each of group_heads()
+  DType key_type = DType::f32;
   // Of score terms.  bias: of a bias with a key axis, strides 0 where it is broadcast, zeros before; columns: see
   // tile.h; rows: [B, Hq, Lq, columns].
   ScoreGradients terms;
@@ -82,6 +88,13 @@ struct Forecast {
   bool gathers = false;  // keys are gathered for each tile
   int64_t bytes = 0;     // extra memory of a call
 };
+
+// Query heads that read the same key and the same value head: one group for each key head where there is no head map.
+struct HeadGroup {
+  int64_t key_head, value_head;
+  std::vector<int64_t> heads;
+};
+std::vector<HeadGroup> group_heads(const Arguments& arguments);
 
 void forward(const Table& table, const Arguments& arguments, const Results& results, const Pool& pool);
 // Without a query nothing is written. Gradients are bit-equal for any number of threads.

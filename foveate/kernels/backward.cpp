@@ -24,10 +24,10 @@ class PackedRows {
         steps_(table, a),
         columns_(g.terms.columns),
         per_tile_((floats(steps_, a, tiling, columns_) + 15) / 16 * 16) {
-    const int64_t tiles = int64_t(tiling.tiles().size());
+    const int64_t tiles = tiling.tiles();
     data_ = Floats64(tiling.groups() * tiles * per_tile_);
     run_queue(pool, tiling.groups() * tiles, [&](int64_t item, int) {
-      pack(table, g, item / tiles, tiling.tiles()[size_t(item % tiles)], data_.data() + item * per_tile_);
+      pack(table, g, item / tiles, tiling.tile(item / tiles, item % tiles), data_.data() + item * per_tile_);
     });
   }
 
@@ -39,8 +39,8 @@ class PackedRows {
 
   // Sets everything of `t` that stands here; d_q and the sums of score terms too, where tiles share them.
   void put(int64_t group, int64_t tile, BackwardTile& t) const {
-    float* at = data_.data() + (group * int64_t(tiling_.tiles().size()) + tile) * per_tile_;
-    const int64_t rows = even(tiling_.tiles()[size_t(tile)].rows());
+    float* at = data_.data() + (group * tiling_.tiles() + tile) * per_tile_;
+    const int64_t rows = even(tiling_.tile(group, tile).rows());
     const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
     t.q = take(rows * steps_.depth);
     t.d_out = take(rows * steps_.value_depth);
@@ -71,11 +71,10 @@ class PackedRows {
     float* delta = take(all);
     table.row_dots(d_out.data(), out.data(), rows, a_.value_dim, a_.type, delta);
     for (int row = 0; row < rows; ++row) {
-      const int64_t head = tiling_.query_head(group, shape.head + row / shape.queries);
-      const int64_t place =
-          (tiling_.batch_of(group) * a_.heads + head) * a_.queries + shape.query + row % shape.queries;
-      const bool empty = g.lse[place] == -std::numeric_limits<float>::infinity();
-      lse[row] = empty ? std::numeric_limits<float>::infinity() : g.lse[place] * kLog2e;
+      lse[row] = std::numeric_limits<float>::infinity();  // of a row without a key: its weights are 0
+      if (tiling_.query(group, shape, row) < 0) continue;
+      const int64_t place = tiling_.place(group, shape, row);
+      if (g.lse[place] != -std::numeric_limits<float>::infinity()) lse[row] = g.lse[place] * kLog2e;
       if (g.delta_lse) delta[row] -= g.delta_lse[place];
     }
     const int64_t sums = int64_t{all} * (padded(a_.dim) + columns_);
@@ -92,7 +91,7 @@ class PackedRows {
 
 // Parts of the tiles that work side by side, by shape alone.
 int64_t gathered_parts(const Tiling& tiling) {
-  return std::clamp<int64_t>(kMostParts / tiling.groups(), 1, std::min(kMostParts, int64_t(tiling.tiles().size())));
+  return std::clamp<int64_t>(kMostParts / tiling.groups(), 1, std::min(kMostParts, tiling.tiles()));
 }
 
 class Backward {
@@ -101,11 +100,9 @@ class Backward {
       : table_(table), a_(a), g_(g), pool_(pool), tiling_(a), steps_(table, a), rows_(table, a, g, tiling_, pool) {}
 
   void run() {
-    if (tiling_.gathers())
-      run_gathered();
-    else
-      run_slabs();
-    const int64_t tiles = int64_t(tiling_.tiles().size());
+    if (tiling_.gathers()) run_gathered();
+    if (tiling_.packs()) run_slabs();
+    const int64_t tiles = tiling_.tiles();
     run_queue(pool_, tiling_.groups() * tiles, [&](int64_t item, int) { write_queries(item / tiles, item % tiles); });
   }
 
@@ -129,7 +126,7 @@ class Backward {
   }
 
   BackwardTile tile(int64_t group, int64_t index, const TileRows& rows, int64_t part) const {
-    const TileShape& shape = tiling_.tiles()[size_t(index)];
+    const TileShape shape = tiling_.tile(group, index);
     BackwardTile t;
     static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, shape, rows);
     t.terms = g_.terms;
@@ -144,7 +141,7 @@ class Backward {
 
   // Panels of a slab, by shape and plan alone: a tile should meet a strip of them, and there should be work to share.
   int64_t slab_panels(const PackedKeys& packed) const {
-    const int64_t panels = tiling_.panels(), tiles = tiling_.groups() * int64_t(tiling_.tiles().size());
+    const int64_t panels = tiling_.panels(), tiles = tiling_.groups() * tiling_.tiles();
     if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 4, 2, kStripPanels);
     const int64_t met = std::max<int64_t>(packed.visits() / std::max<int64_t>(tiles, 1), 1);  // by a tile
     const int64_t wanted = std::min(kStripPanels * panels / met, tiling_.groups() * panels / 4);
@@ -198,12 +195,12 @@ class Backward {
     const int64_t first = slab * panels, end = std::min(first + panels, tiling_.panels());
     std::fill_n(w.d_k.data(), (end - first) * kPanelKeys * padded(a_.dim), 0.0f);
     std::fill_n(w.d_v.data(), (end - first) * kPanelKeys * padded(a_.value_dim), 0.0f);
-    const int64_t tiles = int64_t(tiling_.tiles().size());
+    const int64_t tiles = tiling_.tiles();
     std::vector<float> d_q, d_rows;
     int64_t open = 0;
     for (int64_t number = 0; number < tiles; ++number) {
       const int64_t index = tiles - 1 - number;
-      const TileShape& shape = tiling_.tiles()[size_t(index)];
+      const TileShape shape = tiling_.tile(group, index);
       const TileRows rows = tiling_.rows_of(group, shape);
       tiling_.visit(group, shape, rows, first, end, w.refs);
       if (w.refs.empty()) continue;
@@ -238,65 +235,75 @@ class Backward {
 
   void write_keys(const Worker& w, int64_t group, int64_t first, int64_t end) const {
     const int64_t keys = std::min(end * kPanelKeys, a_.keys) - first * kPanelKeys;
-    for (int64_t i = 0; i < keys; ++i)
-      write_key(group, first * kPanelKeys + i, w.d_k.data() + i * padded(a_.dim),
-                w.d_v.data() + i * padded(a_.value_dim));
+    for (int64_t i = 0; i < keys; ++i) {
+      float *d_k = w.d_k.data() + i * padded(a_.dim), *d_v = w.d_v.data() + i * padded(a_.value_dim);
+      if (tiling_.gathers()) {
+        const float* sum = gathered_sum(group, 0, first * kPanelKeys + i);
+        table_.add_row(sum, padded(a_.dim), d_k);
+        table_.add_row(sum + padded(a_.dim), padded(a_.value_dim), d_v);
+      }
+      write_key(group, first * kPanelKeys + i, d_k, d_v);
+    }
   }
 
   void write_key(int64_t group, int64_t key, const float* d_k, const float* d_v) const {
-    table_.scale_row(d_k, a_.dim, a_.score.scale, a_.type, const_cast<void*>(tiling_.key_row(g_.d_k, group, key)));
-    table_.scale_row(d_v, a_.value_dim, 1, a_.type, const_cast<void*>(tiling_.key_row(g_.d_v, group, key)));
+    table_.scale_row(d_k, a_.dim, a_.score.scale, g_.key_type, tiling_.gradient_row(g_.d_k, g_.key_type, group, key));
+    table_.scale_row(d_v, a_.value_dim, 1, g_.key_type, tiling_.gradient_row(g_.d_v, g_.key_type, group, key));
   }
 
   void write_queries(int64_t group, int64_t index) const {
-    const TileShape& shape = tiling_.tiles()[size_t(index)];
+    const TileShape shape = tiling_.tile(group, index);
     BackwardTile t;
     rows_.put(group, index, t);
     const int64_t columns = g_.terms.columns;
     for (int row = 0; row < shape.rows(); ++row) {
+      if (tiling_.query(group, shape, row) < 0) continue;
       table_.scale_row(t.d_q + int64_t{row} * padded(a_.dim), a_.dim, a_.score.scale, a_.type,
                        const_cast<void*>(tiling_.query_row(g_.d_q, group, shape, row)));
-      const int64_t head = tiling_.query_head(group, shape.head + row / shape.queries);
-      const int64_t place =
-          (tiling_.batch_of(group) * a_.heads + head) * a_.queries + shape.query + row % shape.queries;
+      if (columns == 0) continue;
+      const int64_t place = tiling_.place(group, shape, row);
       std::copy_n(t.terms.rows + row * columns, columns, g_.terms.rows + place * columns);
     }
   }
 
   // ---- gathered keys: each part of the tiles has its own sums over keys, added in order ----
 
+  int64_t sum_floats() const { return padded(a_.dim) + padded(a_.value_dim); }
+  float* gathered_sum(int64_t group, int64_t part, int64_t key) const {
+    return sums_.data() + ((group * parts_ + part) * a_.keys + key) * sum_floats();
+  }
+
   void run_gathered() {
-    const int64_t groups = tiling_.groups(), tiles = int64_t(tiling_.tiles().size());
-    const int64_t parts = gathered_parts(tiling_);
-    const int64_t row = padded(a_.dim) + padded(a_.value_dim), all = a_.keys * row;
-    const Floats64 sums(groups * parts * all);
+    const int64_t groups = tiling_.groups(), tiles = tiling_.tiles();
+    // Tiles of other heads may add to the same bias: then one after the other.
+    parts_ = g_.groups_in_turn ? 1 : gathered_parts(tiling_);
+    sums_ = Floats64(groups * parts_ * a_.keys * sum_floats());
     Workers workers(static_cast<size_t>(std::max(pool_.threads, 1)));
-    run_items(parts, [&](int64_t group, int64_t part, int worker) {
-      float* sum = sums.data() + (group * parts + part) * all;
-      std::fill_n(sum, all, 0.0f);
-      for (int64_t index = tiles * part / parts; index < tiles * (part + 1) / parts; ++index)
-        add_gathered(own(workers, worker, kStripPanels), group, index, part, sum);
+    run_items(parts_, [&](int64_t group, int64_t part, int worker) {
+      std::fill_n(gathered_sum(group, part, 0), a_.keys * sum_floats(), 0.0f);
+      for (int64_t index = tiles * part / parts_; index < tiles * (part + 1) / parts_; ++index)
+        add_gathered(own(workers, worker, kStripPanels), group, index, part);
     });
     constexpr int64_t kKeysAtOnce = 256;
     const int64_t pieces = (a_.keys + kKeysAtOnce - 1) / kKeysAtOnce;
     run_queue(pool_, groups * pieces, [&](int64_t item, int) {
       const int64_t group = item / pieces, first = item % pieces * kKeysAtOnce;
-      float* sum = sums.data() + group * parts * all;
       for (int64_t key = first; key < std::min(first + kKeysAtOnce, a_.keys); ++key) {
-        for (int64_t part = 1; part < parts; ++part)
-          table_.add_row(sum + part * all + key * row, int(row), sum + key * row);
-        write_key(group, key, sum + key * row, sum + key * row + padded(a_.dim));
+        float* sum = gathered_sum(group, 0, key);
+        for (int64_t part = 1; part < parts_; ++part)
+          table_.add_row(gathered_sum(group, part, key), int(sum_floats()), sum);
+        if (!tiling_.packs()) write_key(group, key, sum, sum + padded(a_.dim));
       }
     });
   }
 
-  void add_gathered(Worker& w, int64_t group, int64_t index, int64_t part, float* sum) {
-    const TileShape& shape = tiling_.tiles()[size_t(index)];
+  void add_gathered(Worker& w, int64_t group, int64_t index, int64_t part) {
+    const TileShape shape = tiling_.tile(group, index);
     const TileRows rows = tiling_.rows_of(group, shape);
     BackwardTile t = tile(group, index, rows, part);
     t.scratch = w.scratch.data();
     t.panels = w.strip.panels();
-    const int64_t dims = padded(a_.dim), value_dims = padded(a_.value_dim), row = dims + value_dims;
+    const int64_t dims = padded(a_.dim), value_dims = padded(a_.value_dim);
     for (const Gathered& list : tiling_.gather(group, shape))
       for (size_t first = 0; first < list.ids.size(); first += size_t{kStripPanels} * kPanelKeys) {
         t.panel_count = w.strip.gather(group, rows, list, first);
@@ -307,8 +314,9 @@ class Backward {
         for (int64_t i = 0; i < t.panel_count * kPanelKeys; ++i) {
           const int64_t key = w.strip.ids()[i];
           if (key >= a_.keys) break;  // the rest of the last panel
-          table_.add_row(w.d_k.data() + i * dims, int(dims), sum + key * row);
-          table_.add_row(w.d_v.data() + i * value_dims, int(value_dims), sum + key * row + dims);
+          float* sum = gathered_sum(group, part, key);
+          table_.add_row(w.d_k.data() + i * dims, int(dims), sum);
+          table_.add_row(w.d_v.data() + i * value_dims, int(value_dims), sum + dims);
         }
       }
   }
@@ -320,13 +328,15 @@ class Backward {
   const Tiling tiling_;
   const Steps steps_;
   const PackedRows rows_;
+  int64_t parts_ = 1;
+  Floats64 sums_;  // of gathered keys: [groups][parts][keys][d_k, d_v]
 };
 
 }  // namespace
 
 int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& tiling, int threads) {
   const int columns = a.score.relative.columns + (a.score.adds() ? 2 : 0);  // at most
-  const int64_t tiles = tiling.groups() * int64_t(tiling.tiles().size());
+  const int64_t tiles = tiling.groups() * tiling.tiles();
   const int64_t row = padded(a.dim) + padded(a.value_dim);
   int64_t floats = tiles * PackedRows::floats(Steps(table, a), a, tiling, columns);
   if (tiling.gathers()) floats += tiling.groups() * gathered_parts(tiling) * a.keys * row;
@@ -335,7 +345,7 @@ int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& til
 }
 
 void backward(const Table& table, const Arguments& a, const GradientViews& g, const Pool& pool) {
-  if (a.batch * a.heads * a.queries == 0) return;
+  if (a.batch * a.heads * a.rows == 0) return;
   Backward(table, a, g, pool).run();
 }
 

@@ -18,18 +18,19 @@ std::vector<Item> items_by_cost(const Tiling& tiling, const PackedKeys* packed) 
   std::vector<Item> items;
   std::vector<PanelRef> refs;
   for (int64_t group = 0; group < tiling.groups(); ++group)
-    for (size_t i = 0; i < tiling.tiles().size(); ++i) {
-      const TileShape& tile = tiling.tiles()[i];
+    for (int64_t i = 0; i < tiling.tiles(); ++i) {
+      const TileShape tile = tiling.tile(group, i);
+      if (tile.rows() == 0) continue;
       int64_t panels = 0;
-      if (packed && !tiling.gathers()) {
-        panels = packed->visits(group, int64_t(i));
-      } else if (tiling.gathers()) {
-        for (const Gathered& list : tiling.gather(group, tile)) panels += int64_t(list.ids.size()) / kPanelKeys + 1;
-      } else {
+      if (packed && tiling.packs()) {
+        panels = packed->visits(group, i);
+      } else if (tiling.packs()) {
         tiling.visit(group, tile, tiling.rows_of(group, tile), 0, tiling.panels(), refs);
         panels = int64_t(refs.size());
       }
-      items.push_back({group, int64_t(i), panels * tile.rows()});
+      if (tiling.gathers())
+        for (const Gathered& list : tiling.gather(group, tile)) panels += int64_t(list.ids.size()) / kPanelKeys + 1;
+      items.push_back({group, i, panels * tile.rows()});
     }
   std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.cost > b.cost; });
   return items;
@@ -89,12 +90,11 @@ class Worker {
       t.panel_count = panels;
       table_.forward[steps_.step - 1](t);
     };
-    if (tiling_.gathers()) {
+    if (tiling_.gathers())
       for (const Gathered& list : tiling_.gather(group, shape))
         for (size_t first = 0; first < list.ids.size(); first += size_t{kStripPanels} * kPanelKeys)
           add(strip_.gather(group, rows, list, first));
-      return;
-    }
+    if (!tiling_.packs()) return;
     tiling_.visit(group, shape, rows, 0, tiling_.panels(), refs_);
     for (size_t first = 0; first < refs_.size(); first += kStripPanels)
       add(strip_.put(packed_, group, refs_.data() + first, int64_t(refs_.size() - first)));
@@ -103,10 +103,8 @@ class Worker {
   void finish(const ForwardTile& t, int64_t group, const TileShape& shape) {
     std::vector<float*> lse(static_cast<size_t>(t.rows));
     for (int row = 0; row < t.rows; ++row) {
-      const int64_t head = tiling_.query_head(group, shape.head + row / shape.queries);
-      lse[size_t(row)] =
-          results_.lse + (tiling_.batch_of(group) * a_.heads + head) * a_.queries + shape.query + row % shape.queries;
-      if (a_.sink) sinks_[row] = a_.sink[head];
+      if (tiling_.query(group, shape, row) >= 0) lse[size_t(row)] = results_.lse + tiling_.place(group, shape, row);
+      if (a_.sink) sinks_[row] = a_.sink[tiling_.query_head(group, shape.head + row / shape.queries)];
     }
     point_rows(tiling_, results_.out, group, shape, pointers_.data());
     const float natural = t.score.plain() ? t.score.scale : 1 / kLog2e;
@@ -131,7 +129,7 @@ class Worker {
 }  // namespace
 
 void forward(const Table& table, const Arguments& a, const Results& results, const Pool& pool) {
-  if (a.batch * a.heads * a.queries == 0) return;
+  if (a.batch * a.heads * a.rows == 0) return;
   const Tiling tiling(a);
   const PackedKeys packed(table, a, tiling, PackedKeys::Use::forward, pool);
   const std::vector<Item> items = items_by_cost(tiling, &packed);
@@ -140,7 +138,7 @@ void forward(const Table& table, const Arguments& a, const Results& results, con
     auto& own = workers[size_t(worker)];
     if (!own) own = std::make_unique<Worker>(table, a, results, tiling, packed);
     const Item& item = items[size_t(i)];
-    own->run(item.group, tiling.tiles()[size_t(item.tile)]);
+    own->run(item.group, tiling.tile(item.group, item.tile));
   });
 }
 
@@ -149,13 +147,13 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
   const Tiling tiling(a);
   f.gathers = tiling.gathers();
   f.tile_rows = tiling.largest_rows();
-  f.tiles = tiling.groups() * int64_t(tiling.tiles().size());
   std::vector<PanelRef> refs;
   for (const Item& item : items_by_cost(tiling, nullptr)) {
-    const TileShape& tile = tiling.tiles()[size_t(item.tile)];
+    const TileShape tile = tiling.tile(item.group, item.tile);
     const int64_t panels = item.cost / tile.rows();
+    ++f.tiles;
     f.visited_panels += panels;
-    if (f.gathers) {
+    if (!tiling.packs()) {
       f.checked_panels += panels;
       continue;
     }
@@ -165,7 +163,9 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
   }
   const auto use = backward ? PackedKeys::Use::backward : PackedKeys::Use::forward;
   const int64_t panel = PackedKeys::floats_of_panel(Steps(table, a), a, use);
-  f.bytes = 4 * panel * (f.gathers ? threads * kStripPanels : tiling.groups() * tiling.panels());
+  f.bytes =
+      4 * panel *
+      ((tiling.gathers() ? threads * kStripPanels : 0) + (tiling.packs() ? tiling.groups() * tiling.panels() : 0));
   f.bytes += backward ? backward_bytes(table, a, tiling, threads) : 4 * threads * Worker::floats(table, a, tiling);
   return f;
 }

@@ -138,7 +138,7 @@ struct Finish {
   float top_scale;    // natural logit per unit of top
   float out_scale;    // of what dropout keeps
   const float* sink;  // [rows] natural logits; null: none
-  void* const* out;   // [rows]
+  void* const* out;   // [rows]; null: the row is no query
   DType type;
   float* const* lse;  // [rows]
 };

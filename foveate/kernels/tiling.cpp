@@ -19,7 +19,7 @@ constexpr int64_t kEnoughTiles = 16;
 
 int64_t tile_rows(const Arguments& a) {
   int64_t rows = kTileRows;
-  while (rows > kFewestRows && a.batch * a.heads * a.queries < kEnoughTiles * rows) rows /= 2;
+  while (rows > kFewestRows && a.batch * a.heads * a.rows < kEnoughTiles * rows) rows /= 2;
   return rows;
 }
 
@@ -38,25 +38,55 @@ Floats64::Floats64(int64_t count) {
 #endif
 }
 
+std::vector<HeadGroup> group_heads(const Arguments& a) {
+  std::vector<HeadGroup> groups;
+  const int64_t repeats = a.kv_heads > 0 ? a.heads / a.kv_heads : 1;
+  for (int64_t head = 0; head < a.heads; ++head) {
+    const int64_t key_head = a.key_heads ? a.key_heads[head] : head / repeats;
+    const int64_t value_head = a.value_heads ? a.value_heads[head] : key_head;
+    const auto same = [&](const HeadGroup& g) { return g.key_head == key_head && g.value_head == value_head; };
+    auto group = std::find_if(groups.begin(), groups.end(), same);
+    if (group == groups.end()) group = groups.insert(group, {key_head, value_head, {}});
+    group->heads.push_back(head);
+  }
+  return groups;
+}
+
+namespace {
+
+// Heads of a tile stand side by side in memory, whatever group it is of.
+bool side_by_side(const std::vector<HeadGroup>& groups) {
+  return std::all_of(groups.begin(), groups.end(),
+                     [](const HeadGroup& g) { return g.heads.back() - g.heads.front() + 1 == std::ssize(g.heads); });
+}
+
+constexpr int64_t kFewestKeysOfRuns = 2 * kPanelKeys;  // shorter blocks are gathered: few hold a whole panel
+
+}  // namespace
+
 Tiling::Tiling(const Arguments& a)
-    : a_(a),
-      repeats_(a.heads / std::max<int64_t>(a.kv_heads, 1)),
-      panels_((a.keys + kPanelKeys - 1) / kPanelKeys),
-      gathers_(a.query_block > 0 && a.key_block % kPanelKeys != 0) {
-  const bool by_head = std::any_of(a.lists.begin(), a.lists.end(), [&](const ListView& list) {
-    return list.heads == a.heads && list.heads != a.kv_heads;
-  });
-  const int64_t block = a.query_block > 0 ? a.query_block : a.queries;
-  const int64_t most = gathers_ ? kGatheredRows : a.query_block > 0 ? kTileRows : tile_rows(a);
+    : a_(a), head_groups_(group_heads(a)), panels_((a.keys + kPanelKeys - 1) / kPanelKeys) {
+  const bool listed = a.query_block > 0, runs = !a.lists.empty() && a.lists[0].end;
+  const bool whole = !listed || (!runs && a.key_block % kPanelKeys == 0);
+  packs_ = whole || runs || a.key_block >= kFewestKeysOfRuns;
+  gathers_ = !whole;
+  size_t repeats = 0;  // heads of the largest group
+  for (const HeadGroup& g : head_groups_) repeats = std::max(repeats, g.heads.size());
+  const int64_t all_heads = int64_t(repeats);
+  const bool by_head = !side_by_side(head_groups_) ||
+                       std::any_of(a.lists.begin(), a.lists.end(),
+                                   [&](const ListView& list) { return list.heads == a.heads && list.heads > 1; });
+  const int64_t block = listed ? a.query_block : a.rows;
+  const int64_t most = !packs_ ? kGatheredRows : listed ? kTileRows : tile_rows(a);
   const int64_t queries = std::max<int64_t>(std::min(block, most), 1);
   // Heads that share a list share its gathered keys: few tiles, of nearly equal size.
-  const int64_t pieces = by_head ? repeats_ : std::min((repeats_ * queries + most - 1) / most, repeats_);
-  const int64_t heads = pieces > 0 ? (repeats_ + pieces - 1) / pieces : 1;
-  for (int64_t from = 0; from < a.queries; from += block)
-    for (int64_t query = from; query < std::min(from + block, a.queries); query += queries)
-      for (int64_t head = 0; head < repeats_; head += heads) {
-        const int64_t end = std::min({query + queries, from + block, a.queries});
-        tiles_.push_back({head, query, int(std::min(heads, repeats_ - head)), int(end - query)});
+  const int64_t pieces = by_head ? all_heads : std::min((all_heads * queries + most - 1) / most, all_heads);
+  const int64_t heads = pieces > 0 ? (all_heads + pieces - 1) / pieces : 1;
+  for (int64_t from = 0; from < a.rows; from += block)
+    for (int64_t query = from; query < std::min(from + block, a.rows); query += queries)
+      for (int64_t head = 0; head < all_heads; head += heads) {
+        const int64_t end = std::min({query + queries, from + block, a.rows});
+        tiles_.push_back({head, query, int(std::min(heads, all_heads - head)), int(end - query)});
         largest_rows_ = std::max(largest_rows_, tiles_.back().rows());
       }
   if (!a.rule.key_documents) return;
@@ -73,41 +103,64 @@ Tiling::Tiling(const Arguments& a)
 
 bool Tiling::groups_agree() const {
   const RuleView& r = a_.rule;
-  return a_.lists.empty() && !r.head_window && !r.key_lengths && !r.key_documents && !r.row_start.data &&
-         !r.row_end.data;
+  return a_.lists.empty() && !a_.query_order.data && !r.head_window && !r.key_lengths && !r.key_documents &&
+         !r.row_start.data && !r.row_end.data;
+}
+
+TileShape Tiling::tile(int64_t group, int64_t index) const {
+  TileShape shape = tiles_[size_t(index)];
+  const int64_t heads = std::ssize(head_group(group).heads);
+  shape.heads = int(std::clamp<int64_t>(heads - shape.head, 0, shape.heads));
+  return shape;
+}
+
+int64_t Tiling::query(int64_t group, const TileShape& tile, int row) const {
+  const int64_t n = tile.query + row % tile.queries;
+  const RowNumbers& order = a_.query_order;
+  if (!order.data) return n;
+  return order.data[batch_of(group) * order.batch + query_head(group, tile.head + row / tile.queries) * order.head + n];
+}
+
+int64_t Tiling::place(int64_t group, const TileShape& tile, int row) const {
+  const int64_t head = query_head(group, tile.head + row / tile.queries);
+  return (batch_of(group) * a_.heads + head) * a_.queries + query(group, tile, row);
+}
+
+// Adds what a row needs; for no query (-1) a row that sees nothing.
+void Tiling::add_row(int64_t batch, int64_t head, int64_t left, int64_t query, TileRows& rows) const {
+  const RuleView& rule = a_.rule;
+  const int64_t id = std::max<int64_t>(query, 0), position = rule.query_start + id;
+  if (rule.query_documents) rows.documents.push_back(rule.query_documents[batch * a_.queries + id]);
+  if (a_.score.adds()) rows.query_ids.push_back(int32_t(id));
+  if (a_.score.slopes) rows.positions.push_back(int32_t(position));
+  if (a_.score.drop_below)
+    for (const uint32_t word : dropout_row(a_.dropout_seed, batch, head, position)) rows.drop_words.push_back(word);
+  if (query < 0) return rows.bounds.push_back({0, 0, 0});
+  int64_t high = std::min(position + rule.right + 1, a_.keys), floor = 0;
+  if (rule.key_lengths) high = std::min(high, rule.key_lengths[batch]);
+  const auto number = [&](const RowNumbers& n) { return n.data[batch * n.batch + head * n.head + query]; };
+  if (rule.row_start.data) floor = number(rule.row_start);
+  if (rule.row_end.data) high = std::min(high, number(rule.row_end));
+  const RowBounds b{clamp_key(floor, a_.keys), clamp_key(position - left, a_.keys), clamp_key(high, a_.keys)};
+  rows.bounds.push_back(b);
+  rows.least = {std::min(rows.least.floor, b.floor), std::min(rows.least.low, b.low),
+                std::min(rows.least.high, b.high)};
+  rows.greatest = {std::max(rows.greatest.floor, b.floor), std::max(rows.greatest.low, b.low),
+                   std::max(rows.greatest.high, b.high)};
 }
 
 TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
   const RuleView& rule = a_.rule;
-  const int64_t batch = batch_of(group);
   TileRows rows;
   rows.bounds.reserve(size_t(tile.rows()));
-  for (int64_t head = tile.head; head < tile.head + tile.heads; ++head) {
-    const int64_t q_head = query_head(group, head);
+  const int32_t keys = int32_t(a_.keys);
+  rows.least = {keys, keys, keys}, rows.greatest = {0, 0, 0};
+  for (int head = 0; head < tile.heads; ++head) {
+    const int64_t q_head = query_head(group, tile.head + head);
     int64_t left = rule.left;
     if (rule.head_window && rule.head_window[q_head] >= 0) left = std::min(left, rule.head_window[q_head]);
-    for (int64_t query = tile.query; query < tile.query + tile.queries; ++query) {
-      const int64_t position = rule.query_start + query;
-      int64_t high = std::min(position + rule.right + 1, a_.keys), floor = 0;
-      if (rule.key_lengths) high = std::min(high, rule.key_lengths[batch]);
-      const auto number = [&](const RowNumbers& n) { return n.data[batch * n.batch + q_head * n.head + query]; };
-      if (rule.row_start.data) floor = number(rule.row_start);
-      if (rule.row_end.data) high = std::min(high, number(rule.row_end));
-      rows.bounds.push_back({clamp_key(floor, a_.keys), clamp_key(position - left, a_.keys), clamp_key(high, a_.keys)});
-      if (rule.query_documents) rows.documents.push_back(rule.query_documents[batch * a_.queries + query]);
-      if (a_.score.adds()) rows.query_ids.push_back(int32_t(query));
-      if (a_.score.slopes) rows.positions.push_back(int32_t(position));
-      if (a_.score.drop_below)
-        for (const uint32_t word : dropout_row(a_.dropout_seed, batch, q_head, position))
-          rows.drop_words.push_back(word);
-    }
-  }
-  rows.least = rows.greatest = rows.bounds.front();
-  for (const RowBounds& b : rows.bounds) {
-    rows.least = {std::min(rows.least.floor, b.floor), std::min(rows.least.low, b.low),
-                  std::min(rows.least.high, b.high)};
-    rows.greatest = {std::max(rows.greatest.floor, b.floor), std::max(rows.greatest.low, b.low),
-                     std::max(rows.greatest.high, b.high)};
+    for (int i = 0; i < tile.queries; ++i)
+      add_row(batch_of(group), q_head, left, query(group, tile, head * tile.queries + i), rows);
   }
   if (!rows.documents.empty()) {
     const auto [low, high] = std::minmax_element(rows.documents.begin(), rows.documents.end());
@@ -119,6 +172,7 @@ TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
 void Tiling::visit(int64_t group, const TileShape& tile, const TileRows& rows, int64_t first, int64_t end,
                    std::vector<PanelRef>& to) const {
   to.clear();
+  if (tile.rows() == 0) return;
   if (a_.lists.empty()) return visit_rule(rows, batch_of(group), first, end, to);
   for (const ListView& list : a_.lists) visit_list(list, group, tile, rows, first, end, to);
 }
@@ -142,20 +196,35 @@ int64_t Tiling::list_row(const ListView& list, int64_t group, const TileShape& t
   if (list.heads == a_.heads)
     head = query_head(group, tile.head);
   else if (list.heads == a_.kv_heads)
-    head = group % a_.kv_heads;
+    head = head_group(group).key_head;
   return batch_of(group) * list.batch + head * list.head + tile.query / a_.query_block;
+}
+
+template <class Use>
+void Tiling::for_spans(const ListView& list, int64_t row, const Use& use) const {
+  const int64_t count = list.count ? std::clamp<int64_t>(list.count[row], 0, list.capacity) : list.capacity;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t entry = list.index[row * list.capacity + i];
+    if (entry < 0 && !list.end) continue;
+    const int64_t begin = list.end ? std::max<int64_t>(entry, 0) : entry * a_.key_block;
+    const int64_t end = std::min<int64_t>(list.end ? list.end[row * list.capacity + i] : begin + a_.key_block, a_.keys);
+    if (begin < end) use(begin, end);
+  }
+}
+
+std::pair<int64_t, int64_t> Tiling::whole_panels(int64_t begin, int64_t end) const {
+  if (!packs_) return {0, 0};
+  const int64_t first = (begin + kPanelKeys - 1) / kPanelKeys, last = end == a_.keys ? panels_ : end / kPanelKeys;
+  return {first, std::max(first, last)};
 }
 
 void Tiling::visit_list(const ListView& list, int64_t group, const TileShape& tile, const TileRows& rows, int64_t first,
                         int64_t end, std::vector<PanelRef>& to) const {
-  const int64_t row = list_row(list, group, tile), each = a_.key_block / kPanelKeys;
-  const int64_t count = std::clamp<int64_t>(list.count[row], 0, list.capacity);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t block = list.index[row * list.capacity + i];
-    if (block < 0) continue;
-    const int64_t begin = std::max(first, block * each), stop = std::min({end, (block + 1) * each, panels_});
-    for (int64_t panel = begin; panel < stop; ++panel) add(panel, rows, batch_of(group), list.checks_rule, to);
-  }
+  for_spans(list, list_row(list, group, tile), [&](int64_t from, int64_t until) {
+    const auto [begin, stop] = whole_panels(from, until);
+    for (int64_t panel = std::max(first, begin); panel < std::min(end, stop); ++panel)
+      add(panel, rows, batch_of(group), list.checks_rule, to);
+  });
 }
 
 // Adds a panel unless no row of the tile sees a key of it; drops checks that every pair passes.
@@ -180,31 +249,37 @@ void Tiling::add(int64_t panel, const TileRows& rows, int64_t batch, bool rule, 
 
 std::vector<Gathered> Tiling::gather(int64_t group, const TileShape& tile) const {
   std::vector<Gathered> lists;
+  if (tile.rows() == 0) return lists;
   for (const ListView& list : a_.lists) {
-    const int64_t row = list_row(list, group, tile);
-    const int64_t count = list.count ? std::clamp<int64_t>(list.count[row], 0, list.capacity) : list.capacity;
     Gathered g{{}, list.checks_rule ? Check::rule : Check::end};
-    g.ids.reserve(size_t(count * a_.key_block));
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t block = list.index[row * list.capacity + i];
-      if (block < 0) continue;
-      const int64_t end = std::min((block + 1) * a_.key_block, a_.keys);
-      for (int64_t key = block * a_.key_block; key < end; ++key) g.ids.push_back(int32_t(key));
-    }
+    const auto take = [&](int64_t begin, int64_t end) {
+      for (int64_t key = begin; key < end; ++key) g.ids.push_back(int32_t(key));
+    };
+    for_spans(list, list_row(list, group, tile), [&](int64_t begin, int64_t end) {
+      const auto [first, last] = whole_panels(begin, end);
+      if (first == last) return take(begin, end);
+      take(begin, first * kPanelKeys);
+      take(last * kPanelKeys, end);
+    });
     lists.push_back(std::move(g));
   }
   return lists;
 }
 
-const void* Tiling::query_row(const View& view, int64_t group, const TileShape& tile, int row) const {
-  const int64_t head = query_head(group, tile.head + row / tile.queries), query = tile.query + row % tile.queries;
+const void* Tiling::row_at(const View& view, int64_t group, int64_t head, int64_t row) const {
   return static_cast<const char*>(view.data) +
-         (batch_of(group) * view.batch + head * view.head + query * view.row) * int64_t(bytes_of(a_.type));
+         (batch_of(group) * view.batch + head * view.head + row * view.row) * int64_t(bytes_of(a_.type));
 }
 
-const void* Tiling::key_row(const View& view, int64_t group, int64_t key) const {
-  return static_cast<const char*>(view.data) +
-         (batch_of(group) * view.batch + group % a_.kv_heads * view.head + key * view.row) * int64_t(bytes_of(a_.type));
+const void* Tiling::query_row(const View& view, int64_t group, const TileShape& tile, int row) const {
+  const int64_t id = query(group, tile, row);
+  return id < 0 ? nullptr : row_at(view, group, query_head(group, tile.head + row / tile.queries), id);
+}
+
+void* Tiling::gradient_row(const View& view, DType type, int64_t group, int64_t key) const {
+  const int64_t head = group % int64_t(head_groups_.size());
+  return static_cast<char*>(view.data) +
+         (batch_of(group) * view.batch + head * view.head + key * view.row) * int64_t(bytes_of(type));
 }
 
 }  // namespace foveate::kernels

@@ -3,13 +3,14 @@
 
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "foveate/kernels/attend.h"
 
 namespace foveate::kernels {
 
-// Heads [head, head + heads) of one key head's group and queries [query, query + queries).
+// Heads [head, head + heads) of one group and rows [query, query + queries) of the plan.
 struct TileShape {
   int64_t head, query;  // head within the group
   int heads, queries;
@@ -42,13 +43,15 @@ class Tiling {
  public:
   explicit Tiling(const Arguments& arguments);
 
-  // Tiles of one (batch, key head), the same for all.
-  const std::vector<TileShape>& tiles() const { return tiles_; }
+  // Tiles of a group (batch, head group).  All groups have as many; where a group has fewer heads, some are empty.
+  int64_t tiles() const { return int64_t(tiles_.size()); }
+  TileShape tile(int64_t group, int64_t index) const;
   int largest_rows() const { return largest_rows_; }
   int64_t panels() const { return panels_; }
-  int64_t groups() const { return a_.batch * a_.kv_heads; }
-  bool gathers() const { return gathers_; }
-  bool groups_agree() const;  // tiles of every (batch, key head) visit the same panels
+  int64_t groups() const { return a_.batch * int64_t(head_groups_.size()); }
+  bool packs() const { return packs_; }      // whole panels are packed once and shared
+  bool gathers() const { return gathers_; }  // keys are gathered for each tile
+  bool groups_agree() const;                 // tiles of every group visit the same panels
 
   TileRows rows_of(int64_t group, const TileShape& tile) const;
   // Panels within [first, end) that the tile visits.
@@ -56,22 +59,38 @@ class Tiling {
              std::vector<PanelRef>& to) const;
   std::vector<Gathered> gather(int64_t group, const TileShape& tile) const;
 
-  int64_t batch_of(int64_t group) const { return group / a_.kv_heads; }
-  int64_t query_head(int64_t group, int64_t head) const { return group % a_.kv_heads * repeats_ + head; }
-  // Element pointer of a row of `view`, which has `a.heads` heads (queries) or key heads.
+  int64_t batch_of(int64_t group) const { return group / int64_t(head_groups_.size()); }
+  int64_t query_head(int64_t group, int64_t head) const { return head_group(group).heads[size_t(head)]; }
+  // Which query a row of a tile is, -1 none; and its place in [B, Hq, Lq].
+  int64_t query(int64_t group, const TileShape& tile, int row) const;
+  int64_t place(int64_t group, const TileShape& tile, int row) const;
+  // A row of `view`: of a query-side tensor (null where a row is none), of k, of v, of d_k or d_v.
   const void* query_row(const View& view, int64_t group, const TileShape& tile, int row) const;
-  const void* key_row(const View& view, int64_t group, int64_t key) const;
+  const void* key_row(int64_t group, int64_t key) const { return row_at(a_.k, group, head_group(group).key_head, key); }
+  const void* value_row(int64_t group, int64_t key) const {
+    return row_at(a_.v, group, head_group(group).value_head, key);
+  }
+  void* gradient_row(const View& view, DType type, int64_t group, int64_t key) const;
 
  private:
   void visit_rule(const TileRows& rows, int64_t batch, int64_t first, int64_t end, std::vector<PanelRef>& to) const;
   void visit_list(const ListView& list, int64_t group, const TileShape& tile, const TileRows& rows, int64_t first,
                   int64_t end, std::vector<PanelRef>& to) const;
   void add(int64_t panel, const TileRows& rows, int64_t batch, bool rule, std::vector<PanelRef>& to) const;
+  const HeadGroup& head_group(int64_t group) const { return head_groups_[size_t(group) % head_groups_.size()]; }
+  const void* row_at(const View& view, int64_t group, int64_t head, int64_t row) const;
+  void add_row(int64_t batch, int64_t head, int64_t left, int64_t query, TileRows& rows) const;
+  // Calls use(begin, end) for the ranges of keys in one row of a list.
+  template <class Use>
+  void for_spans(const ListView& list, int64_t row, const Use& use) const;
+  // Panels [first, second) of a range that are packed as they are; its other keys are gathered.
+  std::pair<int64_t, int64_t> whole_panels(int64_t begin, int64_t end) const;
   int64_t list_row(const ListView& list, int64_t group, const TileShape& tile) const;
 
   const Arguments& a_;
-  int64_t repeats_, panels_;
-  bool gathers_;
+  std::vector<HeadGroup> head_groups_;
+  int64_t panels_;
+  bool packs_, gathers_;
   int largest_rows_ = 0;
   std::vector<TileShape> tiles_;
   std::vector<int32_t> panel_documents_;  // [batch, panels, 2] lowest and highest id

@@ -28,7 +28,7 @@ bool PackedKeys::pack(const Table& table, const Arguments& a, const Steps& s, Us
 
 PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool)
     : a_(a), tiling_(tiling), steps_(table, a), use_(use), floats_((floats_of_panel(steps_, a, use) + 15) / 16 * 16) {
-  if (tiling.gathers()) return;
+  if (!tiling.packs()) return;
   const int64_t panels = tiling.panels();
   needed_.assign(size_t(tiling.groups() * panels), 0);
   bad_.assign(needed_.size(), 0);
@@ -39,8 +39,8 @@ PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& til
     const int64_t group = item / panels, first = item % panels * kPanelKeys;
     const void *keys[kPanelKeys], *values[kPanelKeys];
     for (int64_t i = 0; i < kPanelKeys; ++i) {
-      keys[i] = first + i < a.keys ? tiling.key_row(a.k, group, first + i) : nullptr;
-      values[i] = first + i < a.keys ? tiling.key_row(a.v, group, first + i) : nullptr;
+      keys[i] = first + i < a.keys ? tiling.key_row(group, first + i) : nullptr;
+      values[i] = first + i < a.keys ? tiling.value_row(group, first + i) : nullptr;
     }
     bad_[size_t(item)] = pack(table, a, steps_, use, keys, values, data_.data() + item * floats_);
   });
@@ -52,12 +52,12 @@ void PackedKeys::survey() {
   std::vector<PanelRef> refs;
   for (int64_t group = 0; group < tiling_.groups(); ++group) {
     if (group > 0 && tiling_.groups_agree()) {
-      const size_t tiles = tiling_.tiles().size();
       std::copy_n(needed_.begin(), panels, needed_.begin() + group * panels);
-      for (size_t i = 0; i < tiles; ++i) tile_visits_.push_back(tile_visits_[i]);
+      for (int64_t i = 0; i < tiling_.tiles(); ++i) tile_visits_.push_back(tile_visits_[size_t(i)]);
       continue;
     }
-    for (const TileShape& tile : tiling_.tiles()) {
+    for (int64_t i = 0; i < tiling_.tiles(); ++i) {
+      const TileShape tile = tiling_.tile(group, i);
       tiling_.visit(group, tile, tiling_.rows_of(group, tile), 0, panels, refs);
       for (const PanelRef& ref : refs) needed_[size_t(group * panels + ref.panel)] = 1;
       tile_visits_.push_back(int32_t(refs.size()));
@@ -97,7 +97,7 @@ int Strip::put(const PackedKeys& packed, int64_t group, const PanelRef* refs, in
     }
     if (!packed.bad_[size_t(group * tiling_.panels() + refs[i].panel)]) continue;
     for (int j = 0; j < kPanelKeys; ++j)
-      values_[i][j] = panel.first + j < a_.keys ? tiling_.key_row(a_.v, group, panel.first + j) : nullptr;
+      values_[i][j] = panel.first + j < a_.keys ? tiling_.value_row(group, panel.first + j) : nullptr;
     panel.bad_values = values_[i];
   }
   return n;
@@ -124,8 +124,8 @@ int Strip::gather(int64_t group, const TileRows& rows, const Gathered& list, siz
       const int32_t id = real ? list.ids[first + at] : std::numeric_limits<int32_t>::max();
       ids_[at] = id;
       if (documents) documents_[at] = real ? documents[id] : -1;
-      keys[j] = real ? tiling_.key_row(a_.k, group, id) : nullptr;
-      values_[i][j] = real ? tiling_.key_row(a_.v, group, id) : nullptr;
+      keys[j] = real ? tiling_.key_row(group, id) : nullptr;
+      values_[i][j] = real ? tiling_.value_row(group, id) : nullptr;
     }
     float* to = data_.data() + i * floats_;
     Panel& panel = panels_[i];

@@ -23,9 +23,7 @@ class PackedKeys {
   PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool);
   void put(int64_t group, const PanelRef& ref, Panel& panel) const;
   int64_t visits() const { return visits_; }  // panels, summed over tiles
-  int64_t visits(int64_t group, int64_t tile) const {
-    return tile_visits_[size_t(group * int64_t(tiling_.tiles().size()) + tile)];
-  }
+  int64_t visits(int64_t group, int64_t tile) const { return tile_visits_[size_t(group * tiling_.tiles() + tile)]; }
   static int64_t floats_of_panel(const Steps& s, const Arguments& a, Use use);
 
  private:

@@ -27,6 +27,10 @@ class PieceWalker {
   PieceWalker(const Plan& plan, const at::Tensor& q, const at::Tensor& k);
 
   int64_t groups() const { return groups_; }  // g
+  // Which queries the rows of a tile are: [b|1, g|1, t, r|1, m, 1] int64, and where there are such; elsewhere it says
+  // 0.
+  at::Tensor row_ids(const RowTile& tile) const;
+  at::Tensor row_is_real(const RowTile& tile) const;
   void for_each_tile(const std::function<void(const RowTile&)>& visit) const;
   void for_each_piece(const RowTile& tile, const std::function<void(const Piece&)>& visit) const;
 
@@ -35,6 +39,7 @@ class PieceWalker {
     at::Tensor count, index;
     int64_t key_block;
     bool checks_rule;
+    at::Tensor end = {};  // of runs, whose starts are `index`
   };
   void rule_pieces(const RowTile& tile, const std::function<void(const Piece&)>& visit) const;
   void listed_pieces(const RowTile& tile, const Listed& lists, const std::function<void(const Piece&)>& visit) const;
@@ -42,10 +47,15 @@ class PieceWalker {
   at::Tensor rule_mask(const RowTile& tile, const at::Tensor& keys, const at::Tensor& key_documents) const;
   at::Tensor by_row(const at::Tensor& rows, const RowTile& tile) const;
   at::Tensor by_head(const at::Tensor& heads, int64_t axis) const;
-  at::Tensor row_is_real(const RowTile& tile) const;
+  at::Tensor order_of(const RowTile& tile) const;
+  at::Tensor spread_rows(const at::Tensor& rows, const RowTile& tile) const;
+  std::pair<int64_t, int64_t> position_range(const RowTile& tile) const;
+  static at::Tensor block_keys(at::Tensor entries, int64_t key_block);
+  void gathered_piece(const RowTile& tile, const at::Tensor& keys, bool checks_rule,
+                      const std::function<void(const Piece&)>& visit) const;
 
   const Rule& rule_;
-  int64_t batch_, heads_, kv_heads_, queries_, keys_, groups_, query_start_, query_block_;
+  int64_t batch_, heads_, kv_heads_, rows_, keys_, groups_, query_start_, query_block_;
   std::vector<Listed> lists_;
   int64_t left_, right_;  // the rule's widest window
 };

@@ -10,6 +10,25 @@ std::string shape_text(const at::Tensor& t) {
   return fmt::format("[{}]", fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
 }
 
+void check_order(const std::optional<at::Tensor>& order, int64_t batch, int64_t heads, int64_t queries) {
+  if (!order) return;
+  const at::Tensor& t = *order;
+  require(t.scalar_type() == at::kLong && t.dim() == 3 && (t.size(0) == batch || t.size(0) == 1) &&
+              (t.size(1) == heads || t.size(1) == 1),
+          "rule: query_order must be int64 [{} or 1, {} or 1, rows], got {} {}", batch, heads,
+          c10::toString(t.scalar_type()), shape_text(t));
+  const at::Tensor flat = t.contiguous();
+  const int64_t* ids = flat.const_data_ptr<int64_t>();
+  std::vector<int64_t> seen(size_t(queries), -1);  // by the last list that had the query
+  for (int64_t i = 0; i < flat.numel(); ++i) {
+    require(ids[i] >= -1 && ids[i] < queries, "rule: query_order must be -1 .. {}, got {}", queries - 1, ids[i]);
+    if (ids[i] < 0) continue;
+    int64_t& last = seen[size_t(ids[i])];
+    require(last != i / t.size(2), "rule: query_order must not hold a query twice, got {} twice", ids[i]);
+    last = i / t.size(2);
+  }
+}
+
 void check_rule(const Rule& rule, const at::Tensor& q, const at::Tensor& k) {
   const int64_t batch = q.size(0), heads = q.size(1), queries = q.size(2), keys = k.size(2);
   constexpr int64_t kFarthest = int64_t{1} << 48;  // positions are added and subtracted: far from overflow
@@ -36,15 +55,16 @@ void check_rule(const Rule& rule, const at::Tensor& q, const at::Tensor& k) {
   check(rule.key_documents, "key_documents", {batch, keys}, false);
   check(rule.row_start, "row_start", {batch, heads, queries}, true);
   check(rule.row_end, "row_end", {batch, heads, queries}, true);
+  check_order(rule.query_order, batch, heads, queries);
   require(rule.query_documents.has_value() == rule.key_documents.has_value(),
           "rule: query_documents and key_documents must come together, got only one");
 }
 
 void check_lists(const at::Tensor& index, const at::Tensor* count, int64_t query_block, std::string_view name,
-                 const at::Tensor& q, const at::Tensor& k) {
+                 int64_t rows, const at::Tensor& q, const at::Tensor& k) {
   const int64_t batch = q.size(0), heads = q.size(1), kv_heads = k.size(1);
   require(query_block >= 1, "plan: query_block must be >= 1, got {}", query_block);
-  const int64_t blocks = (q.size(2) + query_block - 1) / query_block;
+  const int64_t blocks = (rows + query_block - 1) / query_block;
   const auto fits = [&](const at::Tensor& t, int64_t dim) {
     const bool integer = t.scalar_type() == at::kInt || t.scalar_type() == at::kLong;
     return integer && t.dim() == dim && (t.size(0) == batch || t.size(0) == 1) &&
@@ -62,20 +82,32 @@ void check_lists(const at::Tensor& index, const at::Tensor* count, int64_t query
 const Rule& rule_of(const Plan& plan) {
   if (const auto* blocks = std::get_if<BlockPlan>(&plan)) return blocks->rule;
   if (const auto* tokens = std::get_if<TokenPlan>(&plan)) return tokens->rule;
+  if (const auto* runs = std::get_if<RunPlan>(&plan)) return runs->rule;
   return std::get<Rule>(plan);
+}
+
+int64_t rows_of(const Plan& plan, const at::Tensor& q) {
+  const Rule& rule = rule_of(plan);
+  return rule.query_order ? rule.query_order->size(2) : q.size(2);
 }
 
 void check_plan(const Plan& plan, const at::Tensor& q, const at::Tensor& k) {
   check_rule(rule_of(plan), q, k);
+  const int64_t rows = rows_of(plan, q);
   if (const auto* blocks = std::get_if<BlockPlan>(&plan)) {
     require(blocks->key_block >= 1, "plan: key_block must be >= 1, got {}", blocks->key_block);
-    check_lists(blocks->index, &blocks->count, blocks->query_block, "index", q, k);
+    check_lists(blocks->index, &blocks->count, blocks->query_block, "index", rows, q, k);
     require(blocks->full_index.has_value() == blocks->full_count.has_value(),
             "plan: full_index and full_count must come together, got only one");
     if (blocks->full_index)
-      check_lists(*blocks->full_index, &*blocks->full_count, blocks->query_block, "full_index", q, k);
+      check_lists(*blocks->full_index, &*blocks->full_count, blocks->query_block, "full_index", rows, q, k);
   } else if (const auto* tokens = std::get_if<TokenPlan>(&plan)) {
-    check_lists(tokens->index, nullptr, tokens->query_block, "index", q, k);
+    check_lists(tokens->index, nullptr, tokens->query_block, "index", rows, q, k);
+  } else if (const auto* runs = std::get_if<RunPlan>(&plan)) {
+    check_lists(runs->start, nullptr, runs->query_block, "start", rows, q, k);
+    check_lists(runs->end, nullptr, runs->query_block, "end", rows, q, k);
+    require(runs->start.sizes() == runs->end.sizes(), "plan: start and end must have one shape, got {} and {}",
+            shape_text(runs->start), shape_text(runs->end));
   }
 }
 

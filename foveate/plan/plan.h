@@ -22,12 +22,15 @@ struct Rule {
   std::optional<at::Tensor> key_lengths;    // [B] int64: keys at or behind this index are padding
   std::optional<at::Tensor> query_documents, key_documents;  // [B, Lq], [B, Lk] int64: only equal ids see each other
   std::optional<at::Tensor> row_start, row_end;              // [B|1, Hq|1, Lq] int64: keys in [row_start, row_end) only
+  // [B|1, Hq|1, N] int64: row n of the plan is this query, -1 none: queries sorted by bucket, or some of them.  Blocks
+  // of queries count rows of the plan; positions, documents and all else belong to the query itself.  No query twice.
+  std::optional<at::Tensor> query_order;  // unset: row n is query n
 
   static Rule full() { return {.window_right = std::nullopt}; }
 };
 
 // Whole blocks of keys for each block of queries, as FlexAttention and FlashAttention-4 store them.  Head axis H in
-// {1, Hkv, Hq}; N = ceil(Lq / query_block); capacity = the longest list.  Entries behind `count` are ignored.
+// {1, Hkv, Hq}; N = ceil(rows / query_block); capacity = the longest list.  Entries behind `count` are ignored.
 // Keys of a partial block are checked by the rule; keys of a full block are all seen by all rows of the query block.
 struct BlockPlan {
   int64_t query_block = 128, key_block = 128;
@@ -44,9 +47,20 @@ struct TokenPlan {
   Rule rule;
 };
 
-using Plan = std::variant<Rule, BlockPlan, TokenPlan>;
+// Ranges of keys for each block of queries: vertical lines and slashes, spans, slices.  Every key of a range is checked
+// by the rule.  A range with end <= start is empty; a key in two ranges counts twice.
+struct RunPlan {
+  int64_t query_block = 128;
+  at::Tensor start, end;  // [B|1, H, N, capacity] int32: keys [start, end)
+  Rule rule;
+};
+
+using Plan = std::variant<Rule, BlockPlan, TokenPlan, RunPlan>;
 
 const Rule& rule_of(const Plan& plan);
+
+// Rows of the plan: Lq, or those that Rule::query_order lists.
+int64_t rows_of(const Plan& plan, const at::Tensor& q);
 
 // Throws Error unless the plan's tensors fit q [B, Hq, Lq, D] and k [B, Hkv, Lk, D].
 void check_plan(const Plan& plan, const at::Tensor& q, const at::Tensor& k);

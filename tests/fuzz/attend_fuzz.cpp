@@ -12,6 +12,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <numeric>
 
 #include "foveate/kernels/level.h"
 #include "foveate/ops/attend/explain.h"
@@ -26,6 +27,7 @@ struct Case {
   Tensor q, k, v, d_out, d_lse;
   Plan plan;
   ops::Score score;
+  ops::HeadMap heads;
   std::string text;
 };
 
@@ -47,12 +49,16 @@ class Generator {
     c.d_lse = test::random_tensor({batch_, heads_, queries_}, next());
     c.plan = plan();
     c.score = score();
+    if (pick(6) == 0) {
+      c.heads.keys = longs({heads_}, 0, kv_heads_ - 1);
+      if (pick(2)) c.heads.values = longs({heads_}, 0, kv_heads_ - 1);
+    }
     c.text = fmt::format(
         "B {} heads {}/{} L {}/{} D {}/{} {} plan {} cap {} bias {} sink {} slopes {} "
-        "relative {} leaky {} dropout {}",
+        "relative {} leaky {} dropout {} head map {}",
         batch_, heads_, kv_heads_, queries_, keys_, dim_, value_dim_, c10::toString(type_), plan_text_,
         c.score.soft_cap.value_or(0), c.score.bias.has_value(), c.score.sink.has_value(), c.score.slopes.has_value(),
-        c.score.relative.has_value(), c.score.leaky.value_or(1), c.score.dropout);
+        c.score.relative.has_value(), c.score.leaky.value_or(1), c.score.dropout, c.heads.keys.has_value());
     return c;
   }
 
@@ -82,6 +88,19 @@ class Generator {
     return t;
   }
 
+  // Some or all queries in random order, with gaps.
+  Tensor order(int64_t batch, int64_t heads) {
+    rows_ = pick(queries_ + 20);
+    const Tensor t = at::full({batch, heads, rows_}, -1, at::kLong);
+    for (int64_t list = 0; list < batch * heads; ++list) {
+      std::vector<int64_t> ids(static_cast<size_t>(std::max(rows_, queries_)), -1);
+      std::iota(ids.begin(), ids.begin() + queries_, 0);
+      random_.shuffle(std::span(ids));
+      std::copy_n(ids.begin(), rows_, t.mutable_data_ptr<int64_t>() + list * rows_);
+    }
+    return t;
+  }
+
   Rule rule() {
     Rule r;
     if (pick(3) == 0)
@@ -101,6 +120,8 @@ class Generator {
       r.row_start = longs({pick(2) ? batch_ : 1, pick(2) ? heads_ : 1, queries_}, -2, 60);
       r.row_end = longs({1, pick(2) ? heads_ : 1, queries_}, 0, keys_ + 10);
     }
+    rows_ = queries_;
+    if (pick(6) == 0) r.query_order = order(pick(2) ? batch_ : 1, pick(2) ? heads_ : 1);
     return r;
   }
 
@@ -108,17 +129,23 @@ class Generator {
 
   Plan plan() {
     const Rule base = rule();
-    const int64_t kind = pick(5);
-    plan_text_ = kind < 2 ? "rule" : kind < 4 ? "blocks" : "tokens";
+    const int64_t kind = pick(6);
+    plan_text_ = kind < 2 ? "rule" : kind < 4 ? "blocks" : kind == 4 ? "tokens" : "runs";
+    if (base.query_order) plan_text_ += " of ordered queries";
     if (kind < 2) return base;
     const int64_t query_blocks[] = {1, 7, 16, 64, 128, 200}, query_block = query_blocks[pick(6)];
-    const int64_t blocks = (queries_ + query_block - 1) / query_block;
+    const int64_t blocks = (rows_ + query_block - 1) / query_block;
     const int64_t b = pick(2) ? batch_ : 1;
     if (kind == 4) {
       const Tensor index = longs({b, plan_heads(), blocks, pick(200)}, -1, keys_ - 1).to(at::kInt);
       return TokenPlan{query_block, index, base};
     }
-    const int64_t key_blocks[] = {1, 16, 48, 64, 128}, key_block = key_blocks[pick(5)];
+    if (kind == 5) {
+      const std::array<int64_t, 4> shape = {b, plan_heads(), blocks, pick(6)};
+      const Tensor start = longs(shape, -3, keys_), length = longs(shape, -3, 1 + pick(keys_ + 20));
+      return RunPlan{query_block, start.to(at::kInt), (start + length).to(at::kInt), base};
+    }
+    const int64_t key_blocks[] = {1, 16, 48, 64, 128, 160}, key_block = key_blocks[pick(6)];
     const int64_t columns = (keys_ + key_block - 1) / key_block, capacity = std::min<int64_t>(columns, 1 + pick(12));
     BlockPlan p{.query_block = query_block,
                 .key_block = key_block,
@@ -169,7 +196,7 @@ class Generator {
 
   Random random_;
   uint64_t seed_, drawn_ = 0;
-  int64_t batch_ = 1, heads_ = 1, kv_heads_ = 1, queries_ = 1, keys_ = 1, dim_ = 1, value_dim_ = 1;
+  int64_t batch_ = 1, heads_ = 1, kv_heads_ = 1, queries_ = 1, keys_ = 1, dim_ = 1, value_dim_ = 1, rows_ = 1;
   at::ScalarType type_ = at::kFloat;
   std::string plan_text_;
 };
@@ -190,7 +217,7 @@ Outcome run(const Case& c, const char* level, at::ScalarType type) {
   if (score.sink) score.sink = score.sink->detach().requires_grad_();
   if (score.slopes) score.slopes = score.slopes->detach().requires_grad_();
   if (score.relative) score.relative->logits = score.relative->logits.detach().requires_grad_();
-  const auto [out, lse] = ops::attend(q, k, v, c.plan, score);
+  const auto [out, lse] = ops::attend(q, k, v, c.plan, score, c.heads);
   Tensor loss = (out * c.d_out.to(type)).to(lse.scalar_type()).sum();
   const Tensor seen = lse.detach().isfinite();
   loss = loss + (lse.masked_fill(seen.logical_not(), 0) * c.d_lse.to(lse.scalar_type())).sum();
@@ -238,6 +265,7 @@ std::string compare(const Case& c, const Outcome& got, const Outcome& want) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  ::setenv("FOVEATE_STRICT", "1", 1);  // a level that declined would be compared with itself
   const double seconds = argc > 1 ? std::atof(argv[1]) : 10;
   uint64_t seed = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
   const auto start = std::chrono::steady_clock::now();

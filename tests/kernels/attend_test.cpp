@@ -51,7 +51,7 @@ Arguments arguments(const Shape& s, DType type, const GuardedBuffer& q, const Gu
                     const GuardedBuffer& v) {
   Arguments a;
   a.type = type, a.batch = 1, a.heads = s.heads, a.kv_heads = s.kv_heads;
-  a.queries = s.queries, a.keys = s.keys, a.dim = s.dim, a.value_dim = s.value_dim;
+  a.queries = a.rows = s.queries, a.keys = s.keys, a.dim = s.dim, a.value_dim = s.value_dim;
   const auto view = [](const GuardedBuffer& b, int64_t heads, int64_t rows, int64_t dim) {
     return View{b.data(), heads * rows * dim, rows * dim, dim};
   };
@@ -100,7 +100,7 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
         GradientViews g;
         g.d_out = g.out = o;
         g.lse = static_cast<const float*>(lse.data());
-        g.d_q = a.q, g.d_k = a.k, g.d_v = a.v;
+        g.d_q = a.q, g.d_k = a.k, g.d_v = a.v, g.key_type = type;
         g.d_q.data = d_q.data(), g.d_k.data = d_k.data(), g.d_v.data = d_v.data();
         g.terms = {static_cast<float*>(d_bias.data()),
                    s.queries * s.keys,

@@ -70,6 +70,75 @@ TEST_P(AttendAtLevel, token_plans_equal_the_oracle) {
       for (const Rule& rule : rules({})) expect_oracle_in_both(token_problem({}, plan_heads, query_block, rule));
 }
 
+TEST_P(AttendAtLevel, run_plans_equal_the_oracle) {
+  for (const int64_t plan_heads : {1, 2, 4})
+    for (const int64_t query_block : {1, 4, 64})
+      for (const Rule& rule : rules({})) expect_oracle_in_both(run_problem({}, plan_heads, query_block, rule));
+  const Shape large{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 230, .keys = 901, .dim = 4, .value_dim = 3};
+  for (const Rule& rule : {Rule{}, Rule::full(), Rule{.window_left = 300, .sinks = 70}}) {
+    expect_oracle(run_problem(large, 1, 50, rule), at::kDouble, {1e-11, 1e-11});
+    expect_oracle(run_problem(large, 1, 50, rule), at::kFloat, {1e-4, 1e-4});
+  }
+}
+
+TEST_P(AttendAtLevel, blocks_that_are_no_multiple_of_a_panel_equal_the_oracle) {
+  const Shape shape{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 130, .keys = 901, .dim = 4, .value_dim = 3};
+  for (const int64_t key_block : {64, 96, 130, 200}) {
+    expect_oracle(block_problem(shape, 1, 32, key_block, {}), at::kDouble, {1e-11, 1e-11});
+    expect_oracle(block_problem(shape, 1, 32, key_block, {}), at::kFloat, {1e-4, 1e-4});
+  }
+}
+
+TEST_P(AttendAtLevel, queries_in_any_order_equal_the_oracle) {
+  const Shape shape;
+  for (const bool by_head : {false, true})
+    for (const bool some : {false, true})
+      for (const Rule& plain : {Rule{}, Rule{.window_left = 5, .sinks = 1}, rules(shape)[9], rules(shape)[10]}) {
+        const Rule rule = ordered(shape, plain, by_head, some);
+        for (Problem p : {rule_problem(shape, rule), block_problem(shape, 2, 4, 8, rule),
+                          token_problem(shape, by_head ? 4 : 1, 4, rule), run_problem(shape, 1, 5, rule)}) {
+          expect_oracle_in_both(p);
+          p.score = {.bias = random_tensor({2, 4, 13, 29}, 5),
+                     .sink = random_tensor({4}, 6),
+                     .slopes = random_tensor({4}, 8),
+                     .relative = relative_term(shape, {2, 1, 13}),
+                     .dropout = 0.2};
+          expect_oracle_in_both(p);
+        }
+      }
+}
+
+TEST_P(AttendAtLevel, head_maps_equal_the_oracle) {
+  const Shape shape{.heads = 5, .kv_heads = 5};
+  for (const auto& [keys, values] : std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>>{
+           {{0, 0, 0, 1, 1}, {0, 0, 0, 1, 1}}, {{1, 0, 1, 2, 0}, {1, 0, 1, 2, 0}}, {{0, 0, 1, 1, 1}, {0, 1, 1, 2, 0}}})
+    for (Problem p : {rule_problem(shape, {}), block_problem(shape, 5, 4, 8, {}), token_problem(shape, 1, 4, {}),
+                      run_problem(shape, 1, 4, {.window_left = 9})}) {
+      p.k = p.k.narrow(1, 0, 3), p.v = p.v.narrow(1, 0, 3);
+      p.heads = {longs(keys, {5}), longs(values, {5})};
+      expect_oracle_in_both(p);
+      p.score = {.bias = random_tensor({1, 5, 13, 29}, 5), .slopes = random_tensor({5}, 8)};
+      expect_oracle_in_both(p);
+    }
+}
+
+TEST_P(AttendAtLevel, lists_by_query_head_stay_apart_where_a_head_map_joins_heads) {
+  for (Problem p : {block_problem({.heads = 3, .kv_heads = 3}, 3, 4, 8, {}),
+                    token_problem({.heads = 3, .kv_heads = 3}, 3, 4, {})}) {
+    p.heads.keys = longs({0, 0, 1}, {3});
+    expect_oracle_in_both(p);
+  }
+}
+
+TEST_P(AttendAtLevel, a_plan_without_rows_gives_empty_rows) {
+  Problem p = rule_problem({}, {});
+  p.plan = Rule{.query_order = at::zeros({1, 1, 0}, at::kLong)};
+  p.visible = [](int64_t, int64_t, int64_t, int64_t) { return 0; };
+  expect_oracle_in_both(p);
+  p.score.sink = random_tensor({4}, 6);
+  expect_oracle_in_both(p);
+}
+
 TEST_P(AttendAtLevel, one_query_no_query_one_key_no_key) {
   for (const int64_t queries : {0, 1, 2})
     for (const int64_t keys : {0, 1, 5})

@@ -23,6 +23,9 @@ def plans(heads=4, queries=9, keys=13):
         "full": dict(),
         "window": dict(window_left=3, window_right=0, sinks=1, scale=0.3, soft_cap=2.0),
         "tokens": dict(query_block=4, index=tokens, window_right=0),
+        "runs": dict(query_block=4, index=index, run_end=index * 3, window_right=0),
+        "ordered": dict(query_order=torch.tensor([[[3, 0, -1, 8, 5]]]), window_left=4, window_right=0),
+        "heads": dict(key_heads=torch.tensor([1, 0, 0, 0]), value_heads=torch.tensor([0, 0, 1, 0]), window_right=0),
         "blocks": dict(query_block=4, key_block=4, count=count, index=index, window_right=0),
     }
 
@@ -102,8 +105,25 @@ def test_errors_name_the_rule_and_the_values():
     q, k, v = problem(torch.float, grad=False)
     with pytest.raises((RuntimeError, ValueError), match="query heads must be a multiple of key heads, got 3 and 2"):
         attend(q[:, :3], k, v)
-    with pytest.raises((RuntimeError, ValueError), match="soft_cap must be > 0"):
-        attend(q, k, v, soft_cap=0.0)
+    for match, wrong in {
+        "soft_cap must be > 0": dict(soft_cap=0.0),
+        "leaky must be > 0, got -1": dict(leaky=-1.0),
+        "dropout must be in \\[0, 1\\), got 1": dict(dropout=1.0),
+        "slopes must be floating point \\[4\\], got \\[3\\]": dict(slopes=torch.ones(3)),
+        "must come together, got 1": dict(relative=torch.ones(1, 1, 1, 2)),
+        "relative keys must be int64 \\[1, 13\\]": dict(
+            relative=torch.ones(1, 1, 1, 2), relative_queries=torch.zeros(1, 9).long(), relative_keys=torch.zeros(1, 9).long(), relative_sizes=[2]
+        ),
+        "key_heads must be 0 .. 1, got 2": dict(key_heads=torch.tensor([0, 1, 2, 0])),
+        "value_heads need key_heads": dict(value_heads=torch.tensor([0, 1, 1, 0])),
+        "must not hold a query twice, got 5 twice": dict(query_order=torch.tensor([[[5, 1, 5]]])),
+        "query_order must be -1 .. 8, got 9": dict(query_order=torch.tensor([[[9]]])),
+        "start and end must have one shape": dict(
+            query_block=9, index=torch.zeros(1, 1, 1, 2).int(), run_end=torch.zeros(1, 1, 1, 3).int()
+        ),
+    }.items():
+        with pytest.raises((RuntimeError, ValueError), match=match):
+            attend(q, k, v, **wrong)
 
 
 @pytest.mark.parametrize("which", ["d_out", "d_lse", "out", "lse"])

@@ -4,6 +4,8 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include <numeric>
+
 #include "foveate/kernels/level.h"
 
 namespace foveate::test {
@@ -18,9 +20,27 @@ std::vector<std::string> all_levels() {
 
 Tensor longs(std::vector<int64_t> values, at::IntArrayRef shape) { return at::tensor(values, at::kLong).view(shape); }
 
+namespace {
+
+// Which row of the plan a query is, -1 none.
+std::function<int64_t(int64_t, int64_t, int64_t)> row_of(const Shape&, const Rule& rule) {
+  if (!rule.query_order) return [](int64_t, int64_t, int64_t i) { return i; };
+  return [order = *rule.query_order](int64_t b, int64_t h, int64_t i) -> int64_t {
+    const Tensor row = order[order.size(0) == 1 ? 0 : b][order.size(1) == 1 ? 0 : h].contiguous();
+    const int64_t* ids = row.const_data_ptr<int64_t>();
+    const int64_t* at = std::find(ids, ids + row.numel(), i);
+    return at == ids + row.numel() ? -1 : at - ids;
+  };
+}
+
+int64_t plan_rows(const Shape& s, const Rule& rule) { return rule.query_order ? rule.query_order->size(2) : s.queries; }
+
+}  // namespace
+
 // Visibility by the words of rule.h, one pair at a time.
 Visible visible_by(const Rule& rule, const Shape& s) {
-  return [rule, s](int64_t b, int64_t h, int64_t i, int64_t j) -> int {
+  return [rule, s, of = row_of(s, rule)](int64_t b, int64_t h, int64_t i, int64_t j) -> int {
+    if (of(b, h, i) < 0) return 0;
     const int64_t p = rule.query_start.value_or(s.keys - s.queries) + i;
     const auto row = [&](const Tensor& t) {
       return t[t.size(0) == 1 ? 0 : b][t.size(1) == 1 ? 0 : h][i].item<int64_t>();
@@ -54,7 +74,8 @@ Problem rule_problem(const Shape& s, const Rule& rule) { return make_problem(s, 
 
 // Block lists with another list for every head of `plan_heads`, some empty, some in the full set.
 Problem block_problem(const Shape& s, int64_t plan_heads, int64_t query_block, int64_t key_block, const Rule& rule) {
-  const int64_t rows = (s.queries + query_block - 1) / query_block, columns = (s.keys + key_block - 1) / key_block;
+  const int64_t rows = (plan_rows(s, rule) + query_block - 1) / query_block,
+                columns = (s.keys + key_block - 1) / key_block;
   Random random(17);
   std::vector<int64_t> kind(size_t(s.batch * plan_heads * rows * columns));  // 0 none, 1 partial, 2 full
   for (int64_t& k : kind) k = int64_t(random.below(3));
@@ -74,9 +95,11 @@ Problem block_problem(const Shape& s, int64_t plan_heads, int64_t query_block, i
       (k == 1 ? plan.index : *plan.full_index).mutable_data_ptr<int32_t>()[list * columns + (*count)++] = int32_t(c);
     }
   const auto by_rule = visible_by(rule, s);
-  return make_problem(s, plan, [=](int64_t b, int64_t h, int64_t i, int64_t j) -> int {
+  return make_problem(s, plan, [=, of = row_of(s, rule)](int64_t b, int64_t h, int64_t i, int64_t j) -> int {
+    if (of(b, h, i) < 0) return 0;
     const int64_t plan_head = h * plan_heads / s.heads;
-    const int64_t k = kind[size_t(((b * plan_heads + plan_head) * rows + i / query_block) * columns + j / key_block)];
+    const int64_t k =
+        kind[size_t(((b * plan_heads + plan_head) * rows + of(b, h, i) / query_block) * columns + j / key_block)];
     return k == 2 ? 1 : k == 1 ? by_rule(b, h, i, j) : 0;
   });
 }
@@ -84,7 +107,7 @@ Problem block_problem(const Shape& s, int64_t plan_heads, int64_t query_block, i
 // Token lists with repeats and empty entries.
 Problem token_problem(const Shape& s, int64_t plan_heads, int64_t query_block, const Rule& rule) {
   constexpr int64_t kCapacity = 11;
-  const int64_t rows = (s.queries + query_block - 1) / query_block;
+  const int64_t rows = (plan_rows(s, rule) + query_block - 1) / query_block;
   Random random(23);
   TokenPlan plan{query_block, at::zeros({s.batch, plan_heads, rows, kCapacity}, at::kInt), rule};
   int32_t* index = plan.index.mutable_data_ptr<int32_t>();
@@ -92,11 +115,52 @@ Problem token_problem(const Shape& s, int64_t plan_heads, int64_t query_block, c
     index[i] = random.below(4) == 0 ? -1 : int32_t(random.below(uint64_t(s.keys)));
   const Tensor lists = plan.index;
   const auto by_rule = visible_by(rule, s);
-  return make_problem(s, plan, [=](int64_t b, int64_t h, int64_t i, int64_t j) -> int {
+  return make_problem(s, plan, [=, of = row_of(s, rule)](int64_t b, int64_t h, int64_t i, int64_t j) -> int {
+    if (of(b, h, i) < 0) return 0;
     const int32_t* list = lists.const_data_ptr<int32_t>() +
-                          ((b * plan_heads + h * plan_heads / s.heads) * rows + i / query_block) * kCapacity;
+                          ((b * plan_heads + h * plan_heads / s.heads) * rows + of(b, h, i) / query_block) * kCapacity;
     return by_rule(b, h, i, j) * int(std::count(list, list + kCapacity, int32_t(j)));
   });
+}
+
+Problem run_problem(const Shape& s, int64_t plan_heads, int64_t query_block, const Rule& rule) {
+  constexpr int64_t kCapacity = 4;
+  const int64_t rows = (plan_rows(s, rule) + query_block - 1) / query_block;
+  Random random(29);
+  const Tensor start = at::zeros({s.batch, plan_heads, rows, kCapacity}, at::kInt), end = start.clone();
+  for (int64_t i = 0; i < start.numel(); ++i) {
+    start.mutable_data_ptr<int32_t>()[i] = int32_t(random.below(uint64_t(s.keys + 4))) - 2;
+    end.mutable_data_ptr<int32_t>()[i] =
+        start.const_data_ptr<int32_t>()[i] + int32_t(random.below(uint64_t(s.keys))) - 3;
+  }
+  const auto by_rule = visible_by(rule, s);
+  return make_problem(s, RunPlan{query_block, start, end, rule},
+                      [=, of = row_of(s, rule)](int64_t b, int64_t h, int64_t i, int64_t j) -> int {
+                        if (of(b, h, i) < 0) return 0;
+                        const int64_t list =
+                            ((b * plan_heads + h * plan_heads / s.heads) * rows + of(b, h, i) / query_block) *
+                            kCapacity;
+                        int times = 0;
+                        for (int64_t c = list; c < list + kCapacity; ++c)
+                          times += j >= start.const_data_ptr<int32_t>()[c] && j < end.const_data_ptr<int32_t>()[c];
+                        return times * by_rule(b, h, i, j);
+                      });
+}
+
+Rule ordered(const Shape& s, Rule rule, bool by_head, bool some) {
+  std::vector<int64_t> all;
+  const int64_t lists = by_head ? s.batch * s.heads : 1;
+  for (int64_t list = 0; list < lists; ++list) {
+    std::vector<int64_t> ids(static_cast<size_t>(s.queries));
+    std::iota(ids.begin(), ids.end(), 0);
+    Random(uint64_t(list) + 40).shuffle(std::span(ids));
+    for (int64_t i = 0; i < s.queries - (some ? s.queries / 3 : 0); ++i) {
+      all.push_back(ids[size_t(i)]);
+      if (i % 7 == 6) all.push_back(-1);
+    }
+  }
+  rule.query_order = longs(all, {by_head ? s.batch : 1, by_head ? s.heads : 1, std::ssize(all) / lists});
+  return rule;
 }
 
 OracleScore oracle_score(const Problem& p) {
@@ -109,6 +173,12 @@ OracleScore oracle_score(const Problem& p) {
   if (p.score.sink) score.sink = numbers(*p.score.sink);
   if (p.score.slopes) score.slopes = numbers(*p.score.slopes);
   score.query_start = rule_of(p.plan).query_start.value_or(p.k.size(2) - p.q.size(2));
+  const auto head_list = [](const std::optional<Tensor>& t) {
+    if (!t) return std::vector<int64_t>();
+    return std::vector<int64_t>(t->const_data_ptr<int64_t>(), t->const_data_ptr<int64_t>() + t->numel());
+  };
+  score.key_heads = head_list(p.heads.keys);
+  score.value_heads = head_list(p.heads.values ? p.heads.values : p.heads.keys);
   score.leaky = p.score.leaky.value_or(1);
   if (p.score.relative) score.relative = to_array(p.score.relative->logits);
   for (int64_t axis = 0; p.score.relative && axis < std::ssize(p.score.relative->sizes); ++axis) {
@@ -149,7 +219,7 @@ void expect_oracle(Problem p, at::ScalarType type, Bound bound) {
   if (p.score.sink) p.score.sink = leaf(*p.score.sink);
   if (p.score.slopes) p.score.slopes = leaf(*p.score.slopes);
   if (p.score.relative) p.score.relative->logits = leaf(p.score.relative->logits);
-  const ops::Attended got = ops::attend(p.q, p.k, p.v, p.plan, p.score);
+  const ops::Attended got = ops::attend(p.q, p.k, p.v, p.plan, p.score, p.heads);
   const Tensor d_out = random_tensor(got.out.sizes(), 91, type),
                d_lse = random_tensor(got.lse.sizes(), 92, got.lse.scalar_type());
   const Array q = to_array(p.q), k = to_array(p.k), v = to_array(p.v);

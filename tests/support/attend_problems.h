@@ -26,6 +26,7 @@ struct Problem {
   Plan plan;
   ops::Score score;
   Visible visible;
+  ops::HeadMap heads = {};
 };
 
 at::Tensor longs(std::vector<int64_t> values, at::IntArrayRef shape);
@@ -41,6 +42,11 @@ Problem rule_problem(const Shape& s, const Rule& rule);
 Problem block_problem(const Shape& s, int64_t plan_heads, int64_t query_block, int64_t key_block, const Rule& rule);
 // Token lists with repeats and empty entries.
 Problem token_problem(const Shape& s, int64_t plan_heads, int64_t query_block, const Rule& rule);
+// Ranges of keys, some empty, some overlapping, some reaching over the ends.
+Problem run_problem(const Shape& s, int64_t plan_heads, int64_t query_block, const Rule& rule);
+// Sorts the rows of a plan by a random order for each batch and head (or one for all); a row without a query after
+// every seventh, and, if `some`, without the last queries.
+Rule ordered(const Shape& s, Rule rule, bool by_head, bool some);
 // Relative logits of two axes: a map of five columns and a one-dimensional distance.
 ops::Relative relative_term(const Shape& s, at::IntArrayRef batch_heads_rows);
 

@@ -17,18 +17,22 @@ std::vector<int64_t> columns(const OracleScore& score, int64_t i, int64_t j) {
   return taken;
 }
 
+int64_t head_of(const std::vector<int64_t>& map, int64_t h, const Array& q, const Array& of) {
+  return map.empty() ? h / (q.shape[1] / of.shape[1]) : map[size_t(h)];
+}
+
 double distance(const OracleScore& score, int64_t i, int64_t j) { return double(std::abs(score.query_start + i - j)); }
 
 // One row's logits; -inf where invisible.  slope: d logit / d (q.k); added: d logit / d (what is added to it).
 void row_logits(const Array& q, const Array& k, const Visible& visible, OracleScore& score, int64_t b, int64_t h,
                 int64_t i, std::vector<double>& logit, std::vector<double>& slope, std::vector<double>& added) {
-  const int64_t group = q.shape[1] / k.shape[1];
+  const int64_t key_head = head_of(score.key_heads, h, q, k);
   for (int64_t j = 0; j < k.shape[2]; ++j) {
     logit[size_t(j)] = -INFINITY;
     slope[size_t(j)] = 0, added[size_t(j)] = 1;
     if (!visible(b, h, i, j)) continue;
     double s = 0;
-    for (int64_t d = 0; d < q.shape[3]; ++d) s += q.at(b, h, i, d) * k.at(b, h / group, j, d);
+    for (int64_t d = 0; d < q.shape[3]; ++d) s += q.at(b, h, i, d) * k.at(b, key_head, j, d);
     s *= score.scale;
     slope[size_t(j)] = score.scale;
     if (score.soft_cap) {
@@ -59,13 +63,14 @@ double log_sum(const std::vector<double>& logit, const Visible& visible, const O
 
 OracleResult oracle_attention(const Array& q, const Array& k, const Array& v, const Visible& visible,
                               OracleScore score) {
-  const int64_t group = q.shape[1] / k.shape[1], keys = k.shape[2];
+  const int64_t keys = k.shape[2];
   OracleResult result{Array(q.shape[0], q.shape[1], q.shape[2], v.shape[3]),
                       Array(q.shape[0], q.shape[1], q.shape[2], 1)};
   std::vector<double> logit(size_t(keys), 0.0), slope(logit), added(logit);
   for (int64_t b = 0; b < q.shape[0]; ++b)
     for (int64_t h = 0; h < q.shape[1]; ++h)
       for (int64_t i = 0; i < q.shape[2]; ++i) {
+        const int64_t value_head = head_of(score.value_heads, h, q, v);
         row_logits(q, k, visible, score, b, h, i, logit, slope, added);
         const double lse = log_sum(logit, visible, score, b, h, i);
         result.lse.at(b, h, i, 0) = lse;
@@ -73,7 +78,7 @@ OracleResult oracle_attention(const Array& q, const Array& k, const Array& v, co
           if (logit[size_t(j)] == -INFINITY) continue;
           const double kept = score.keep ? score.keep(b, h, i, j) : 1;
           const double weight = kept * visible(b, h, i, j) * std::exp(logit[size_t(j)] - lse);
-          for (int64_t d = 0; d < v.shape[3]; ++d) result.out.at(b, h, i, d) += weight * v.at(b, h / group, j, d);
+          for (int64_t d = 0; d < v.shape[3]; ++d) result.out.at(b, h, i, d) += weight * v.at(b, value_head, j, d);
         }
       }
   return result;
@@ -81,7 +86,7 @@ OracleResult oracle_attention(const Array& q, const Array& k, const Array& v, co
 
 OracleGradients oracle_backward(const Array& q, const Array& k, const Array& v, const Visible& visible,
                                 OracleScore score, const Array& d_out, const Array& d_lse) {
-  const int64_t group = q.shape[1] / k.shape[1], keys = k.shape[2];
+  const int64_t keys = k.shape[2];
   const OracleResult forward = oracle_attention(q, k, v, visible, score);
   OracleGradients g;
   g.q = Array(q.shape[0], q.shape[1], q.shape[2], q.shape[3]);
@@ -98,6 +103,7 @@ OracleGradients oracle_backward(const Array& q, const Array& k, const Array& v, 
   for (int64_t b = 0; b < q.shape[0]; ++b)
     for (int64_t h = 0; h < q.shape[1]; ++h)
       for (int64_t i = 0; i < q.shape[2]; ++i) {
+        const int64_t key_head = head_of(score.key_heads, h, q, k), value_head = head_of(score.value_heads, h, q, v);
         row_logits(q, k, visible, score, b, h, i, logit, slope, added);
         const double lse = forward.lse.at(b, h, i, 0);
         double mean = 0;  // d_out . out
@@ -110,16 +116,16 @@ OracleGradients oracle_backward(const Array& q, const Array& k, const Array& v, 
           const double weight = visible(b, h, i, j) * std::exp(logit[size_t(j)] - lse);
           double along = 0;
           for (int64_t d = 0; d < v.shape[3]; ++d) {
-            along += d_out.at(b, h, i, d) * v.at(b, h / group, j, d);
-            g.v.at(b, h / group, j, d) += kept * weight * d_out.at(b, h, i, d);
+            along += d_out.at(b, h, i, d) * v.at(b, value_head, j, d);
+            g.v.at(b, value_head, j, d) += kept * weight * d_out.at(b, h, i, d);
           }
           const double d_logit = weight * (kept * along - mean + along_lse), d_added = d_logit * added[size_t(j)];
           if (score.bias) g.bias.broadcast(b, h, i, j) += d_added;
           for (const int64_t column : columns(score, i, j)) g.relative.broadcast(b, h, i, column) += d_added;
           if (score.slopes) g.slopes[size_t(h)] -= d_added * distance(score, i, j);
           for (int64_t d = 0; d < q.shape[3]; ++d) {
-            g.q.at(b, h, i, d) += d_logit * slope[size_t(j)] * k.at(b, h / group, j, d);
-            g.k.at(b, h / group, j, d) += d_logit * slope[size_t(j)] * q.at(b, h, i, d);
+            g.q.at(b, h, i, d) += d_logit * slope[size_t(j)] * k.at(b, key_head, j, d);
+            g.k.at(b, key_head, j, d) += d_logit * slope[size_t(j)] * q.at(b, h, i, d);
           }
         }
       }

@@ -43,7 +43,8 @@ struct OracleScore {
   std::optional<Array> relative;              // broadcastable to [B, Hq, Lq, columns of all axes]
   std::vector<OracleAxis> axes;
   double leaky = 1;
-  std::optional<std::vector<double>> sink;  // [Hq]
+  std::vector<int64_t> key_heads, value_heads;  // [Hq] heads of k and v; empty: equal groups
+  std::optional<std::vector<double>> sink;      // [Hq]
   // What dropout multiplies a probability with: 0 or 1 / (1 - p).  Unset: no dropout.
   std::function<double(int64_t b, int64_t h, int64_t i, int64_t j)> keep;
 };

@@ -107,6 +107,7 @@ void store_row(void* to, const float* from, F factor, int dim, DType type) {
 
 void finish(const Finish& f) {
   for (int r = 0; r < f.rows; ++r) {
+    if (!f.out[r]) continue;  // a row that is no query
     const bool empty = f.sum[r] == 0;
     float lse = empty ? -kInfinity : f.top[r] * f.top_scale + __builtin_logf(f.sum[r]);
     float factor = empty ? 0 : f.out_scale / f.sum[r];

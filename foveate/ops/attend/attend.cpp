@@ -26,14 +26,16 @@ constexpr const char* kSchema =
     "Tensor? bias=None, Tensor? sink=None, float? scale=None, float? soft_cap=None, "
     "Tensor? slopes=None, Tensor? relative=None, Tensor? relative_queries=None, Tensor? relative_keys=None, "
     "int[] relative_sizes=[], float? leaky=None, float dropout=0.0, int dropout_seed=0, "
+    "Tensor? key_heads=None, Tensor? value_heads=None, "
     "int? query_start=None, int? window_left=None, int? window_right=None, int sinks=0, Tensor? head_window=None, "
     "Tensor? key_lengths=None, Tensor? query_documents=None, Tensor? key_documents=None, Tensor? row_start=None, "
     "Tensor? row_end=None, int query_block=0, int key_block=0, Tensor? count=None, Tensor? index=None, "
-    "Tensor? full_count=None, Tensor? full_index=None";
+    "Tensor? full_count=None, Tensor? full_index=None, Tensor? run_end=None, Tensor? query_order=None";
 
 Plan make_plan(Rule rule, int64_t query_block, int64_t key_block, OptionalTensor count, OptionalTensor index,
-               OptionalTensor full_count, OptionalTensor full_index) {
+               OptionalTensor full_count, OptionalTensor full_index, OptionalTensor run_end) {
   if (!index) return rule;
+  if (run_end) return RunPlan{.query_block = query_block, .start = *index, .end = *run_end, .rule = std::move(rule)};
   if (!count) return TokenPlan{.query_block = query_block, .index = *index, .rule = std::move(rule)};
   return BlockPlan{.query_block = query_block,
                    .key_block = key_block,
@@ -47,24 +49,22 @@ Plan make_plan(Rule rule, int64_t query_block, int64_t key_block, OptionalTensor
 Problem make_problem(const Tensor& q, const Tensor& k, const Tensor& v, OptionalTensor bias, OptionalTensor sink,
                      OptionalDouble scale, OptionalDouble soft_cap, OptionalTensor slopes, OptionalTensor relative,
                      OptionalTensor relative_queries, OptionalTensor relative_keys, at::IntArrayRef relative_sizes,
-                     OptionalDouble leaky, double dropout, int64_t dropout_seed, OptionalInt query_start,
-                     OptionalInt window_left, OptionalInt window_right, int64_t sinks, OptionalTensor head_window,
-                     OptionalTensor key_lengths, OptionalTensor query_documents, OptionalTensor key_documents,
-                     OptionalTensor row_start, OptionalTensor row_end, int64_t query_block, int64_t key_block,
-                     OptionalTensor count, OptionalTensor index, OptionalTensor full_count, OptionalTensor full_index) {
-  Rule rule{query_start, window_left,     window_right,  sinks,     head_window,
-            key_lengths, query_documents, key_documents, row_start, row_end};
+                     OptionalDouble leaky, double dropout, int64_t dropout_seed, OptionalTensor key_heads,
+                     OptionalTensor value_heads, OptionalInt query_start, OptionalInt window_left,
+                     OptionalInt window_right, int64_t sinks, OptionalTensor head_window, OptionalTensor key_lengths,
+                     OptionalTensor query_documents, OptionalTensor key_documents, OptionalTensor row_start,
+                     OptionalTensor row_end, int64_t query_block, int64_t key_block, OptionalTensor count,
+                     OptionalTensor index, OptionalTensor full_count, OptionalTensor full_index, OptionalTensor run_end,
+                     OptionalTensor query_order) {
+  Rule rule{query_start,     window_left,   window_right, sinks,   head_window, key_lengths,
+            query_documents, key_documents, row_start,    row_end, query_order};
   Score score{scale, soft_cap, bias, sink, slopes, {}, leaky, dropout, dropout_seed};
   require(relative.has_value() == relative_queries.has_value() && relative.has_value() == relative_keys.has_value(),
           "attend: relative, relative_queries and relative_keys must come together, got {}",
           relative.has_value() + relative_queries.has_value() + relative_keys.has_value());
   if (relative) score.relative = Relative{*relative, *relative_queries, *relative_keys, relative_sizes.vec()};
-  return {q,
-          k,
-          v,
-          make_plan(std::move(rule), query_block, key_block, count, index, full_count, full_index),
-          std::move(score),
-          {}};
+  Plan plan = make_plan(std::move(rule), query_block, key_block, count, index, full_count, full_index, run_end);
+  return {q, k, v, std::move(plan), std::move(score), {key_heads, value_heads}, {}};
 }
 
 const std::vector<int64_t> kNoSizes;
@@ -73,13 +73,15 @@ const std::vector<int64_t> kNoSizes;
 auto flatten(const Problem& p) {
   const Rule& r = rule_of(p.plan);
   int64_t query_block = 0, key_block = 0;
-  std::optional<Tensor> count, index, full_count, full_index;
+  std::optional<Tensor> count, index, full_count, full_index, run_end;
   if (const auto* blocks = std::get_if<BlockPlan>(&p.plan)) {
     query_block = blocks->query_block, key_block = blocks->key_block;
     count = blocks->count, index = blocks->index;
     full_count = blocks->full_count, full_index = blocks->full_index;
   } else if (const auto* tokens = std::get_if<TokenPlan>(&p.plan)) {
     query_block = tokens->query_block, index = tokens->index;
+  } else if (const auto* runs = std::get_if<RunPlan>(&p.plan)) {
+    query_block = runs->query_block, index = runs->start, run_end = runs->end;
   }
   const Score& s = p.score;
   std::optional<Tensor> relative, relative_queries, relative_keys;
@@ -87,9 +89,9 @@ auto flatten(const Problem& p) {
     relative = s.relative->logits, relative_queries = s.relative->queries, relative_keys = s.relative->keys;
   return std::tuple(p.q, p.k, p.v, s.bias, s.sink, s.scale, s.soft_cap, s.slopes, relative, relative_queries,
                     relative_keys, at::IntArrayRef(s.relative ? s.relative->sizes : kNoSizes), s.leaky, s.dropout,
-                    s.dropout_seed, r.query_start, r.window_left, r.window_right, r.sinks, r.head_window, r.key_lengths,
-                    r.query_documents, r.key_documents, r.row_start, r.row_end, query_block, key_block, count, index,
-                    full_count, full_index);
+                    s.dropout_seed, p.heads.keys, p.heads.values, r.query_start, r.window_left, r.window_right, r.sinks,
+                    r.head_window, r.key_lengths, r.query_documents, r.key_documents, r.row_start, r.row_end,
+                    query_block, key_block, count, index, full_count, full_index, run_end, r.query_order);
 }
 
 using Arguments = decltype(flatten(std::declval<Problem>()));
@@ -161,11 +163,9 @@ struct Kernels {
   static Forward autograd(const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat);
 };
 
-using Attend =
-    Kernels<OptionalTensor, OptionalTensor, OptionalDouble, OptionalDouble, OptionalTensor, OptionalTensor,
-            OptionalTensor, OptionalTensor, at::IntArrayRef, OptionalDouble, double, int64_t, OptionalInt, OptionalInt,
-            OptionalInt, int64_t, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor,
-            OptionalTensor, int64_t, int64_t, OptionalTensor, OptionalTensor, OptionalTensor, OptionalTensor>;
+template <class... Flat>
+Kernels<Flat...> kernels_of(Problem (*)(const Tensor&, const Tensor&, const Tensor&, Flat...));
+using Attend = decltype(kernels_of(make_problem));
 
 // What backward needs of a problem beside the tensors that have gradients.
 struct SavedProblem final : torch::CustomClassHolder {
@@ -238,8 +238,9 @@ Forward Kernels<Flat...>::autograd(const Tensor& q, const Tensor& k, const Tenso
 
 }  // namespace
 
-Attended attend(const Tensor& q, const Tensor& k, const Tensor& v, const Plan& plan, const Score& score) {
-  const auto [out, lse] = Attend::call_forward(flatten({q, k, v, plan, score, {}}));
+Attended attend(const Tensor& q, const Tensor& k, const Tensor& v, const Plan& plan, const Score& score,
+                const HeadMap& heads) {
+  const auto [out, lse] = Attend::call_forward(flatten({q, k, v, plan, score, heads, {}}));
   return {out, lse};
 }
 

@@ -38,18 +38,25 @@ struct Score {
   int64_t dropout_seed = 0;
 };
 
+// Which key and value head a query head reads, where the groups are unequal or differ between keys and values.
+struct HeadMap {
+  std::optional<at::Tensor> keys;    // [Hq] int64, heads of k; unset: query head h reads key head h / (Hq / Hkv)
+  std::optional<at::Tensor> values;  // [Hq] int64, heads of v; unset: as the keys
+};
+
 struct Attended {
   at::Tensor out;  // [B, Hq, Lq, Dv], dtype of q
   at::Tensor lse;  // [B, Hq, Lq] natural log of the softmax's denominator, sink included; fp32 (fp64 for fp64 inputs)
 };
 
 // out = softmax(s over the keys the plan shows) v, in blocks: no L x L matrix, forward or backward.
-// q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv], one dtype of fp32, bf16, fp16, fp64, any strides; Hq must be
-// a multiple of Hkv: query head h reads key head h / (Hq / Hkv).  Softmax and sums run in fp32 (fp64 for fp64). A row
+// q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv], one dtype of fp32, bf16, fp16, fp64, any strides.  Without a
+// head map Hq must be a multiple of Hkv; with one for values v may have other heads than k.  A list's head axis of Hkv
+// goes by heads of k.  Softmax and sums run in fp32 (fp64 for fp64). A row
 // that sees no key: out 0, lse -inf (with a sink: its logit), gradients 0.  An invisible key or value, even NaN or Inf,
 // changes nothing.  Gradients: q, k, v, bias, sink, slopes, relative logits, from out and from lse. Throws Error:
 // shapes, dtypes or a plan that do not fit.   Source: Dao et al., FlashAttention-2, 2307.08691, section 3.
 Attended attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan,
-                const Score& score = {});
+                const Score& score = {}, const HeadMap& heads = {});
 
 }  // namespace foveate::ops

@@ -2,6 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include <cmath>
@@ -43,16 +44,24 @@ struct Prepared {
     a.type = dtype_of(q);
     a.batch = q.size(0), a.heads = q.size(1), a.queries = q.size(2);
     a.kv_heads = k.size(1), a.keys = k.size(2);
+    a.rows = rows_of(p.plan, q);
+    if (p.heads.keys) {
+      const auto map = [&](const Tensor& heads) { return keep(heads.contiguous()).data_ptr<int64_t>(); };
+      a.key_heads = map(*p.heads.keys), a.value_heads = map(p.heads.values.value_or(*p.heads.keys));
+    }
     a.dim = int(q.size(3)), a.value_dim = int(v.size(3));
     a.q = view_of(q), a.k = view_of(k), a.v = view_of(v);
     set_rule(rule_of(p.plan));
     if (const auto* blocks = std::get_if<BlockPlan>(&p.plan)) {
       a.query_block = blocks->query_block, a.key_block = blocks->key_block;
-      add_list(blocks->index, &blocks->count, true);
-      if (blocks->full_index) add_list(*blocks->full_index, &*blocks->full_count, false);
+      add_list(blocks->index, &blocks->count, nullptr, true);
+      if (blocks->full_index) add_list(*blocks->full_index, &*blocks->full_count, nullptr, false);
     } else if (const auto* tokens = std::get_if<TokenPlan>(&p.plan)) {
       a.query_block = tokens->query_block, a.key_block = 1;
-      add_list(tokens->index, nullptr, true);
+      add_list(tokens->index, nullptr, nullptr, true);
+    } else if (const auto* runs = std::get_if<RunPlan>(&p.plan)) {
+      a.query_block = runs->query_block, a.key_block = 1;
+      add_list(runs->start, nullptr, &runs->end, true);
     }
     set_score(p.score);
   }
@@ -78,21 +87,24 @@ struct Prepared {
     r.key_documents = documents(rule.key_documents);
     const auto numbers = [&](const std::optional<Tensor>& t) -> kernels::RowNumbers {
       if (!t) return {};
+      static const int64_t kNothing = 0;
       const Tensor& whole = keep(t->contiguous());
-      return {whole.data_ptr<int64_t>(), whole.size(0) == 1 ? 0 : whole.stride(0),
+      return {whole.numel() == 0 ? &kNothing : whole.data_ptr<int64_t>(), whole.size(0) == 1 ? 0 : whole.stride(0),
               whole.size(1) == 1 ? 0 : whole.stride(1)};
     };
+    arguments.query_order = numbers(rule.query_order);
     r.row_start = numbers(rule.row_start);
     r.row_end = numbers(rule.row_end);
   }
 
-  void add_list(const Tensor& index, const Tensor* count, bool checks_rule) {
+  void add_list(const Tensor& index, const Tensor* count, const Tensor* end, bool checks_rule) {
     const auto ints = [&](const Tensor& t) -> const int32_t* {
       return keep(t.clamp(-1, std::numeric_limits<int32_t>::max()).to(at::kInt).contiguous()).data_ptr<int32_t>();
     };
     kernels::ListView list;
     list.index = ints(index);
     list.count = count ? ints(*count) : nullptr;
+    list.end = end ? ints(*end) : nullptr;
     const int64_t blocks = index.size(2);
     list.heads = index.size(1), list.capacity = index.size(3);
     list.batch = index.size(0) == 1 ? 0 : index.size(1) * blocks;
@@ -142,6 +154,38 @@ struct Prepared {
   }
 };
 
+// Where the kernels put the gradients of keys and values: one of each for every group of heads, summed up by head
+// where a head map makes groups share heads.
+struct KeySums {
+  Tensor k, v;
+
+  KeySums(const Problem& p, const kernels::Arguments& a) {
+    if (!p.heads.keys) {
+      k = at::zeros(p.k.sizes(), p.k.options()), v = at::zeros(p.v.sizes(), p.v.options());
+      return;
+    }
+    std::vector<int64_t> key_heads, value_heads;
+    for (const kernels::HeadGroup& g : kernels::group_heads(a)) {
+      key_heads.push_back(g.key_head);
+      value_heads.push_back(g.value_head);
+    }
+    key_heads_ = at::tensor(key_heads, at::kLong), value_heads_ = at::tensor(value_heads, at::kLong);
+    const auto floats = p.k.options().dtype(at::kFloat);
+    const int64_t groups = std::ssize(key_heads);
+    k = at::zeros({a.batch, groups, a.keys, a.dim}, floats),
+    v = at::zeros({a.batch, groups, a.keys, a.value_dim}, floats);
+  }
+  Tensor of_k(const Problem& p) const { return give(k, key_heads_, p.k); }
+  Tensor of_v(const Problem& p) const { return give(v, value_heads_, p.v); }
+
+ private:
+  Tensor key_heads_, value_heads_;
+  static Tensor give(const Tensor& sums, const Tensor& heads, const Tensor& like) {
+    if (!heads.defined()) return sums;
+    return at::zeros(like.sizes(), sums.options()).index_add_(1, heads, sums).to(like.scalar_type());
+  }
+};
+
 // Where the kernels add up the gradients of score terms, and what becomes of that.
 struct TermSums {
   Tensor bias, rows;
@@ -171,7 +215,7 @@ struct TermSums {
     }
     if (p.wants_slopes()) views.slope_column = take(1);
     if (p.wants_relative()) views.relative_column = take(a.score.relative.columns);
-    rows = at::empty({a.batch, a.heads, a.queries, views.columns}, floats);
+    rows = at::zeros({a.batch, a.heads, a.queries, views.columns}, floats);
     views.rows = rows.data_ptr<float>();
   }
 
@@ -233,6 +277,11 @@ Attended attend_cpu(const Problem& p) {
   const auto& a = prepared.arguments;
   const Tensor out = at::empty({a.batch, a.heads, a.queries, a.value_dim}, p.q.options());
   const Tensor lse = at::empty({a.batch, a.heads, a.queries}, p.q.options().dtype(at::kFloat));
+  if (a.query_order.data) {  // of queries that no row of the plan is
+    out.zero_();
+    lse.fill_(-std::numeric_limits<double>::infinity());
+    if (p.score.sink) lse.copy_(p.score.sink->view({1, -1, 1}).expand(lse.sizes()));
+  }
   kernels::forward(*kernel_table(), a, {view_of(out), lse.data_ptr<float>()}, torch_pool());
   return {out, lse};
 }
@@ -241,8 +290,8 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   const Prepared prepared(p);
   const auto& a = prepared.arguments;
   const auto floats = p.q.options().dtype(at::kFloat);
-  const Tensor d_q = at::empty(p.q.sizes(), p.q.options());
-  const Tensor d_k = at::zeros(p.k.sizes(), p.k.options()), d_v = at::zeros(p.v.sizes(), p.v.options());
+  const Tensor d_q = a.query_order.data ? at::zeros(p.q.sizes(), p.q.options()) : at::empty(p.q.sizes(), p.q.options());
+  const KeySums keys(p, a);
   const TermSums terms(p, a);
   const Tensor given = readable(d_out), out = readable(attended.out), lse = attended.lse.contiguous();
   const Tensor given_lse = d_lse.defined() ? d_lse.to(at::kFloat).contiguous() : Tensor();
@@ -250,12 +299,13 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   g.d_out = view_of(given), g.out = view_of(out);
   g.lse = lse.data_ptr<float>();
   g.delta_lse = given_lse.defined() ? given_lse.data_ptr<float>() : nullptr;
-  g.d_q = view_of(d_q), g.d_k = view_of(d_k), g.d_v = view_of(d_v);
+  g.d_q = view_of(d_q), g.d_k = view_of(keys.k), g.d_v = view_of(keys.v);
+  g.key_type = dtype_of(keys.k);
   g.terms = terms.views, g.bias_batch = terms.bias_batch, g.bias_part = terms.bias_part;
   g.groups_in_turn = terms.groups_in_turn;
   kernels::backward(*kernel_table(), a, g, torch_pool());
   const Tensor none = at::empty({0}, floats);
-  Gradients gradients{d_q, d_k, d_v, none, none, none, none};
+  Gradients gradients{d_q, keys.of_k(p), keys.of_v(p), none, none, none, none};
   terms.give(p, gradients);
   if (p.wants_sink()) {
     Tensor delta = (given.to(at::kFloat) * out.to(at::kFloat)).sum(-1);

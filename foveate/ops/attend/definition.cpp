@@ -40,20 +40,18 @@ class Tiles {
         scale(problem.score.scale.value_or(1 / std::sqrt(double(problem.q.size(3))))),
         score(problem, walker, compute) {}
 
-  // Rows of a tile, x [b, Hq, Lq, d] as [b, g, t, r * m, d]; zero behind Lq.
+  // Rows of a tile, x [b, Hq, Lq, d] as [b, g, t, r * m, d]; zero where there is none.
   Tensor rows(const Tensor& x, const RowTile& tile) const {
-    const int64_t wanted = tile.blocks * tile.block_rows, real = std::min(wanted, queries - tile.first_row);
-    Tensor part = x.narrow(2, tile.first_row, real).to(compute);
-    if (real < wanted) part = at::constant_pad_nd(part, {0, 0, 0, wanted - real});
-    part = part.unflatten(2, {tile.blocks, tile.block_rows}).unflatten(1, {groups, repeats});
-    return part.transpose(2, 3).flatten(3, 4);
+    const Tensor all = x.index(row_index(tile)).to(compute);
+    return all.masked_fill(walker.row_is_real(tile).logical_not(), 0).flatten(3, 4);
   }
 
-  // The inverse of rows(): writes a tile [b, g, t, r * m, d] into x [b, Hq, Lq, d].
+  // The inverse of rows(): writes a tile [b, g, t, r * m, d] into x [b, Hq, Lq + 1, d]; the last row takes the others.
   void write_rows(const Tensor& part, const RowTile& tile, const Tensor& x) const {
-    const int64_t real = std::min(tile.blocks * tile.block_rows, queries - tile.first_row);
-    const Tensor by_row = part.unflatten(3, {repeats, tile.block_rows}).transpose(2, 3).flatten(1, 2).flatten(2, 3);
-    x.narrow(2, tile.first_row, real).copy_(by_row.narrow(2, 0, real));
+    auto index = row_index(tile);
+    const Tensor ids = walker.row_ids(tile).masked_fill(walker.row_is_real(tile).logical_not(), x.size(2) - 1);
+    index.set(2, ids.squeeze(-1));
+    x.index_put_(index, part.unflatten(3, {repeats, tile.block_rows}).to(x.scalar_type()));
   }
 
   // Keys or values of a piece, x [b, Hkv, Lk, d] as [b, g, t|1, n, d].
@@ -116,11 +114,38 @@ class Tiles {
   const Logits score;
 
  private:
+  // Addresses [b, Hq, Lq] at [b, g, t, r, m].
+  c10::List<std::optional<Tensor>> row_index(const RowTile& tile) const {
+    c10::List<std::optional<Tensor>> index;
+    index.push_back(at::arange(batch, at::kLong).view({-1, 1, 1, 1, 1}));
+    index.push_back(at::arange(heads, at::kLong).view({1, groups, 1, repeats, 1}));
+    index.push_back(walker.row_ids(tile).squeeze(-1));
+    return index;
+  }
   Tensor batch_index() const { return at::arange(batch, at::kLong).view({-1, 1, 1, 1}); }
   Tensor key_head_index() const {
     return at::arange(groups, at::kLong).div(keys_per_group, "floor").view({1, -1, 1, 1});
   }
 };
+
+}  // namespace
+
+namespace {
+
+void check_heads(const Problem& p) {
+  require(p.heads.keys || !p.heads.values, "attend: value_heads need key_heads, got them alone");
+  const auto check = [&](const std::optional<Tensor>& map, std::string_view name, int64_t heads) {
+    if (!map) return;
+    require(map->scalar_type() == at::kLong && map->dim() == 1 && map->size(0) == p.q.size(1),
+            "attend: {} must be int64 [{}], got {} [{}]", name, p.q.size(1), c10::toString(map->scalar_type()),
+            fmt::join(map->sizes().begin(), map->sizes().end(), ", "));
+    if (map->numel() == 0) return;
+    const int64_t low = map->min().item<int64_t>(), high = map->max().item<int64_t>();
+    require(low >= 0 && high < heads, "attend: {} must be 0 .. {}, got {}", name, heads - 1, low < 0 ? low : high);
+  };
+  check(p.heads.keys, "key_heads", p.k.size(1));
+  check(p.heads.values, "value_heads", p.v.size(1));
+}
 
 }  // namespace
 
@@ -136,11 +161,12 @@ void check_problem(const Problem& p) {
           "attend: q, k, v must share one dtype of fp32, bf16, fp16, fp64, got {} {} {}", c10::toString(type),
           c10::toString(p.k.scalar_type()), c10::toString(p.v.scalar_type()));
   require(p.k.size(0) == p.q.size(0) && p.v.size(0) == p.q.size(0) && p.k.size(3) == p.q.size(3) &&
-              p.v.size(1) == p.k.size(1) && p.v.size(2) == p.k.size(2),
+              (p.heads.values || p.v.size(1) == p.k.size(1)) && p.v.size(2) == p.k.size(2),
           "attend: q [B, Hq, Lq, D], k [B, Hkv, Lk, D], v [B, Hkv, Lk, Dv] must agree, got {} {} {}", text(p.q),
           text(p.k), text(p.v));
-  require(p.k.size(1) >= 1 && p.q.size(1) % p.k.size(1) == 0,
+  require(p.heads.keys || (p.k.size(1) >= 1 && p.q.size(1) % p.k.size(1) == 0),
           "attend: query heads must be a multiple of key heads, got {} and {}", p.q.size(1), p.k.size(1));
+  check_heads(p);
   require(p.q.size(3) >= 1, "attend: head dim must be >= 1, got {}", p.q.size(3));
   check_score(p);
   check_plan(p.plan, p.q, p.k);
@@ -171,19 +197,48 @@ void cast_score_gradients(const Problem& p, Gradients& g) {
   as(p.wants_relative(), g.relative, [&] { return p.score.relative->logits; });
 }
 
-Attended attend_definition(const Problem& p) {
+namespace {
+
+// The problem with a key and a value head for every query head, where it has a head map.
+Problem expand_heads(const Problem& p) {
+  if (!p.heads.keys) return p;
+  Problem wide = p;
+  wide.k = p.k.index_select(1, *p.heads.keys);
+  wide.v = p.v.index_select(1, p.heads.values.value_or(*p.heads.keys));
+  wide.heads = {};
+  const auto widen = [&](Tensor& lists) {
+    if (lists.size(1) != 1 && lists.size(1) != p.q.size(1)) lists = lists.index_select(1, *p.heads.keys);
+  };
+  if (auto* blocks = std::get_if<BlockPlan>(&wide.plan)) {
+    widen(blocks->count), widen(blocks->index);
+    if (blocks->full_index) widen(*blocks->full_count), widen(*blocks->full_index);
+  } else if (auto* tokens = std::get_if<TokenPlan>(&wide.plan)) {
+    widen(tokens->index);
+  } else if (auto* runs = std::get_if<RunPlan>(&wide.plan)) {
+    widen(runs->start), widen(runs->end);
+  }
+  return wide;
+}
+
+}  // namespace
+
+Attended attend_definition(const Problem& given) {
+  const Problem p = expand_heads(given);
   const Tiles tiles(p);
   const int64_t value_dim = p.v.size(3);
   const auto options = p.q.options();
-  const Tensor out = at::zeros({tiles.batch, tiles.heads, tiles.queries, value_dim}, options);
-  const Tensor lse =
-      at::full({tiles.batch, tiles.heads, tiles.queries, 1}, kMinusInfinity, options.dtype(tiles.compute));
-  if (out.numel() == 0 && lse.numel() == 0) return {out, lse.squeeze(3)};
+  const int64_t rows = tiles.queries + 1;
+  const Tensor out = at::zeros({tiles.batch, tiles.heads, rows, value_dim}, options);
+  const Tensor lse = at::full({tiles.batch, tiles.heads, rows, 1}, kMinusInfinity, options.dtype(tiles.compute));
+  if (p.score.sink) lse.copy_(p.score.sink->to(tiles.compute).view({1, -1, 1, 1}).expand(lse.sizes()));
+  const auto result = [&]() -> Attended {
+    return {out.narrow(2, 0, tiles.queries).contiguous(), lse.narrow(2, 0, tiles.queries).squeeze(3).contiguous()};
+  };
+  if (tiles.batch * tiles.heads * tiles.queries == 0) return result();
   tiles.walker.for_each_tile([&](const RowTile& tile) {
     const Tensor q = tiles.rows(p.q, tile).mul(tiles.scale);
-    const int64_t rows = q.size(3);
     const auto state = [&](int64_t dim, double value) {
-      return at::full({tiles.batch, tiles.groups, tile.blocks, rows, dim}, value, options.dtype(tiles.compute));
+      return at::full({tiles.batch, tiles.groups, tile.blocks, q.size(3), dim}, value, options.dtype(tiles.compute));
     };
     Tensor top = state(1, kMinusInfinity), sum = state(1, 0), acc = state(value_dim, 0);
     if (p.score.sink) {  // starts as if one key with the sink's logit and value 0 had been seen
@@ -206,14 +261,15 @@ Attended attend_definition(const Problem& p) {
     tiles.write_rows(acc.div_(sum.masked_fill(sum.eq(0), 1)), tile, out);
     tiles.write_rows(sum.log_().add_(top.masked_fill(top.eq(kMinusInfinity), 0)), tile, lse);
   });
-  return {out, lse.squeeze(3)};
+  return result();
 }
 
-Gradients attend_backward_definition(const Problem& p, const Attended& attended, const Tensor& d_out,
+Gradients attend_backward_definition(const Problem& given, const Attended& attended, const Tensor& d_out,
                                      const Tensor& d_lse) {
+  const Problem p = expand_heads(given);
   const Tiles tiles(p);
   const auto compute = p.q.options().dtype(tiles.compute);
-  const Tensor d_q = at::zeros(p.q.sizes(), p.q.options());
+  const Tensor d_q = at::zeros({tiles.batch, tiles.heads, tiles.queries + 1, p.q.size(3)}, p.q.options());
   const Tensor d_k = at::zeros(p.k.sizes(), compute), d_v = at::zeros(p.v.sizes(), compute);
   Gradients sums = tiles.score.zeros();
   const Tensor lse = attended.lse.unsqueeze(3);
@@ -224,34 +280,39 @@ Gradients attend_backward_definition(const Problem& p, const Attended& attended,
     const Tensor weight = (p.score.sink->to(tiles.compute).view({1, -1, 1, 1}) - lse).exp_();
     sums.sink = weight.mul_(delta).neg_().sum(c10::IntArrayRef{0, 2, 3});
   }
-  tiles.walker.for_each_tile([&](const RowTile& tile) {
-    const Tensor q = tiles.rows(p.q, tile).mul(tiles.scale), tile_d_out = tiles.rows(d_out, tile);
-    const Tensor tile_lse = tiles.rows(lse, tile), tile_delta = tiles.rows(delta, tile);
-    const Tensor finite_lse = tile_lse.masked_fill(tile_lse.eq(kMinusInfinity), 0);
-    const Tensor tile_d_q = at::zeros_like(q);
-    tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
-      if (piece.keys == 0) return;
-      const Tensor k = tiles.gather(p.k, piece), v = tiles.gather(p.v, piece);
-      Logits::Factors factors;
-      const Tensor weights = tiles.logits(q, k, tile, piece, &factors).flatten(3, 4).sub_(finite_lse).exp_();
-      const Tensor keep = tiles.score.keep(tile, piece), kept = keep.defined() ? weights.clone() : weights;
-      tiles.drop(kept, keep, tile);
-      tiles.scatter_add(at::matmul(kept.transpose(-1, -2), tile_d_out), piece, d_v);
-      Tensor d_s = at::matmul(tile_d_out, v.transpose(-1, -2));
-      tiles.drop(d_s, keep, tile);
-      d_s = d_s.sub_(tile_delta).mul_(weights).unflatten(3, {tiles.repeats, tile.block_rows});
-      if (piece.visible.defined()) d_s.masked_fill_(piece.visible.logical_not(), 0);  // 0 * NaN of an invisible value
-      tiles.score.add_gradients(factors.added.defined() ? d_s * factors.added : d_s, tile, piece, sums);
-      if (factors.product.defined()) d_s = d_s * factors.product;
-      const Tensor d_scaled = d_s.flatten(3, 4);
-      tile_d_q.add_(tiles.weigh(d_scaled, k, tile, piece));
-      tiles.scatter_add(at::matmul(d_scaled.transpose(-1, -2), q), piece, d_k);
+  if (tiles.batch * tiles.heads * tiles.queries > 0)
+    tiles.walker.for_each_tile([&](const RowTile& tile) {
+      const Tensor q = tiles.rows(p.q, tile).mul(tiles.scale), tile_d_out = tiles.rows(d_out, tile);
+      const Tensor tile_lse = tiles.rows(lse, tile), tile_delta = tiles.rows(delta, tile);
+      const Tensor finite_lse = tile_lse.masked_fill(tile_lse.eq(kMinusInfinity), 0);
+      const Tensor tile_d_q = at::zeros_like(q);
+      tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
+        if (piece.keys == 0) return;
+        const Tensor k = tiles.gather(p.k, piece), v = tiles.gather(p.v, piece);
+        Logits::Factors factors;
+        const Tensor weights = tiles.logits(q, k, tile, piece, &factors).flatten(3, 4).sub_(finite_lse).exp_();
+        const Tensor keep = tiles.score.keep(tile, piece), kept = keep.defined() ? weights.clone() : weights;
+        tiles.drop(kept, keep, tile);
+        tiles.scatter_add(at::matmul(kept.transpose(-1, -2), tile_d_out), piece, d_v);
+        Tensor d_s = at::matmul(tile_d_out, v.transpose(-1, -2));
+        tiles.drop(d_s, keep, tile);
+        d_s = d_s.sub_(tile_delta).mul_(weights).unflatten(3, {tiles.repeats, tile.block_rows});
+        if (piece.visible.defined()) d_s.masked_fill_(piece.visible.logical_not(), 0);  // 0 * NaN of an invisible value
+        tiles.score.add_gradients(factors.added.defined() ? d_s * factors.added : d_s, tile, piece, sums);
+        if (factors.product.defined()) d_s = d_s * factors.product;
+        const Tensor d_scaled = d_s.flatten(3, 4);
+        tile_d_q.add_(tiles.weigh(d_scaled, k, tile, piece));
+        tiles.scatter_add(at::matmul(d_scaled.transpose(-1, -2), q), piece, d_k);
+      });
+      tiles.write_rows(tile_d_q.mul_(tiles.scale), tile, d_q);
     });
-    tiles.write_rows(tile_d_q.mul_(tiles.scale), tile, d_q);
-  });
-  sums.q = d_q;
-  sums.k = d_k.to(p.k.scalar_type());
-  sums.v = d_v.to(p.v.scalar_type());
+  sums.q = d_q.narrow(2, 0, tiles.queries).contiguous();
+  const auto shrink = [](const Tensor& d, const std::optional<Tensor>& heads, const Tensor& like) {
+    if (!heads) return d.to(like.scalar_type());
+    return at::zeros(like.sizes(), d.options()).index_add_(1, *heads, d).to(like.scalar_type());
+  };
+  sums.k = shrink(d_k, given.heads.keys, given.k);
+  sums.v = shrink(d_v, given.heads.values ? given.heads.values : given.heads.keys, given.v);
   cast_score_gradients(p, sums);
   return sums;
 }

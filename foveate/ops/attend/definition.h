@@ -14,6 +14,7 @@ struct Problem {
   at::Tensor q, k, v;
   Plan plan;
   Score score;
+  HeadMap heads;
   Wanted wanted;
 
   bool wants_bias() const { return score.bias && wanted.bias; }

@@ -79,6 +79,7 @@ void check_score(const Problem& p) {
 
 Logits::Logits(const Problem& p, const PieceWalker& walker, at::ScalarType compute)
     : p_(p),
+      walker_(walker),
       compute_(compute),
       batch_(p.q.size(0)),
       heads_(p.q.size(1)),
@@ -89,13 +90,6 @@ Logits::Logits(const Problem& p, const PieceWalker& walker, at::ScalarType compu
   if (p.score.dropout > 0) dropout_rows_ = dropout_rows(p, query_start_);
 }
 
-Tensor Logits::row_ids(const RowTile& tile) const {
-  const int64_t rows = tile.blocks * tile.block_rows;
-  return at::arange(tile.first_row, tile.first_row + rows, at::kLong)
-      .clamp_max_(queries_ - 1)
-      .view({1, 1, tile.blocks, 1, tile.block_rows, 1});
-}
-
 Tensor Logits::key_ids(const Piece& piece) const {
   if (piece.index.defined()) return piece.index.unsqueeze(3).unsqueeze(4);
   return at::arange(piece.first_key, piece.first_key + piece.keys, at::kLong).view({1, 1, 1, 1, 1, -1});
@@ -104,7 +98,7 @@ Tensor Logits::key_ids(const Piece& piece) const {
 Tensor Logits::by_head(const Tensor& heads) const { return heads.to(compute_).view({1, groups_, 1, repeats_, 1, 1}); }
 
 Tensor Logits::distance(const RowTile& tile, const Piece& piece) const {
-  return (row_ids(tile) + query_start_ - key_ids(piece)).abs_().to(compute_);
+  return (walker_.row_ids(tile) + query_start_ - key_ids(piece)).abs_().to(compute_);
 }
 
 c10::List<std::optional<Tensor>> Logits::index(const Tensor& whole, const RowTile& tile, const Tensor& columns) const {
@@ -114,7 +108,7 @@ c10::List<std::optional<Tensor>> Logits::index(const Tensor& whole, const RowTil
   c10::List<std::optional<Tensor>> index;
   index.push_back(axis(0, at::arange(batch_, at::kLong).view({-1, 1, 1, 1, 1, 1})));
   index.push_back(axis(1, at::arange(heads_, at::kLong).view({1, groups_, 1, repeats_, 1, 1})));
-  index.push_back(axis(2, row_ids(tile)));
+  index.push_back(axis(2, walker_.row_ids(tile)));
   index.push_back(axis(3, columns));
   return index;
 }
@@ -133,7 +127,7 @@ Tensor bias_slice(const Tensor& bias, const RowTile& tile, const Piece& piece) {
 
 Tensor Logits::bias(const RowTile& tile, const Piece& piece) const {
   const Tensor& whole = *p_.score.bias;
-  if (piece.index.defined()) return whole.index(index(whole, tile, key_ids(piece))).to(compute_);
+  if (!contiguous(piece)) return whole.index(index(whole, tile, key_ids(piece))).to(compute_);
   const Tensor part = bias_slice(whole, tile, piece).to(compute_);
   if (part.size(1) == 1) return part.unsqueeze(1).unsqueeze(1);  // [b|1, 1, 1, 1, rows|1, n|1]
   return part.unflatten(1, {groups_, repeats_}).unsqueeze(2);
@@ -143,7 +137,7 @@ Tensor Logits::bias(const RowTile& tile, const Piece& piece) const {
 Tensor Logits::relative_columns(int64_t axis, const RowTile& tile, const Piece& piece) const {
   const Relative& r = *p_.score.relative;
   const auto take = [](const Tensor& of, const Tensor& ids) { return of.index({std::optional<Tensor>(ids)}); };
-  const Tensor offset = take(r.keys[axis], key_ids(piece)) - take(r.queries[axis], row_ids(tile));
+  const Tensor offset = take(r.keys[axis], key_ids(piece)) - take(r.queries[axis], walker_.row_ids(tile));
   const int64_t first = std::accumulate(r.sizes.begin(), r.sizes.begin() + axis, int64_t{0});
   return offset.clamp(0, r.sizes[size_t(axis)] - 1).add_(first);
 }
@@ -209,7 +203,7 @@ Gradients Logits::zeros() const {
 }
 
 void Logits::add_gradients(const Tensor& d_added, const RowTile& tile, const Piece& piece, Gradients& to) const {
-  if (p_.wants_bias() && !piece.index.defined()) {
+  if (p_.wants_bias() && contiguous(piece)) {
     // [b, Hq, rows, n]: narrow, sum what the bias broadcasts, add.
     Tensor part = d_added.squeeze(2).flatten(1, 2);
     for (const int64_t axis : {0, 1, 2, 3})

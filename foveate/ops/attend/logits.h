@@ -28,8 +28,9 @@ class Logits {
   void add_gradients(const at::Tensor& d_added, const RowTile& tile, const Piece& piece, Gradients& to) const;
 
  private:
-  at::Tensor row_ids(const RowTile& tile) const;  // [1, 1, t, 1, m, 1], the last query behind Lq
-  at::Tensor key_ids(const Piece& piece) const;   // broadcastable to [b, g, t, 1, 1, n]
+  // Queries and keys of a piece stand side by side in the bias.
+  bool contiguous(const Piece& piece) const { return !piece.index.defined() && !rule_of(p_.plan).query_order; }
+  at::Tensor key_ids(const Piece& piece) const;  // broadcastable to [b, g, t, 1, 1, n]
   at::Tensor distance(const RowTile& tile, const Piece& piece) const;
   at::Tensor bias(const RowTile& tile, const Piece& piece) const;
   at::Tensor relative_columns(int64_t axis, const RowTile& tile, const Piece& piece) const;
@@ -39,6 +40,7 @@ class Logits {
                                              const at::Tensor& columns) const;
 
   const Problem& p_;
+  const PieceWalker& walker_;
   at::ScalarType compute_;
   int64_t batch_, heads_, queries_, groups_, repeats_, query_start_;
   at::Tensor dropout_rows_;  // [B, Hq, Lq, 2] int64 words
