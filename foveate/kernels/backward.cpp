@@ -97,7 +97,13 @@ int64_t gathered_parts(const Tiling& tiling) {
 class Backward {
  public:
   Backward(const Table& table, const Arguments& a, const GradientViews& g, const Pool& pool)
-      : table_(table), a_(a), g_(g), pool_(pool), tiling_(a), steps_(table, a), rows_(table, a, g, tiling_, pool) {}
+      : table_(table), a_(a), g_(g), pool_(pool), tiling_(a), steps_(table, a), rows_(table, a, g, tiling_, pool) {
+    rows_of_.resize(size_t(tiling_.groups() * tiling_.tiles()));
+    run_queue(pool, std::ssize(rows_of_), [&](int64_t item, int) {
+      const int64_t group = item / tiling_.tiles();
+      rows_of_[size_t(item)] = tiling_.rows_of(group, tiling_.tile(group, item % tiling_.tiles()));
+    });
+  }
 
   void run() {
     if (tiling_.gathers()) run_gathered();
@@ -201,7 +207,7 @@ class Backward {
     for (int64_t number = 0; number < tiles; ++number) {
       const int64_t index = tiles - 1 - number;
       const TileShape shape = tiling_.tile(group, index);
-      const TileRows rows = tiling_.rows_of(group, shape);
+      const TileRows& rows = rows_of_[size_t(group * tiles + index)];
       tiling_.visit(group, shape, rows, first, end, w.refs);
       if (w.refs.empty()) continue;
       BackwardTile t = tile(group, index, rows, 0);
@@ -299,7 +305,7 @@ class Backward {
 
   void add_gathered(Worker& w, int64_t group, int64_t index, int64_t part) {
     const TileShape shape = tiling_.tile(group, index);
-    const TileRows rows = tiling_.rows_of(group, shape);
+    const TileRows& rows = rows_of_[size_t(group * tiling_.tiles() + index)];
     BackwardTile t = tile(group, index, rows, part);
     t.scratch = w.scratch.data();
     t.panels = w.strip.panels();
@@ -328,6 +334,7 @@ class Backward {
   const Tiling tiling_;
   const Steps steps_;
   const PackedRows rows_;
+  std::vector<TileRows> rows_of_;  // [groups][tiles]
   int64_t parts_ = 1;
   Floats64 sums_;  // of gathered keys: [groups][parts][keys][d_k, d_v]
 };

@@ -159,8 +159,10 @@ TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
     const int64_t q_head = query_head(group, tile.head + head);
     int64_t left = rule.left;
     if (rule.head_window && rule.head_window[q_head] >= 0) left = std::min(left, rule.head_window[q_head]);
-    for (int i = 0; i < tile.queries; ++i)
-      add_row(batch_of(group), q_head, left, query(group, tile, head * tile.queries + i), rows);
+    for (int i = 0; i < tile.queries; ++i) {
+      const int64_t id = a_.query_order.data ? query(group, tile, head * tile.queries + i) : tile.query + i;
+      add_row(batch_of(group), q_head, left, id, rows);
+    }
   }
   if (!rows.documents.empty()) {
     const auto [low, high] = std::minmax_element(rows.documents.begin(), rows.documents.end());

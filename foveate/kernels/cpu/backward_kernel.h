@@ -25,10 +25,10 @@ inline Strips strips(const BackwardTile& t) {
 }
 
 // P of a group and a panel: to[r * 64 + column].
-template <class Unit>
+template <class Unit, bool kTerms>
 inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p, Sight sees, const Strips& s,
                           float* to) {
-  const bool plain = t.score.plain();
+  const bool plain = !kTerms || t.score.plain();
   const F factor = Simd::set(plain ? t.score.scale * kLog2e : 1);
   const float* q = t.q + int64_t{g.row} * t.depth;
   if (plain && sees == Sight::all) {  // straight from the registers
@@ -47,8 +47,12 @@ inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p,
   with_rows(g.rows, [&](auto rows) { group_products<Unit, rows.value>(q, t.depth, p.k, to, kPanelKeys, nullptr); });
   for (int r = 0; r < g.rows; ++r) {
     float* row = to + r * kPanelKeys;
-    const LogitFactors factors = {s.product + r * kPanelKeys, s.added + r * kPanelKeys};
-    if (!plain || sees == Sight::some) adjust(t, p, g.row + r, sees, row, &factors);
+    if constexpr (kTerms) {
+      const LogitFactors factors = {s.product + r * kPanelKeys, s.added + r * kPanelKeys};
+      adjust(t, p, g.row + r, sees, row, &factors);
+    } else {
+      hide(t, p, g.row + r, row);
+    }
     const F offset = Simd::set(-t.lse[g.row + r]);
     for (int column = 0; column < kPanelKeys; column += Simd::kWidth)
       Simd::store(row + column, Unit::exp2(Simd::fma(Simd::load(row + column), factor, offset)));
@@ -75,10 +79,10 @@ inline void apply_terms(const BackwardTile& t, const Group& g, const Panel& p, c
 
 // dS = P (dP - delta), 0 where P is 0: an invisible value may be NaN.  With dropout dP counts where it keeps, and P
 // becomes what dV takes.
-template <class Unit>
+template <class Unit, bool kTerms>
 inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& p, const Strips& s, float* weights,
                             float* to) {
-  const bool drops = t.score.drop_below > 0;
+  const bool drops = kTerms && t.score.drop_below > 0;
   if (drops)
     for (int r = 0; r < g.rows; ++r)
       for (int column = 0; column < kPanelKeys; column += Simd::kWidth)
@@ -102,7 +106,7 @@ inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& 
   });
   for (int i = 0; drops && i < g.rows * kPanelKeys; i += Simd::kWidth)
     Simd::store(weights + i, Simd::load(weights + i) * Simd::load(s.keep + i));
-  if (!t.score.plain()) apply_terms(t, g, p, s, to);
+  if constexpr (kTerms) apply_terms(t, g, p, s, to);
 }
 
 // to[64][dims] += pairs[steps][64]^T . by_dim over the rows [first, first + steps * step).
@@ -143,7 +147,7 @@ struct RowRange {
   int first = -1, end = 0;
 };
 
-template <class Unit>
+template <class Unit, bool kTerms>
 inline void backward_group(const BackwardTile& t, const Group& g, const Panel* panels, int count, const Strips& s,
                            RowRange* ranges) {
   const float* by_dim[kStripPanels];  // K of the panels seen
@@ -160,12 +164,12 @@ inline void backward_group(const BackwardTile& t, const Group& g, const Panel* p
     ranges[i].end = g.row + g.rows;
     if constexpr (Unit::kStep == 1) {  // rows are units already
       const int64_t first = int64_t{g.row} * kPanelKeys;
-      group_weights<Unit>(t, g, panels[i], sees, s, p + first);
-      group_gradients<Unit>(t, g, panels[i], s, p + first, ds + first);
+      group_weights<Unit, kTerms>(t, g, panels[i], sees, s, p + first);
+      group_gradients<Unit, kTerms>(t, g, panels[i], s, p + first, ds + first);
       at[n] = i * s.panel_units + first;
     } else {
-      group_weights<Unit>(t, g, panels[i], sees, s, s.group_p);
-      group_gradients<Unit>(t, g, panels[i], s, s.group_p, s.scores);
+      group_weights<Unit, kTerms>(t, g, panels[i], sees, s, s.group_p);
+      group_gradients<Unit, kTerms>(t, g, panels[i], s, s.group_p, s.scores);
       const int64_t first = int64_t{g.row / Unit::kStep} * kPanelKeys;
       at[n] = int64_t{n} * kPanelKeys / Unit::kStep;
       Unit::interleave_rows(s.group_p, g.rows, p + first, nullptr, 0);
@@ -180,15 +184,15 @@ inline void backward_group(const BackwardTile& t, const Group& g, const Panel* p
                    padded(t.dim), kOnes, t.d_q);
 }
 
-template <class Unit>
-void backward(const BackwardTile& t) {
+template <class Unit, bool kTerms>
+void backward_tile(const BackwardTile& t) {
   const Strips s = strips<Unit>(t);
   for (int first = 0; first < t.panel_count; first += kStripPanels) {
     const int count = smaller(kStripPanels, t.panel_count - first);
     RowRange ranges[kStripPanels];
     for (int row = 0; row < t.rows; row += kGroupRows) {
       const int rows = smaller(kGroupRows, t.rows - row);
-      backward_group<Unit>(t, {row, rows, group_bounds(t, row, rows)}, t.panels + first, count, s, ranges);
+      backward_group<Unit, kTerms>(t, {row, rows, group_bounds(t, row, rows)}, t.panels + first, count, s, ranges);
     }
     for (int i = 0; i < count; ++i) {
       if (ranges[i].first < 0) continue;
@@ -199,4 +203,12 @@ void backward(const BackwardTile& t) {
       add_key_gradient<Unit>(s.ds + i * s.panel_units, t.q_by_dim, t.rows, ranges[i].first, steps, t.dim, panel.d_k);
     }
   }
+}
+
+template <class Unit>
+void backward(const BackwardTile& t) {
+  if (t.score.plain() && t.score.drop_below == 0)
+    backward_tile<Unit, false>(t);
+  else
+    backward_tile<Unit, true>(t);
 }
