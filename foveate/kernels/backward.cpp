@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "foveate/kernels/attend.h"
-#include "foveate/kernels/workspace.h"
+#include "foveate/kernels/buckets.h"
 
 namespace foveate::kernels {
 namespace {
@@ -94,6 +94,48 @@ int64_t gathered_parts(const Tiling& tiling) {
   return std::clamp<int64_t>(kMostParts / tiling.groups(), 1, std::min(kMostParts, tiling.tiles()));
 }
 
+// The query side of a bucket, put together from a larger tile's.
+class BucketRows {
+ public:
+  template <class RowOf>  // row_of(view, row of the larger tile)
+  BucketRows(const Table& table, const Arguments& a, const Steps& s, const std::vector<int>& of,
+             const BackwardTile& whole, const RowOf& row_of, const View& d_out)
+      : rows_(int64_t(of.size())), even_((rows_ + s.step - 1) / s.step * s.step) {
+    const int64_t units = even_ * (s.depth + s.value_depth) + even_ / s.step * (padded(a.dim) + padded(a.value_dim));
+    floats_ = Floats64(units + even_ * (padded(a.dim) + whole.terms.columns + 2));
+    std::vector<const void*> q_rows(size_t(even_), nullptr), d_out_rows(q_rows);
+    float* at = floats_.data();
+    const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
+    float *q = take(even_ * s.depth), *d = take(even_ * s.value_depth), *lse = take(even_), *delta = take(even_);
+    for (int64_t row = 0; row < rows_; ++row) {
+      const int from = of[size_t(row)];
+      std::copy_n(whole.q + int64_t{from} * s.depth, s.depth, q + row * s.depth);
+      std::copy_n(whole.d_out + int64_t{from} * s.value_depth, s.value_depth, d + row * s.value_depth);
+      lse[row] = whole.lse[from], delta[row] = whole.delta[from];
+      q_rows[size_t(row)] = row_of(a.q, from), d_out_rows[size_t(row)] = row_of(d_out, from);
+    }
+    float *q_by_dim = take(even_ / s.step * padded(a.dim)), *d_by_dim = take(even_ / s.step * padded(a.value_dim));
+    table.pack_by_dim(q_rows.data(), int(even_), a.dim, a.type, s.step, q_by_dim);
+    table.pack_by_dim(d_out_rows.data(), int(even_), a.value_dim, a.type, s.step, d_by_dim);
+    tile_.q = q, tile_.d_out = d, tile_.lse = lse, tile_.delta = delta;
+    tile_.q_by_dim = q_by_dim, tile_.d_out_by_dim = d_by_dim;
+    const int64_t sums = even_ * (padded(a.dim) + whole.terms.columns);
+    tile_.d_q = take(sums), tile_.terms.rows = tile_.d_q + even_ * padded(a.dim);
+    std::fill_n(tile_.d_q, sums, 0.0f);
+  }
+
+  void put(BackwardTile& t) const {
+    t.q = tile_.q, t.d_out = tile_.d_out, t.lse = tile_.lse, t.delta = tile_.delta;
+    t.q_by_dim = tile_.q_by_dim, t.d_out_by_dim = tile_.d_out_by_dim;
+    t.d_q = tile_.d_q, t.terms.rows = tile_.terms.rows;
+  }
+
+ private:
+  int64_t rows_, even_;
+  Floats64 floats_;
+  BackwardTile tile_;
+};
+
 class Backward {
  public:
   Backward(const Table& table, const Arguments& a, const GradientViews& g, const Pool& pool)
@@ -118,7 +160,7 @@ class Backward {
         : strip(table, a, tiling, kUse),
           d_k(panels * kPanelKeys * padded(a.dim)),
           d_v(panels * kPanelKeys * padded(a.value_dim)),
-          scratch(int64_t(backward_scratch(tiling.largest_rows() + 1) / 4)) {}
+          scratch(int64_t(backward_scratch(tiling.kernel_rows() + 1) / 4)) {}
     Strip strip;
     Floats64 d_k, d_v, scratch;
     std::vector<PanelRef> refs;
@@ -149,6 +191,7 @@ class Backward {
   int64_t slab_panels(const PackedKeys& packed) const {
     const int64_t panels = tiling_.panels(), tiles = tiling_.groups() * tiling_.tiles();
     if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 4, 2, kStripPanels);
+    if (tiling_.bucketed()) return std::clamp<int64_t>(tiling_.groups() * panels / 4, 2, kMostSlabPanels);
     const int64_t met = std::max<int64_t>(packed.visits() / std::max<int64_t>(tiles, 1), 1);  // by a tile
     const int64_t wanted = std::min(kStripPanels * panels / met, tiling_.groups() * panels / 4);
     return std::clamp<int64_t>(wanted, 2, kMostSlabPanels);
@@ -215,7 +258,10 @@ class Backward {
       d_rows.assign(size_t(t.rows) * size_t(t.terms.columns), 0.0f);
       float *const sum = std::exchange(t.d_q, d_q.data()), *const row_sum = std::exchange(t.terms.rows, d_rows.data());
       t.scratch = w.scratch.data();
-      add_panels(w, packed, group, first, t);
+      if (tiling_.bucketed())
+        add_buckets(w, packed, group, first, end, shape, rows, t);
+      else
+        add_panels(w, packed, group, first, t);
       wait_for_earlier(progress, slab, number, open);
       table_.add_row(d_q.data(), int(d_q.size()), sum);
       table_.add_row(d_rows.data(), int(d_rows.size()), row_sum);
@@ -232,6 +278,27 @@ class Backward {
         point_sums(w, w.refs[from + size_t(i)].panel - first, w.strip.panels()[i]);
       table_.backward[steps_.step - 1](t);
     }
+  }
+
+  // The rows of the tile `whole` bucket by bucket, each as a tile of its own.
+  void add_buckets(Worker& w, const PackedKeys& packed, int64_t group, int64_t first, int64_t end,
+                   const TileShape& shape, const TileRows& rows, const BackwardTile& whole) {
+    const int64_t dims = padded(a_.dim), columns = whole.terms.columns;
+    for_buckets(tiling_, group, shape, rows, first, end, [&](const Subset& part, std::vector<PanelRef>& refs) {
+      BackwardTile t = whole;
+      static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, part.shape, part.rows);
+      w.refs.swap(refs);
+      BucketRows own(
+          table_, a_, steps_, part.of, whole,
+          [&](const View& view, int row) { return tiling_.query_row(view, group, shape, row); }, g_.d_out);
+      own.put(t);
+      add_panels(w, packed, group, first, t);
+      for (int row = 0; row < t.rows; ++row) {
+        const int64_t to = part.of[size_t(row)];
+        table_.add_row(t.d_q + row * dims, int(dims), whole.d_q + to * dims);
+        table_.add_row(t.terms.rows + row * columns, int(columns), whole.terms.rows + to * columns);
+      }
+    });
   }
 
   void point_sums(const Worker& w, int64_t panel, Panel& to) const {
@@ -352,7 +419,7 @@ int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& til
 }
 
 void backward(const Table& table, const Arguments& a, const GradientViews& g, const Pool& pool) {
-  if (a.batch * a.heads * a.rows == 0) return;
+  if (a.batch * a.heads * a.queries * a.rows == 0) return;
   Backward(table, a, g, pool).run();
 }
 

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "foveate/kernels/attend.h"
-#include "foveate/kernels/workspace.h"
+#include "foveate/kernels/buckets.h"
 
 namespace foveate::kernels {
 namespace {
@@ -49,11 +49,16 @@ class Worker {
         strip_(table, a, tiling, PackedKeys::Use::forward),
         rows_(tiling.largest_rows()),
         pointers_(size_t(rows_)),
-        memory_(floats(table, a, tiling)) {}
+        memory_(floats(table, a, tiling)),
+        bucket_(tiling.bucketed() ? bucket_floats(steps_, a, tiling) : 0) {}
 
   static int64_t floats(const Table& table, const Arguments& a, const Tiling& tiling) {
     const int64_t rows = tiling.largest_rows();
     return rows * (Steps(table, a).depth + padded(a.value_dim) + 3) + 64 + int64_t(forward_scratch() / 4);
+  }
+
+  static int64_t bucket_floats(const Steps& s, const Arguments& a, const Tiling& tiling) {
+    return tiling.kernel_rows() * (s.depth + padded(a.value_dim) + 2);
   }
 
   void run(int64_t group, const TileShape& shape) {
@@ -85,6 +90,7 @@ class Worker {
   }
 
   void add_panels(ForwardTile& t, int64_t group, const TileShape& shape, const TileRows& rows) {
+    if (tiling_.bucketed()) return add_buckets(t, group, shape, rows);
     t.panels = strip_.panels();
     const auto add = [&](int panels) {
       t.panel_count = panels;
@@ -98,6 +104,37 @@ class Worker {
     tiling_.visit(group, shape, rows, 0, tiling_.panels(), refs_);
     for (size_t first = 0; first < refs_.size(); first += kStripPanels)
       add(strip_.put(packed_, group, refs_.data() + first, int64_t(refs_.size() - first)));
+  }
+
+  void add_buckets(const ForwardTile& whole, int64_t group, const TileShape& shape, const TileRows& rows) {
+    const int64_t dims = padded(a_.value_dim);
+    for_buckets(tiling_, group, shape, rows, 0, tiling_.panels(), [&](const Subset& part, std::vector<PanelRef>& refs) {
+      ForwardTile t;
+      static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, part.shape, part.rows);
+      float* at = bucket_.data();
+      t.strip = whole.strip;
+      t.acc = take(at, t.rows * dims);
+      t.top = take(at, t.rows);
+      t.sum = take(at, t.rows);
+      float* q = take(at, int64_t{t.rows} * steps_.depth);
+      t.q = q;
+      for (int row = 0; row < t.rows; ++row) {
+        const int from = part.of[size_t(row)];
+        std::copy_n(whole.q + int64_t{from} * steps_.depth, steps_.depth, q + int64_t{row} * steps_.depth);
+        std::copy_n(whole.acc + from * dims, dims, t.acc + row * dims);
+        t.top[row] = whole.top[from], t.sum[row] = whole.sum[from];
+      }
+      t.panels = strip_.panels();
+      for (size_t first = 0; first < refs.size(); first += kStripPanels) {
+        t.panel_count = strip_.put(packed_, group, refs.data() + first, int64_t(refs.size() - first));
+        table_.forward[steps_.step - 1](t);
+      }
+      for (int row = 0; row < t.rows; ++row) {
+        const int to = part.of[size_t(row)];
+        std::copy_n(t.acc + row * dims, dims, whole.acc + to * dims);
+        whole.top[to] = t.top[row], whole.sum[to] = t.sum[row];
+      }
+    });
   }
 
   void finish(const ForwardTile& t, int64_t group, const TileShape& shape) {
@@ -122,14 +159,14 @@ class Worker {
   int64_t rows_;
   std::vector<const void*> pointers_;
   std::vector<PanelRef> refs_;
-  Floats64 memory_;
+  Floats64 memory_, bucket_;
   float* sinks_ = nullptr;
 };
 
 }  // namespace
 
 void forward(const Table& table, const Arguments& a, const Results& results, const Pool& pool) {
-  if (a.batch * a.heads * a.rows == 0) return;
+  if (a.batch * a.heads * a.queries * a.rows == 0) return;
   const Tiling tiling(a);
   const PackedKeys packed(table, a, tiling, PackedKeys::Use::forward, pool);
   const std::vector<Item> items = items_by_cost(tiling, &packed);

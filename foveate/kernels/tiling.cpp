@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <limits>
 #include <new>
 
 #include "foveate/base/random.h"
@@ -16,6 +17,8 @@ namespace {
 // tiles for threads to share.  By shape alone: results must not depend on the number of threads.
 constexpr int kTileRows = 192, kFewestRows = 48, kGatheredRows = 384;
 constexpr int64_t kEnoughTiles = 16;
+constexpr int kRangeRows = 1024;       // of a tile that is run bucket by bucket
+constexpr int kFewestListedRows = 24;  // that share a list, to be a tile of their own
 
 int64_t tile_rows(const Arguments& a) {
   int64_t rows = kTileRows;
@@ -76,8 +79,20 @@ Tiling::Tiling(const Arguments& a)
   const bool by_head = !side_by_side(head_groups_) ||
                        std::any_of(a.lists.begin(), a.lists.end(),
                                    [&](const ListView& list) { return list.heads == a.heads && list.heads > 1; });
-  const int64_t block = listed ? a.query_block : a.rows;
-  const int64_t most = !packs_ ? kGatheredRows : listed ? kTileRows : tile_rows(a);
+  make_tiles(all_heads, by_head);
+  if (a.rule.key_documents) survey_documents();
+}
+
+void Tiling::make_tiles(int64_t all_heads, bool by_head) {
+  const Arguments& a = a_;
+  const bool listed = a.query_block > 0;
+  int64_t block = listed ? a.query_block : a.rows, most = !packs_ ? kGatheredRows : listed ? kTileRows : tile_rows(a);
+  bucketed_ = listed && !gathers_ && block * (by_head ? 1 : all_heads) < kFewestListedRows && block < a.rows;
+  if (bucketed_) {
+    most = kRangeRows;
+    while (most > kTileRows && a.batch * a.heads * a.rows < kEnoughTiles * most) most /= 2;
+    block *= std::max<int64_t>(most / (by_head ? 1 : all_heads) / block, 1);
+  }
   const int64_t queries = std::max<int64_t>(std::min(block, most), 1);
   // Heads that share a list share its gathered keys: few tiles, of nearly equal size.
   const int64_t pieces = by_head ? all_heads : std::min((all_heads * queries + most - 1) / most, all_heads);
@@ -89,7 +104,14 @@ Tiling::Tiling(const Arguments& a)
         tiles_.push_back({head, query, int(std::min(heads, all_heads - head)), int(end - query)});
         largest_rows_ = std::max(largest_rows_, tiles_.back().rows());
       }
-  if (!a.rule.key_documents) return;
+}
+
+int Tiling::kernel_rows() const {
+  return bucketed_ ? std::min(largest_rows_, std::max(kTileRows, tiles_[0].heads)) : largest_rows_;
+}
+
+void Tiling::survey_documents() {
+  const Arguments& a = a_;
   panel_documents_.resize(size_t(a.batch * panels_ * 2));
   for (int64_t batch = 0; batch < a.batch; ++batch)
     for (int64_t panel = 0; panel < panels_; ++panel) {
@@ -135,26 +157,35 @@ void Tiling::add_row(int64_t batch, int64_t head, int64_t left, int64_t query, T
   if (a_.score.slopes) rows.positions.push_back(int32_t(position));
   if (a_.score.drop_below)
     for (const uint32_t word : dropout_row(a_.dropout_seed, batch, head, position)) rows.drop_words.push_back(word);
-  if (query < 0) return rows.bounds.push_back({0, 0, 0});
+  if (query < 0) return rows.bounds.push_back({0, 0, -1});
   int64_t high = std::min(position + rule.right + 1, a_.keys), floor = 0;
   if (rule.key_lengths) high = std::min(high, rule.key_lengths[batch]);
   const auto number = [&](const RowNumbers& n) { return n.data[batch * n.batch + head * n.head + query]; };
   if (rule.row_start.data) floor = number(rule.row_start);
   if (rule.row_end.data) high = std::min(high, number(rule.row_end));
-  const RowBounds b{clamp_key(floor, a_.keys), clamp_key(position - left, a_.keys), clamp_key(high, a_.keys)};
-  rows.bounds.push_back(b);
-  rows.least = {std::min(rows.least.floor, b.floor), std::min(rows.least.low, b.low),
-                std::min(rows.least.high, b.high)};
-  rows.greatest = {std::max(rows.greatest.floor, b.floor), std::max(rows.greatest.low, b.low),
-                   std::max(rows.greatest.high, b.high)};
+  rows.bounds.push_back({clamp_key(floor, a_.keys), clamp_key(position - left, a_.keys), clamp_key(high, a_.keys)});
+}
+
+void TileRows::summarise() {
+  constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+  bool any = false;
+  least = {kMost, kMost, kMost}, greatest = {0, 0, 0};
+  for (const RowBounds& b : bounds) {
+    if (b.high < 0) continue;
+    any = true;
+    least = {std::min(least.floor, b.floor), std::min(least.low, b.low), std::min(least.high, b.high)};
+    greatest = {std::max(greatest.floor, b.floor), std::max(greatest.low, b.low), std::max(greatest.high, b.high)};
+  }
+  if (!any) least = {0, 0, 0};
+  if (documents.empty()) return;
+  const auto [low, high] = std::minmax_element(documents.begin(), documents.end());
+  lowest_document = *low, highest_document = *high;
 }
 
 TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
   const RuleView& rule = a_.rule;
   TileRows rows;
   rows.bounds.reserve(size_t(tile.rows()));
-  const int32_t keys = int32_t(a_.keys);
-  rows.least = {keys, keys, keys}, rows.greatest = {0, 0, 0};
   for (int head = 0; head < tile.heads; ++head) {
     const int64_t q_head = query_head(group, tile.head + head);
     int64_t left = rule.left;
@@ -164,10 +195,7 @@ TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
       add_row(batch_of(group), q_head, left, id, rows);
     }
   }
-  if (!rows.documents.empty()) {
-    const auto [low, high] = std::minmax_element(rows.documents.begin(), rows.documents.end());
-    rows.lowest_document = *low, rows.highest_document = *high;
-  }
+  rows.summarise();
   return rows;
 }
 
@@ -176,7 +204,56 @@ void Tiling::visit(int64_t group, const TileShape& tile, const TileRows& rows, i
   to.clear();
   if (tile.rows() == 0) return;
   if (a_.lists.empty()) return visit_rule(rows, batch_of(group), first, end, to);
-  for (const ListView& list : a_.lists) visit_list(list, group, tile, rows, first, end, to);
+  if (!bucketed_) {
+    for (const ListView& list : a_.lists) visit_list(list, group, tile, rows, first, end, to);
+    return;
+  }
+  std::vector<PanelRef> refs;
+  for (size_t list = 0; list < a_.lists.size(); ++list)
+    for (const Bucket& bucket : buckets(list, group, tile, first, end)) {
+      visit_block(list, group, bucket.block, rows, first, end, refs);
+      to.insert(to.end(), refs.begin(), refs.end());
+    }
+}
+
+std::vector<Bucket> Tiling::buckets(size_t number, int64_t group, const TileShape& tile, int64_t first,
+                                    int64_t end) const {
+  const ListView& list = a_.lists[number];
+  const int64_t each = a_.key_block / kPanelKeys, low = first / each, high = (end + each - 1) / each;
+  if (tile.rows() == 0 || high <= low) return {};
+  const auto for_entries = [&](const auto& use) {
+    for (int64_t from = 0; from < tile.queries; from += a_.query_block) {
+      const int64_t row = list_row(list, group, tile, tile.query + from);
+      const int64_t count = std::clamp<int64_t>(list.count[row], 0, list.capacity);
+      const int64_t until = std::min<int64_t>(from + a_.query_block, tile.queries);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t block = list.index[row * list.capacity + i];
+        if (block >= low && block < high) use(size_t(block - low), int32_t(from), int32_t(until));
+      }
+    }
+  };
+  std::vector<int32_t> sizes(size_t(high - low));
+  for_entries([&](size_t block, int32_t from, int32_t until) { sizes[block] += until - from; });
+  std::vector<Bucket> all;
+  std::vector<int32_t> place(sizes.size());
+  for (size_t block = 0; block < sizes.size(); ++block) {
+    if (sizes[block] == 0) continue;
+    place[block] = int32_t(all.size());
+    all.push_back({low + int64_t(block), {}});
+    all.back().queries.reserve(size_t(sizes[block]));
+  }
+  for_entries([&](size_t block, int32_t from, int32_t until) {
+    for (int32_t query = from; query < until; ++query) all[size_t(place[block])].queries.push_back(query);
+  });
+  return all;
+}
+
+void Tiling::visit_block(size_t list, int64_t group, int64_t block, const TileRows& rows, int64_t first, int64_t end,
+                         std::vector<PanelRef>& to) const {
+  to.clear();
+  const int64_t each = a_.key_block / kPanelKeys, last = std::min({end, (block + 1) * each, panels_});
+  for (int64_t panel = std::max(first, block * each); panel < last; ++panel)
+    add(panel, rows, batch_of(group), a_.lists[list].checks_rule, to);
 }
 
 void Tiling::visit_rule(const TileRows& rows, int64_t batch, int64_t first, int64_t end,
@@ -193,13 +270,13 @@ void Tiling::visit_rule(const TileRows& rows, int64_t batch, int64_t first, int6
     add(panel, rows, batch, true, to);
 }
 
-int64_t Tiling::list_row(const ListView& list, int64_t group, const TileShape& tile) const {
+int64_t Tiling::list_row(const ListView& list, int64_t group, const TileShape& tile, int64_t query) const {
   int64_t head = 0;
   if (list.heads == a_.heads)
     head = query_head(group, tile.head);
   else if (list.heads == a_.kv_heads)
     head = head_group(group).key_head;
-  return batch_of(group) * list.batch + head * list.head + tile.query / a_.query_block;
+  return batch_of(group) * list.batch + head * list.head + query / a_.query_block;
 }
 
 template <class Use>
@@ -222,7 +299,7 @@ std::pair<int64_t, int64_t> Tiling::whole_panels(int64_t begin, int64_t end) con
 
 void Tiling::visit_list(const ListView& list, int64_t group, const TileShape& tile, const TileRows& rows, int64_t first,
                         int64_t end, std::vector<PanelRef>& to) const {
-  for_spans(list, list_row(list, group, tile), [&](int64_t from, int64_t until) {
+  for_spans(list, list_row(list, group, tile, tile.query), [&](int64_t from, int64_t until) {
     const auto [begin, stop] = whole_panels(from, until);
     for (int64_t panel = std::max(first, begin); panel < std::min(end, stop); ++panel)
       add(panel, rows, batch_of(group), list.checks_rule, to);
@@ -257,7 +334,7 @@ std::vector<Gathered> Tiling::gather(int64_t group, const TileShape& tile) const
     const auto take = [&](int64_t begin, int64_t end) {
       for (int64_t key = begin; key < end; ++key) g.ids.push_back(int32_t(key));
     };
-    for_spans(list, list_row(list, group, tile), [&](int64_t begin, int64_t end) {
+    for_spans(list, list_row(list, group, tile, tile.query), [&](int64_t begin, int64_t end) {
       const auto [first, last] = whole_panels(begin, end);
       if (first == last) return take(begin, end);
       take(begin, first * kPanelKeys);

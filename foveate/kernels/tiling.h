@@ -36,7 +36,14 @@ struct TileRows {
   std::vector<int32_t> query_ids, positions;  // where the score needs them
   std::vector<uint32_t> drop_words;
   int32_t lowest_document = 0, highest_document = 0;
-  RowBounds least, greatest;  // of each bound over the rows
+  RowBounds least, greatest;  // of each bound over the rows that are queries; others have high -1
+  void summarise();           // sets what stands for all rows from the rows
+};
+
+// Rows that list one block of keys.
+struct Bucket {
+  int64_t block;
+  std::vector<int32_t> queries;  // of the tile, ascending
 };
 
 class Tiling {
@@ -47,17 +54,25 @@ class Tiling {
   int64_t tiles() const { return int64_t(tiles_.size()); }
   TileShape tile(int64_t group, int64_t index) const;
   int largest_rows() const { return largest_rows_; }
+  int kernel_rows() const;  // most rows of a kernel call
   int64_t panels() const { return panels_; }
   int64_t groups() const { return a_.batch * int64_t(head_groups_.size()); }
   bool packs() const { return packs_; }      // whole panels are packed once and shared
   bool gathers() const { return gathers_; }  // keys are gathered for each tile
-  bool groups_agree() const;                 // tiles of every group visit the same panels
+  // Query blocks too short to fill a kernel's tile: a tile is a range of them, run bucket by bucket.
+  bool bucketed() const { return bucketed_; }
+  bool groups_agree() const;  // tiles of every group visit the same panels
 
   TileRows rows_of(int64_t group, const TileShape& tile) const;
   // Panels within [first, end) that the tile visits.
   void visit(int64_t group, const TileShape& tile, const TileRows& rows, int64_t first, int64_t end,
              std::vector<PanelRef>& to) const;
   std::vector<Gathered> gather(int64_t group, const TileShape& tile) const;
+  // The rows of a tile by the blocks of keys they list, for blocks that reach into panels [first, end).
+  size_t lists() const { return a_.lists.size(); }
+  std::vector<Bucket> buckets(size_t list, int64_t group, const TileShape& tile, int64_t first, int64_t end) const;
+  void visit_block(size_t list, int64_t group, int64_t block, const TileRows& rows, int64_t first, int64_t end,
+                   std::vector<PanelRef>& to) const;
 
   int64_t batch_of(int64_t group) const { return group / int64_t(head_groups_.size()); }
   int64_t query_head(int64_t group, int64_t head) const { return head_group(group).heads[size_t(head)]; }
@@ -85,12 +100,14 @@ class Tiling {
   void for_spans(const ListView& list, int64_t row, const Use& use) const;
   // Panels [first, second) of a range that are packed as they are; its other keys are gathered.
   std::pair<int64_t, int64_t> whole_panels(int64_t begin, int64_t end) const;
-  int64_t list_row(const ListView& list, int64_t group, const TileShape& tile) const;
+  void make_tiles(int64_t heads, bool by_head);
+  void survey_documents();
+  int64_t list_row(const ListView& list, int64_t group, const TileShape& tile, int64_t query) const;
 
   const Arguments& a_;
   std::vector<HeadGroup> head_groups_;
   int64_t panels_;
-  bool packs_, gathers_;
+  bool packs_, gathers_, bucketed_ = false;
   int largest_rows_ = 0;
   std::vector<TileShape> tiles_;
   std::vector<int32_t> panel_documents_;  // [batch, panels, 2] lowest and highest id

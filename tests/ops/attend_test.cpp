@@ -89,6 +89,31 @@ TEST_P(AttendAtLevel, blocks_that_are_no_multiple_of_a_panel_equal_the_oracle) {
   }
 }
 
+TEST_P(AttendAtLevel, short_query_blocks_equal_the_oracle) {  // run key by key
+  const Shape shape{.batch = 2, .heads = 4, .kv_heads = 2, .queries = 110, .keys = 233, .dim = 6, .value_dim = 5};
+  for (const int64_t plan_heads : {1, 2, 4})
+    for (const int64_t query_block : {1, 3})
+      for (const int64_t key_block : {64, 128})
+        for (const Rule& rule : {Rule{}, Rule{.window_left = 90, .sinks = 10}, ordered(shape, {}, true, true)}) {
+          Problem p = block_problem(shape, plan_heads, query_block, key_block, rule);
+          if (query_block == 3) p.score = {.sink = random_tensor({4}, 6), .slopes = random_tensor({4}, 8).mul(0.1)};
+          expect_oracle(p, at::kFloat, {1e-4, 1e-4});
+        }
+}
+
+TEST_P(AttendAtLevel, a_block_listed_twice_counts_twice_also_key_by_key) {
+  const Shape shape{.batch = 1, .heads = 1, .kv_heads = 1, .queries = 40, .keys = 200, .dim = 6, .value_dim = 5};
+  BlockPlan plan{1, 64, at::full({1, 1, 40}, 3, at::kInt), at::full({1, 1, 40, 3}, 1, at::kInt), {}, {}, Rule::full()};
+  plan.index.select(3, 1).fill_(2);
+  const Problem p = make_problem(
+      shape, plan,
+      [](int64_t, int64_t, int64_t, int64_t j) -> int { return j >= 64 && j < 128    ? 2
+                                                               : j >= 128 && j < 192 ? 1
+                                                                                     : 0; },
+      1);
+  expect_oracle(p, at::kFloat, {1e-4, 1e-4});
+}
+
 TEST_P(AttendAtLevel, queries_in_any_order_equal_the_oracle) {
   const Shape shape;
   for (const bool by_head : {false, true})
@@ -137,6 +162,14 @@ TEST_P(AttendAtLevel, a_plan_without_rows_gives_empty_rows) {
   expect_oracle_in_both(p);
   p.score.sink = random_tensor({4}, 6);
   expect_oracle_in_both(p);
+  Problem none = rule_problem({.queries = 0}, rules({.queries = 0})[9]);  // with documents
+  std::get<Rule>(none.plan).query_order = at::full({1, 1, 5}, -1, at::kLong);
+  expect_oracle_in_both(none);
+}
+
+TEST_P(AttendAtLevel, rows_before_the_first_key_see_no_listed_key) {
+  expect_oracle_in_both(token_problem({.queries = 29, .keys = 3}, 1, 4, {}));
+  expect_oracle_in_both(token_problem({.queries = 29, .keys = 3}, 1, 16, {.query_start = -50}));
 }
 
 TEST_P(AttendAtLevel, one_query_no_query_one_key_no_key) {

@@ -23,13 +23,17 @@ Tensor longs(std::vector<int64_t> values, at::IntArrayRef shape) { return at::te
 namespace {
 
 // Which row of the plan a query is, -1 none.
-std::function<int64_t(int64_t, int64_t, int64_t)> row_of(const Shape&, const Rule& rule) {
+std::function<int64_t(int64_t, int64_t, int64_t)> row_of(const Shape& s, const Rule& rule) {
   if (!rule.query_order) return [](int64_t, int64_t, int64_t i) { return i; };
-  return [order = *rule.query_order](int64_t b, int64_t h, int64_t i) -> int64_t {
-    const Tensor row = order[order.size(0) == 1 ? 0 : b][order.size(1) == 1 ? 0 : h].contiguous();
-    const int64_t* ids = row.const_data_ptr<int64_t>();
-    const int64_t* at = std::find(ids, ids + row.numel(), i);
-    return at == ids + row.numel() ? -1 : at - ids;
+  const Tensor order = rule.query_order->contiguous();
+  const int64_t heads = order.size(1), rows = order.size(2);
+  const bool by_batch = order.size(0) > 1;
+  std::vector<std::vector<int64_t>> row(size_t(order.size(0) * heads), std::vector<int64_t>(size_t(s.queries), -1));
+  for (int64_t n = 0; n < order.numel(); ++n)
+    if (const int64_t query = order.const_data_ptr<int64_t>()[n]; query >= 0)
+      row[size_t(n / rows)][size_t(query)] = n % rows;
+  return [row, heads, by_batch](int64_t b, int64_t h, int64_t i) {
+    return row[size_t((by_batch ? b : 0) * heads + (heads > 1 ? h : 0))][size_t(i)];
   };
 }
 

@@ -131,6 +131,7 @@ FOVEATE_INLINE M kept(const Tile& t, const Panel& p, int row, int column) {
 // Adds what d loss / d (added terms) of a row's 64 keys, 0 where invisible, gives to the terms.
 inline void add_term_gradients(const BackwardTile& t, const Panel& p, int row, const float* d) {
   const ScoreGradients& g = t.terms;
+  if (t.bounds[row].high < 0) return;  // no query: adding 0 to another's sums would race with its own
   if (g.bias) {
     float* to = g.bias + row / t.queries * g.bias_head + t.query_ids[row] * g.bias_query;
     for (int i = 0; i < kPanelKeys; ++i) {
