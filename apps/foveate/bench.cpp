@@ -81,7 +81,7 @@ void add_bench(CLI::App& app) {
       *bench.add_subcommand("attention", "ops::attend beside the machine's peaks and torch's attention");
   const auto options = std::make_shared<Options>();
   auto& b = options->bench;
-  command.add_option("--suite", b.suites, "dense sparse window ragged decode")->capture_default_str();
+  command.add_option("--suite", b.suites, "dense sparse window scores ragged decode")->capture_default_str();
   command.add_option("--dtype", b.dtypes, "bf16 fp16 fp32")->capture_default_str();
   command.add_option("--dim", b.dims, "head dims")->capture_default_str();
   command.add_option("--length", b.lengths, "queries and keys (decode: keys)")->capture_default_str();

@@ -65,12 +65,14 @@ AttentionCase first_group(const AttentionCase& c) {
   return one;
 }
 
+ops::Score score_of(const AttentionCase& c, int64_t heads) { return c.score ? c.score(heads) : ops::Score{}; }
+
 // Holds the kernels' results against the definition's in fp32, over the first key head's group of the real problem.
 void check(const AttentionCase& c, const Inputs& all, const ops::Attended& whole) {
   const AttentionCase one = first_group(c);
   const auto cut = [&](const Tensor& t, int64_t heads) { return t.narrow(0, 0, 1).narrow(1, 0, heads); };
-  const ops::Problem low{cut(all.q, one.heads), cut(all.k, 1), cut(all.v, 1), c.plan, {}, {}, {}};
-  const ops::Problem high{low.q.to(at::kFloat), low.k.to(at::kFloat), low.v.to(at::kFloat), c.plan, {}, {}, {}};
+  const ops::Problem low{cut(all.q, one.heads), cut(all.k, 1), cut(all.v, 1), c.plan, score_of(c, one.heads), {}, {}};
+  const ops::Problem high{low.q.to(at::kFloat), low.k.to(at::kFloat), low.v.to(at::kFloat), c.plan, low.score, {}, {}};
   const double bound = c.type == at::kFloat ? 1e-5 : c.type == at::kHalf ? 2e-3 : 1e-2;
   const auto expect = [&](const char* what, const Tensor& got, const Tensor& want) {
     const double error = error_of(got, want);
@@ -139,10 +141,10 @@ double products_peak(at::ScalarType type) {
 AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options) {
   at::set_num_threads(c.threads);
   const Inputs x = make_inputs(c);
-  const ops::Problem problem{x.q, x.k, x.v, c.plan, {}, {}, {}};
+  const ops::Problem problem{x.q, x.k, x.v, c.plan, score_of(c, c.heads), {}, {}};
   AttentionTiming t{.shape = c};
   const auto pass = c.pass == BenchPass::forward ? ops::Pass::forward : ops::Pass::backward;
-  t.kernel = ops::explain(x.q, x.k, x.v, c.plan, {}, pass);
+  t.kernel = ops::explain(x.q, x.k, x.v, c.plan, problem.score, pass);
   const bool kernels = ops::decline_reason(problem).empty();
   const auto forward = kernels ? ops::attend_cpu : ops::attend_definition;
   const auto backward = kernels ? ops::attend_backward_cpu : ops::attend_backward_definition;

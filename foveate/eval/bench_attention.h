@@ -26,8 +26,9 @@ struct AttentionCase {
   BenchPass pass = BenchPass::forward;
   int threads = 1;
   Plan plan;
-  bool sdpa = false;                     // torch's attention can do the same: causal, or full without a plan
-  std::optional<std::string> reference;  // the case whose rate this one is held against
+  std::function<ops::Score(int64_t heads)> score;  // of the first heads; empty: plain
+  bool sdpa = false;                               // torch's attention can do the same: causal, or full without a plan
+  std::optional<std::string> reference;            // the case whose rate this one is held against
 };
 
 struct AttentionTiming {
@@ -43,7 +44,7 @@ struct AttentionTiming {
 };
 
 struct BenchOptions {
-  std::vector<std::string> suites = {"dense"};  // dense sparse window ragged decode
+  std::vector<std::string> suites = {"dense"};  // dense sparse window scores ragged decode
   std::vector<std::string> dtypes = {"bf16", "fp32"};
   std::vector<int64_t> dims = {64, 128}, lengths = {2048};
   std::vector<int> threads = {1};

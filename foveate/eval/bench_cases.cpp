@@ -1,6 +1,11 @@
 #include "foveate/eval/bench_cases.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <numeric>
@@ -45,12 +50,14 @@ class Cases {
             sparse();
           else if (suite == "window")
             window();
+          else if (suite == "scores")
+            scores();
           else if (suite == "ragged")
             ragged();
           else if (suite == "decode")
             decode();
           else
-            fail("bench: unknown suite '{}', known: dense sparse window ragged decode", suite);
+            fail("bench: unknown suite '{}', known: dense sparse window scores ragged decode", suite);
         }
     return std::move(cases_);
   }
@@ -99,9 +106,37 @@ class Cases {
           for (const double density : {0.125, 0.25, 0.5})
             add(square(dim, length, random_blocks(length, length, block, density)),
                 fmt::format("blocks of {}, {:g} % L {} D {}", block, density * 100, length, dim), reference);
+        add(square(dim, length, random_blocks_by_query(length, length, 64, 0.125)),
+            fmt::format("blocks of 64 by query, 12.5% L {} D {}", length, dim), reference);
+        add(square(dim, length, local_and_lines(length, length, length / 16, length / 16)),
+            fmt::format("{} latest and {} lines L {} D {}", length / 16, length / 16, length, dim), reference);
         const int64_t tokens = length / 8;
         add(square(dim, length, random_tokens(length, length, tokens)),
             fmt::format("{} tokens L {} D {}", tokens, length, dim), reference);
+      }
+  }
+
+  void scores() {
+    for (const int64_t dim : options_.dims)
+      for (const int64_t length : options_.lengths) {
+        const std::string reference = add_dense(dim, length, true);
+        const auto add_score = [&](const std::string& name, std::function<ops::Score(int64_t)> score) {
+          AttentionCase c = square(dim, length, Rule{});
+          c.score = std::move(score);
+          add(c, fmt::format("{} L {} D {}", name, length, dim), reference);
+        };
+        const at::Tensor bias = at::zeros({1, 1, length, length}, base_.type);
+        const at::Tensor places = at::arange(length, at::kLong);
+        const at::Tensor map = at::stack({places.div(64, "floor"), places.remainder(64)});
+        const int64_t rows = (length + 63) / 64;
+        add_score("soft cap", [](int64_t) { return ops::Score{.soft_cap = 50.0}; });
+        add_score("bias by query and key", [bias](int64_t) { return ops::Score{.bias = bias}; });
+        add_score("slopes", [](int64_t heads) { return ops::Score{.slopes = at::full({heads}, 0.01)}; });
+        add_score("relative logits of a map", [map, rows, length](int64_t) {
+          const at::Tensor logits = at::zeros({1, 1, length, rows + 64});
+          return ops::Score{.relative = ops::Relative{logits, at::zeros_like(map), map, {rows, 64}}};
+        });
+        add_score("dropout 0.1", [](int64_t) { return ops::Score{.dropout = 0.1}; });
       }
   }
 
@@ -144,10 +179,12 @@ class Cases {
 
 }  // namespace
 
-BlockPlan random_blocks(int64_t queries, int64_t keys, int64_t block, double density) {
-  const int64_t rows = (queries + block - 1) / block, columns = (keys + block - 1) / block;
+namespace {
+
+BlockPlan make_blocks(int64_t queries, int64_t keys, int64_t query_block, int64_t block, double density) {
+  const int64_t rows = (queries + query_block - 1) / query_block, columns = (keys + block - 1) / block;
   const int64_t each = std::max<int64_t>(1, int64_t(double(columns) * density));
-  BlockPlan plan{.query_block = block,
+  BlockPlan plan{.query_block = query_block,
                  .key_block = block,
                  .count = at::zeros({1, 1, rows}, at::kInt),
                  .index = at::zeros({1, 1, rows, each}, at::kInt),
@@ -158,6 +195,35 @@ BlockPlan random_blocks(int64_t queries, int64_t keys, int64_t block, double den
   Random random(5);
   for (int64_t row = 0; row < rows; ++row)
     std::ranges::copy(sample(columns, each, random), plan.index.mutable_data_ptr<int32_t>() + row * each);
+  return plan;
+}
+
+}  // namespace
+
+BlockPlan random_blocks(int64_t queries, int64_t keys, int64_t block, double density) {
+  return make_blocks(queries, keys, block, block, density);
+}
+
+BlockPlan random_blocks_by_query(int64_t queries, int64_t keys, int64_t block, double density) {
+  return make_blocks(queries, keys, 1, block, density);
+}
+
+RunPlan local_and_lines(int64_t queries, int64_t keys, int64_t local, int64_t lines) {
+  constexpr int64_t kQueryBlock = 64;
+  const int64_t rows = (queries + kQueryBlock - 1) / kQueryBlock;
+  Random random(7);
+  const std::vector<int32_t> taken = sample(keys, lines, random);
+  RunPlan plan{
+      kQueryBlock, at::zeros({1, 1, rows, lines + 1}, at::kInt), at::zeros({1, 1, rows, lines + 1}, at::kInt), {}};
+  int32_t *start = plan.start.mutable_data_ptr<int32_t>(), *end = plan.end.mutable_data_ptr<int32_t>();
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t last = keys - queries + (row + 1) * kQueryBlock, first = std::max<int64_t>(last - local, 0);
+    *start++ = int32_t(first), *end++ = int32_t(std::min(last, keys));
+    for (const int32_t line : taken) {  // those before the latest keys
+      *start++ = line;
+      *end++ = line < first ? line + 1 : line;
+    }
+  }
   return plan;
 }
 

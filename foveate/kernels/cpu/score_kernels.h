@@ -40,29 +40,29 @@ FOVEATE_INLINE F distances(const Tile& t, const Panel& p, int row, int column) {
   return Simd::max(away, Simd::set(0) - away);
 }
 
-// Columns of an axis for a vector of keys; 0 behind the keys there are.
-inline void relative_columns(const Tile& t, const Panel& p, int row, int column, int axis, int32_t* to) {
+// Columns of an axis for a vector of keys; of some key where there is none.
+FOVEATE_INLINE I relative_columns(const Tile& t, const Panel& p, int row, int column, int axis) {
   const RelativeTerm& term = t.score.relative;
   const int32_t* keys = term.keys + axis * term.key_stride;
-  const int32_t query = term.queries[axis * term.query_stride + t.query_ids[row]], last = term.sizes[axis] - 1;
-  for (int i = 0; i < Simd::kWidth; ++i) {
-    const int32_t key = p.ids ? p.ids[column + i] : p.first + column + i;
-    const int32_t offset = key < t.keys ? keys[key] - query : 0;
-    to[i] = offset < 0 ? 0 : offset < last ? offset : last;
+  const int32_t query = term.queries[axis * term.query_stride + t.query_ids[row]];
+  int32_t places[Simd::kWidth];
+  if (side_by_side(t, p, column)) {
+    Simd::store_i(places, Simd::load_i(keys + p.first + column));
+  } else {
+    for (int i = 0; i < Simd::kWidth; ++i) {
+      const int32_t key = p.ids ? p.ids[column + i] : p.first + column + i;
+      places[i] = key < t.keys ? keys[key] : 0;
+    }
   }
+  return Simd::clamp_i(Simd::subtract(Simd::load_i(places), Simd::set_i(query)), 0, term.sizes[axis] - 1);
 }
 
 inline F relative_values(const Tile& t, const Panel& p, int row, int column) {
   const RelativeTerm& term = t.score.relative;
   const float* logits = term.logits + row / t.queries * term.head + t.query_ids[row] * term.query;
   F sum = Simd::set(0);
-  for (int axis = 0; axis < term.axes; logits += term.sizes[axis++]) {
-    int32_t columns[Simd::kWidth];
-    float values[Simd::kWidth];
-    relative_columns(t, p, row, column, axis, columns);
-    for (int i = 0; i < Simd::kWidth; ++i) values[i] = logits[columns[i]];
-    sum = sum + Simd::load(values);
-  }
+  for (int axis = 0; axis < term.axes; logits += term.sizes[axis++])
+    sum = sum + Simd::gather(logits, relative_columns(t, p, row, column, axis));
   return sum;
 }
 
@@ -150,7 +150,7 @@ inline void add_term_gradients(const BackwardTile& t, const Panel& p, int row, c
     float* to = sums + g.relative_column;
     for (int axis = 0; axis < t.score.relative.axes; to += t.score.relative.sizes[axis++]) {
       int32_t columns[Simd::kWidth];
-      relative_columns(t, p, row, column, axis, columns);
+      Simd::store_i(columns, relative_columns(t, p, row, column, axis));
       for (int i = 0; i < Simd::kWidth; ++i) to[columns[i]] += d[column + i];
     }
   }

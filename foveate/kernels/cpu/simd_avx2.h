@@ -70,6 +70,11 @@ struct Simd {
     return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
   }
 
+  static void store_i(int32_t* p, I x) { _mm256_storeu_si256((I*)p, x); }
+  static I clamp_i(I x, int32_t low, int32_t high) {
+    return _mm256_min_epi32(_mm256_max_epi32(x, _mm256_set1_epi32(low)), _mm256_set1_epi32(high));
+  }
+  static F gather(const float* from, I index) { return _mm256_i32gather_ps(from, index, 4); }
   static I set_i(int32_t x) { return _mm256_set1_epi32(x); }
   static F to_floats(I x) { return _mm256_cvtepi32_ps(x); }
   static M positive(F x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GT_OQ); }

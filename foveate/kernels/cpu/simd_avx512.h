@@ -55,6 +55,11 @@ struct Simd {
     return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc0));
   }
 
+  static void store_i(int32_t* p, I x) { _mm512_storeu_si512(p, x); }
+  static I clamp_i(I x, int32_t low, int32_t high) {
+    return _mm512_min_epi32(_mm512_max_epi32(x, _mm512_set1_epi32(low)), _mm512_set1_epi32(high));
+  }
+  static F gather(const float* from, I index) { return _mm512_i32gather_ps(index, from, 4); }
   static I set_i(int32_t x) { return _mm512_set1_epi32(x); }
   static F to_floats(I x) { return _mm512_cvtepi32_ps(x); }
   static M positive(F x) { return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ); }

@@ -97,6 +97,16 @@ struct Simd {
     return uint16_t(sign | ((rest + 0xfff + (rest >> 13 & 1)) - 0x38000000) >> 13);
   }
 
+  static void store_i(int32_t* p, I x) { __builtin_memcpy(p, &x, sizeof x); }
+  static I clamp_i(I x, int32_t low, int32_t high) {
+    const I above = x < low ? I{} + low : x;
+    return above > high ? I{} + high : above;
+  }
+  static F gather(const float* from, I index) {
+    F x;
+    for (int i = 0; i < kWidth; ++i) x[i] = from[index[i]];
+    return x;
+  }
   static I set_i(int32_t x) { return I{} + x; }
   static F to_floats(I x) { return __builtin_convertvector(x, F); }
   static M positive(F x) { return x > 0; }
