@@ -58,6 +58,7 @@ struct Arguments {
   ScoreTerms score;  // of batch 0 and head 0; strides of the batch:
   int64_t bias_batch = 0, relative_batch = 0;
   uint64_t dropout_seed = 0;
+  bool wants_places = false;    // rows shall know which query they are and where it sits, whatever the score
   const float* sink = nullptr;  // [Hq]
 };
 

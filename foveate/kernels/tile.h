@@ -120,6 +120,19 @@ struct BackwardTile : Tile {
   float* scratch = nullptr;  // backward_scratch() bytes
 };
 
+enum class SumBy : uint8_t { row, key, diagonal, block };
+
+// Probabilities exp(s - lse) of a tile, added up: sums[head][place of the row][column].
+struct SumTile : BackwardTile {  // q, lse and scratch of it
+  SumBy by = SumBy::key;
+  bool squared = false;
+  float farthest = 0;     // > 0: times the distance between position and key, at most this
+  float* sums = nullptr;  // of the tile's first head
+  int64_t head = 0, place = 0, column_count = 0;
+  const int32_t* places = nullptr;  // [rows]
+  int64_t key_block = 1;            // by block
+};
+
 constexpr int padded(int dim) { return (dim + kDimMultiple - 1) / kDimMultiple * kDimMultiple; }
 // Units of a panel.
 constexpr int64_t by_key_units(int steps) { return int64_t{steps} * kPanelKeys; }
@@ -155,6 +168,7 @@ struct Table {
   void (*forward[2])(const ForwardTile&);    // [step - 1]
   void (*backward[2])(const BackwardTile&);  // [step - 1]
   void (*finish)(const Finish&);
+  void (*sums[2])(const SumTile&);  // [step - 1]
   // out[row] = sum_d a[row][d] * b[row][d]
   void (*row_dots)(const void* const* a, const void* const* b, int rows, int dim, DType type, float* out);
   // to[d] = from[d] * factor, converted to `type`.

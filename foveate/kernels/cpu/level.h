@@ -4,6 +4,7 @@
 #include "foveate/kernels/cpu/score_kernels.h"
 #include "foveate/kernels/cpu/forward_kernel.h"
 #include "foveate/kernels/cpu/backward_kernel.h"
+#include "foveate/kernels/cpu/sums_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"
 #include "foveate/kernels/cpu/peak_kernels.h"
 // clang-format on
@@ -17,8 +18,9 @@ constexpr Table make_table(const char* name) {
   table.pack_by_dim = pack_by_dim;
   table.forward[0] = forward<Floats>;
   table.backward[0] = backward<Floats>;
+  table.sums[0] = sums<Floats>;
   table.peak_products[0] = peak_products<Floats>;
-  ((table.forward[1] = forward<Pairs>, table.backward[1] = backward<Pairs>,
+  ((table.forward[1] = forward<Pairs>, table.backward[1] = backward<Pairs>, table.sums[1] = sums<Pairs>,
     table.peak_products[1] = peak_products<Pairs>),
    ...);
   table.finish = finish;

@@ -15,118 +15,13 @@
 #include <limits>
 
 #include "foveate/base/error.h"
-#include "foveate/ops/attend/logits.h"
-#include "foveate/plan/pieces.h"
+#include "foveate/ops/attend/tiles.h"
 
 namespace foveate::ops {
 namespace {
 
 using at::Tensor;
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
-
-// The six-axis view of a problem (pieces.h) and the arithmetic that forward and backward share.
-class Tiles {
- public:
-  explicit Tiles(const Problem& problem)
-      : p_(problem),
-        walker(problem.plan, problem.q, problem.k),
-        batch(problem.q.size(0)),
-        heads(problem.q.size(1)),
-        queries(problem.q.size(2)),
-        groups(walker.groups()),
-        repeats(heads / groups),
-        keys_per_group(groups / problem.k.size(1)),
-        compute(problem.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
-        scale(problem.score.scale.value_or(1 / std::sqrt(double(problem.q.size(3))))),
-        score(problem, walker, compute) {}
-
-  // Rows of a tile, x [b, Hq, Lq, d] as [b, g, t, r * m, d]; zero where there is none.
-  Tensor rows(const Tensor& x, const RowTile& tile) const {
-    const Tensor all = x.index(row_index(tile)).to(compute);
-    return all.masked_fill(walker.row_is_real(tile).logical_not(), 0).flatten(3, 4);
-  }
-
-  // The inverse of rows(): writes a tile [b, g, t, r * m, d] into x [b, Hq, Lq + 1, d]; the last row takes the others.
-  void write_rows(const Tensor& part, const RowTile& tile, const Tensor& x) const {
-    auto index = row_index(tile);
-    const Tensor ids = walker.row_ids(tile).masked_fill(walker.row_is_real(tile).logical_not(), x.size(2) - 1);
-    index.set(2, ids.squeeze(-1));
-    x.index_put_(index, part.unflatten(3, {repeats, tile.block_rows}).to(x.scalar_type()));
-  }
-
-  // Keys or values of a piece, x [b, Hkv, Lk, d] as [b, g, t|1, n, d].
-  Tensor gather(const Tensor& x, const Piece& piece) const {
-    if (!piece.index.defined()) return x.narrow(2, piece.first_key, piece.keys).to(compute).unsqueeze(2);
-    c10::List<std::optional<Tensor>> index;
-    for (const Tensor& part : {batch_index(), key_head_index(), piece.index}) index.push_back(part);
-    return at::index(x, index).to(compute);
-  }
-
-  // Adds a piece's part [b, g, t, n, d] to the keys it came from: the inverse of gather.
-  void scatter_add(const Tensor& part, const Piece& piece, const Tensor& x) const {
-    if (!piece.index.defined()) {
-      x.narrow(2, piece.first_key, piece.keys).add_(part.squeeze(2));
-      return;
-    }
-    const Tensor flat = (batch_index() * x.size(1) + key_head_index()) * x.size(2) + piece.index;
-    x.view({-1, x.size(3)}).index_add_(0, flat.expand(part.sizes().slice(0, 4)).flatten(), part.flatten(0, 3));
-  }
-
-  // Logits [b, g, t, r, m, n], -inf where invisible; q already times scale.
-  Tensor logits(const Tensor& q, const Tensor& k, const RowTile& tile, const Piece& piece,
-                Logits::Factors* factors = nullptr) const {
-    Tensor s = at::matmul(q, k.transpose(-1, -2)).unflatten(3, {repeats, tile.block_rows});
-    return score.make(std::move(s), tile, piece, factors);
-  }
-
-  // weights [b, g, t, r * m, n] *= keep [b, g, t, r, m, n], where there is dropout.
-  void drop(const Tensor& weights, const Tensor& keep, const RowTile& tile) const {
-    if (keep.defined()) weights.unflatten(3, {repeats, tile.block_rows}).mul_(keep);
-  }
-
-  // weights [b, g, t, rows, n] times values [b, g, t|1, n, d].  A weight that is 0 because its key is invisible takes
-  // nothing from a NaN or Inf value.
-  Tensor weigh(const Tensor& weights, const Tensor& values, const RowTile& tile, const Piece& piece) const {
-    Tensor sum = at::matmul(weights, values);
-    if (!piece.visible.defined() || std::isfinite(sum.sum().item<double>())) return sum;
-    const Tensor finite = values.isfinite();
-    sum = at::matmul(weights, values.masked_fill(finite.logical_not(), 0));
-    const Tensor bad_keys = finite.all(-1).logical_not_().flatten(0, 2).any(0).nonzero().flatten();
-    const Tensor visible = piece.visible.expand({batch, groups, tile.blocks, repeats, tile.block_rows, piece.keys})
-                               .reshape(weights.sizes());
-    for (int64_t i = 0; i < bad_keys.numel(); ++i) {
-      const int64_t key = bad_keys[i].item<int64_t>();
-      const Tensor value = values.narrow(3, key, 1), bad = finite.narrow(3, key, 1).logical_not();
-      const Tensor part = weights.narrow(4, key, 1) * value;
-      sum.add_(part.masked_fill(visible.narrow(4, key, 1).logical_and(bad).logical_not(), 0));
-    }
-    return sum;
-  }
-
- private:
-  const Problem& p_;
-
- public:
-  const PieceWalker walker;
-  const int64_t batch, heads, queries, groups, repeats, keys_per_group;
-  const at::ScalarType compute;
-  const double scale;
-  const Logits score;
-
- private:
-  // Addresses [b, Hq, Lq] at [b, g, t, r, m].
-  c10::List<std::optional<Tensor>> row_index(const RowTile& tile) const {
-    c10::List<std::optional<Tensor>> index;
-    index.push_back(at::arange(batch, at::kLong).view({-1, 1, 1, 1, 1}));
-    index.push_back(at::arange(heads, at::kLong).view({1, groups, 1, repeats, 1}));
-    index.push_back(walker.row_ids(tile).squeeze(-1));
-    return index;
-  }
-  Tensor batch_index() const { return at::arange(batch, at::kLong).view({-1, 1, 1, 1}); }
-  Tensor key_head_index() const {
-    return at::arange(groups, at::kLong).div(keys_per_group, "floor").view({1, -1, 1, 1});
-  }
-};
 
 }  // namespace
 

@@ -23,6 +23,8 @@ class Logits {
   // What dropout multiplies weights with, [b, g, t, r, m, n]; undefined without dropout.
   at::Tensor keep(const RowTile& tile, const Piece& piece) const;
 
+  at::Tensor key_ids(const Piece& piece) const;  // broadcastable to [b, g, t, 1, 1, n]
+
   // Zeros of the gradients that are wanted (compute dtype), and what d loss / d (added terms) of a piece adds to them.
   Gradients zeros() const;
   void add_gradients(const at::Tensor& d_added, const RowTile& tile, const Piece& piece, Gradients& to) const;
@@ -30,7 +32,6 @@ class Logits {
  private:
   // Queries and keys of a piece stand side by side in the bias.
   bool contiguous(const Piece& piece) const { return !piece.index.defined() && !rule_of(p_.plan).query_order; }
-  at::Tensor key_ids(const Piece& piece) const;  // broadcastable to [b, g, t, 1, 1, n]
   at::Tensor distance(const RowTile& tile, const Piece& piece) const;
   at::Tensor bias(const RowTile& tile, const Piece& piece) const;
   at::Tensor relative_columns(int64_t axis, const RowTile& tile, const Piece& piece) const;

@@ -1,0 +1,32 @@
+// A problem as the kernels want it.
+#pragma once
+
+#include <vector>
+
+#include "foveate/kernels/attend.h"
+#include "foveate/ops/attend/definition.h"
+
+namespace foveate::ops {
+
+kernels::DType dtype_of(const at::Tensor& t);
+// Unit last stride: anything else is copied.
+at::Tensor readable(const at::Tensor& t);
+kernels::View view_of(const at::Tensor& t);
+
+// Keeps alive what it points to.
+struct Prepared {
+  kernels::Arguments arguments;
+  std::vector<at::Tensor> held;
+
+  explicit Prepared(const Problem& p);
+
+ private:
+  const at::Tensor& keep(at::Tensor t);
+  const float* floats(const at::Tensor& t);
+  void set_rule(const Rule& rule);
+  void add_list(const at::Tensor& index, const at::Tensor* count, const at::Tensor* end, bool checks_rule);
+  void set_score(const Score& score);
+  void set_relative(const Relative& relative);
+};
+
+}  // namespace foveate::ops
