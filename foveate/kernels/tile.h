@@ -173,6 +173,8 @@ struct Table {
   void (*row_dots)(const void* const* a, const void* const* b, int rows, int dim, DType type, float* out);
   // to[d] = from[d] * factor, converted to `type`.
   void (*scale_row)(const float* from, int dim, float factor, DType type, void* to);
+  // to[d] += from[d] * factor
+  void (*add_scaled)(const void* from, int dim, DType type, float factor, float* to);
   // to[d] += from[d]
   void (*add_row)(const float* from, int dim, float* to);
   // What the machine can do: products in registers alone, returns the operations done; and reading memory.

@@ -46,6 +46,58 @@ TEST(Merge, the_empty_part_changes_nothing_and_all_empty_is_empty) {
   EXPECT_TRUE(merge_by_lse(none).lse.equal(empty.lse));
 }
 
+TEST(Mix, equals_plain_loops_with_gradients_and_leaves_empty_parts_out) {
+  constexpr int64_t kRows = 6, kDim = 3, kParts = 4;
+  std::vector<Attended> parts;
+  std::vector<at::Tensor> logits;
+  for (int64_t i = 0; i < kParts; ++i) {
+    const uint64_t seed = uint64_t(10 * i);
+    at::Tensor lse = random_tensor({1, 1, kRows}, seed + 2, at::kDouble);
+    lse.narrow(2, 0, i == 3 ? 1 : i).fill_(-INFINITY);  // row 0 has part 0 alone
+    parts.push_back({random_tensor({1, 1, kRows, kDim}, seed + 1, at::kDouble).requires_grad_(), lse});
+    logits.push_back(random_tensor({1, 1, kRows}, seed + 3, at::kDouble).requires_grad_());
+  }
+  const at::Tensor d = random_tensor({1, 1, kRows, kDim}, 99, at::kDouble), out = mix(parts, logits);
+  (out * d).sum().backward();
+  const auto at = [](const at::Tensor& t, int64_t row) { return t[0][0][row].item<double>(); };
+  for (int64_t row = 0; row < kRows; ++row) {
+    double weights[kParts], total = 0, along[kParts] = {}, mean = 0;
+    for (int64_t i = 0; i < kParts; ++i) {
+      weights[i] = std::isinf(at(parts[size_t(i)].lse, row)) ? 0 : std::exp(at(logits[size_t(i)], row));
+      total += weights[i];
+    }
+    for (int64_t i = 0; i < kParts; ++i) {
+      weights[i] /= total;
+      for (int64_t e = 0; e < kDim; ++e)
+        along[i] += d[0][0][row][e].item<double>() * parts[size_t(i)].out[0][0][row][e].item<double>();
+      mean += weights[i] * along[i];
+    }
+    for (int64_t i = 0; i < kParts; ++i)
+      EXPECT_NEAR(at(logits[size_t(i)].grad(), row), weights[i] * (along[i] - mean), 1e-12);
+    for (int64_t e = 0; e < kDim; ++e) {
+      double sum = 0;
+      for (int64_t i = 0; i < kParts; ++i) {
+        sum += weights[i] * parts[size_t(i)].out[0][0][row][e].item<double>();
+        EXPECT_NEAR(parts[size_t(i)].out.grad()[0][0][row][e].item<double>(),
+                    weights[i] * d[0][0][row][e].item<double>(), 1e-12);
+      }
+      EXPECT_NEAR(out[0][0][row][e].item<double>(), sum, 1e-12);
+    }
+  }
+}
+
+TEST(Mix, of_empty_parts_is_zero_and_wrong_shapes_are_refused) {
+  const Attended empty[] = {{at::zeros({1, 1, 2, 3}), at::full({1, 1, 2}, -INFINITY)}};
+  const at::Tensor logits[] = {at::zeros({1, 1, 2}).requires_grad_()};
+  const at::Tensor out = mix(empty, logits);
+  EXPECT_EQ(out.abs().max().item<float>(), 0);
+  out.sum().backward();
+  EXPECT_TRUE(logits[0].grad().eq(0).all().item<bool>());
+  EXPECT_THROW(mix(empty, {}), Error);
+  const at::Tensor wrong[] = {at::zeros({1, 1, 3})};
+  EXPECT_THROW(mix(empty, wrong), Error);
+}
+
 TEST(Merge, refuses_nothing_and_other_shapes) {
   EXPECT_THROW(merge_by_lse({}), Error);
   const Attended parts[] = {{at::zeros({1, 1, 2, 3}), at::zeros({1, 1, 2})},

@@ -1,6 +1,9 @@
 #include "foveate/ops/select/select.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -37,6 +40,83 @@ TEST(Pool, equals_plain_loops_for_ragged_segments) {
   }
   EXPECT_THROW(pool_segments(x, std::vector<int64_t>{0, 4, 4, 11}, Pooling::mean), Error);
   EXPECT_THROW(pool_segments(x, std::vector<int64_t>{0, 4}, Pooling::mean), Error);
+}
+
+TEST(Pool, even_segments_and_a_shorter_last_one_equal_ragged_ones) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kDouble}) {
+    const at::Tensor x = random_tensor({2, 11, 3, 4}, 1, type).transpose(1, 2);
+    for (const Pooling pooling : {Pooling::mean, Pooling::mean_times_root, Pooling::max}) {
+      const at::Tensor even = pool_segments(x, std::vector<int64_t>{0, 4, 8, 11}, pooling);
+      EXPECT_EQ(even.scalar_type(), type == at::kDouble ? at::kDouble : at::kFloat);
+      for (int64_t c = 0; c < 3; ++c) {
+        const at::Tensor part = x.narrow(2, 4 * c, c < 2 ? 4 : 3).to(at::kDouble);
+        const at::Tensor want = pooling == Pooling::max ? part.amax(2) : part.mean(2);
+        const double root = pooling == Pooling::mean_times_root ? std::sqrt(double(part.size(2))) : 1;
+        EXPECT_TRUE(same(even.select(2, c), want * root, {1e-6, 1e-6}));
+      }
+    }
+  }
+}
+
+TEST(Pool, a_nan_stays_in_its_segment) {
+  at::Tensor x = random_tensor({1, 1, 8, 2}, 1);
+  x.select(2, 5).fill_(NAN);
+  for (const Pooling pooling : {Pooling::mean, Pooling::max}) {
+    const at::Tensor pooled = pool_segments(x, std::vector<int64_t>{0, 4, 8}, pooling);
+    EXPECT_TRUE(pooled.select(2, 0).isfinite().all().item<bool>());
+    EXPECT_TRUE(pooled.select(2, 1).isnan().all().item<bool>());
+  }
+}
+
+TEST(Pool, weighted_sums_and_their_gradients_equal_plain_loops) {
+  for (const std::vector<int64_t>& cuts : std::vector<std::vector<int64_t>>{{0, 4, 8, 12}, {0, 1, 7, 12}}) {
+    const at::Tensor x = random_tensor({2, 3, 12, 4}, 1, at::kDouble).requires_grad_();
+    const at::Tensor w = random_tensor({2, 1, 12}, 2, at::kDouble).requires_grad_(),
+                     d = random_tensor({2, 3, 3, 4}, 3, at::kDouble);
+    const at::Tensor got = weigh_segments(x, w, cuts);
+    (got * d).sum().backward();
+    for (int64_t b = 0; b < 2; ++b)
+      for (int64_t j = 0; j < 12; ++j) {
+        const int64_t c = std::upper_bound(cuts.begin(), cuts.end(), j) - cuts.begin() - 1;
+        double d_w = 0;
+        for (int64_t h = 0; h < 3; ++h)
+          for (int64_t e = 0; e < 4; ++e) {
+            d_w += d[b][h][c][e].item<double>() * x[b][h][j][e].item<double>();
+            EXPECT_NEAR(x.grad()[b][h][j][e].item<double>(), w[b][0][j].item<double>() * d[b][h][c][e].item<double>(),
+                        1e-12);
+            if (j == cuts[size_t(c)]) {
+              double sum = 0;
+              for (int64_t i = j; i < cuts[size_t(c) + 1]; ++i)
+                sum += w[b][0][i].item<double>() * x[b][h][i][e].item<double>();
+              EXPECT_NEAR(got[b][h][c][e].item<double>(), sum, 1e-12);
+            }
+          }
+        EXPECT_NEAR(w.grad()[b][0][j].item<double>(), d_w, 1e-12);
+      }
+  }
+  EXPECT_THROW(weigh_segments(random_tensor({1, 1, 4, 2}, 1), random_tensor({1, 1, 5}, 1), std::vector<int64_t>{0, 4}),
+               Error);
+}
+
+TEST(Pool, score_blocks_equals_plain_loops) {
+  const at::Tensor q = random_tensor({2, 4, 10, 3}, 1, at::kDouble),
+                   chunks = random_tensor({2, 2, 5, 3}, 2, at::kDouble);
+  const std::vector<int64_t> cuts = {0, 4, 8, 10};
+  for (const Pooling pooling : {Pooling::mean, Pooling::max})
+    for (const bool by_group : {false, true}) {
+      const at::Tensor got = score_blocks(q, chunks, cuts, pooling, by_group);
+      ASSERT_EQ(got.sizes(), at::IntArrayRef({2, by_group ? 2 : 4, 3, 5}));
+      for (int64_t h = 0; h < got.size(1); ++h)
+        for (int64_t block = 0; block < 3; ++block) {
+          const at::Tensor rows = by_group ? (q.select(1, 2 * h) + q.select(1, 2 * h + 1)) / 2 : q.select(1, h);
+          const at::Tensor part = rows.narrow(1, cuts[size_t(block)], cuts[size_t(block) + 1] - cuts[size_t(block)]);
+          const at::Tensor pooled = pooling == Pooling::mean ? part.mean(1) : part.amax(1);
+          for (int64_t c = 0; c < 5; ++c)
+            EXPECT_TRUE(same(got.select(1, h).select(1, block).select(1, c),
+                             (pooled * chunks.select(1, by_group ? h : h / 2).select(1, c)).sum(-1), {1e-12, 1e-12}));
+        }
+    }
+  EXPECT_THROW(score_blocks(q, random_tensor({2, 3, 5, 3}, 2), cuts, Pooling::mean, true), Error);
 }
 
 // The definition, token by token: forced keys, then the best of the rest by (score, index).
@@ -78,6 +158,64 @@ TEST(Select, equals_sorting_every_token) {
       if (index[0][0][0][i].item<int>() >= 0) got.push_back(index[0][0][0][i].item<int>());
     EXPECT_EQ(got, select_by_sorting(scores, cuts, c, budget)) << "trial " << trial;
   }
+}
+
+// Entries by (forced, score, index), the best first.
+std::vector<int> top_by_sorting(const std::vector<float>& scores, const std::vector<bool>& forced,
+                                const std::vector<bool>& banned, int64_t count) {
+  std::vector<int> order;
+  for (int i = 0; i < int(scores.size()); ++i)
+    if (!banned[size_t(i)] && (forced[size_t(i)] || scores[size_t(i)] != -INFINITY)) order.push_back(i);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    const auto x = size_t(a), y = size_t(b);
+    if (forced[x] != forced[y]) return bool(forced[x]);
+    if (std::isnan(scores[x]) || std::isnan(scores[y])) return !std::isnan(scores[x]) && std::isnan(scores[y]);
+    return scores[x] > scores[y];
+  });
+  order.resize(std::min(order.size(), size_t(count)));
+  std::sort(order.begin(), order.end());
+  return order;
+}
+
+TEST(Select, the_best_entries_equal_sorting_all_of_them) {
+  Random random(9);
+  for (int trial = 0; trial < 400; ++trial) {
+    const size_t entries = 1 + random.below(40);
+    std::vector<float> scores;
+    std::vector<bool> forced, banned;
+    const float special[] = {NAN, INFINITY, -INFINITY, -0.0f, 0.0f, -1e-40f};
+    for (size_t i = 0; i < entries; ++i) {
+      scores.push_back(random.below(5) == 0 ? special[random.below(6)] : float(random.below(7)) - 3);
+      forced.push_back(random.below(12) == 0), banned.push_back(random.below(6) == 0);
+    }
+    int64_t least = 0;
+    for (size_t i = 0; i < entries; ++i) least += forced[i] && !banned[i];
+    const int64_t count = least + int64_t(random.below(20));
+    const auto mask = [&](const std::vector<bool>& bits) {
+      const at::Tensor t = at::zeros({int64_t(entries)}, at::kBool);
+      for (size_t i = 0; i < entries; ++i) t.mutable_data_ptr<bool>()[i] = bits[i];
+      return t;
+    };
+    const at::Tensor index = select_top(at::tensor(scores, at::kFloat).view({1, -1}), count,
+                                        {.forced = mask(forced), .banned = mask(banned)});
+    ASSERT_EQ(index.size(1), std::min<int64_t>(count, int64_t(entries)));
+    std::vector<int> got;
+    for (int64_t i = 0; i < index.size(1); ++i)
+      if (index[0][i].item<int>() >= 0) got.push_back(index[0][i].item<int>());
+    EXPECT_EQ(got, top_by_sorting(scores, forced, banned, count)) << "trial " << trial;
+  }
+}
+
+TEST(Select, the_best_entries_of_many_rows_are_each_rows_own) {
+  const at::Tensor scores = random_tensor({3, 5, 200}, 4, at::kBFloat16);  // bf16: many ties
+  const at::Tensor index = select_top(scores, 17);
+  for (int64_t row = 0; row < 15; ++row)
+    EXPECT_TRUE(index.view({15, 17})[row].equal(select_top(scores.view({15, 200})[row], 17)));
+  EXPECT_EQ(select_top(scores, 0).sizes(), at::IntArrayRef({3, 5, 0}));
+  EXPECT_EQ(select_top(scores.narrow(2, 0, 0), 4).sizes(), at::IntArrayRef({3, 5, 0}));
+  EXPECT_THROW(select_top(scores, -1), Error);
+  EXPECT_THROW(select_top(scores, 1, {.forced = at::ones({200}, at::kBool), .banned = {}}), Error);
+  EXPECT_THROW(select_top(scores, 1, {.forced = at::ones({7}, at::kBool), .banned = {}}), Error);
 }
 
 TEST(Select, refuses_forced_keys_over_budget) {

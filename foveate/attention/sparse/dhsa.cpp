@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/matmul.h>
 
 #include <algorithm>
 #include <numeric>
@@ -23,12 +22,6 @@ ops::Pooling pooling_of(Dhsa::Pooling pooling) {
       return ops::Pooling::max;
   }
   fail("dhsa: unknown pooling");
-}
-
-// q [B, Hq, L, D] averaged over the query heads of each key head: [B, Hkv, L, D] fp32 or wider.
-at::Tensor mean_of_groups(const at::Tensor& q, int64_t kv_heads) {
-  return q.unflatten(1, {kv_heads, q.size(1) / kv_heads})
-      .mean(2, false, q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
 }
 
 }  // namespace
@@ -63,7 +56,7 @@ ops::Candidates Dhsa::candidates(const Rule& rule, int64_t first_row_position, i
 
 Attended Dhsa::attend(const Inputs& in) const {
   validate();
-  const int64_t queries = in.q.size(2), keys = in.k.size(2), kv_heads = in.k.size(1);
+  const int64_t queries = in.q.size(2), keys = in.k.size(2);
   const int64_t start = in.rule.query_start.value_or(keys - queries);
   const int64_t dense_rows = in.ends_prompt ? std::min(instruction_tokens, queries) : 0, rows = queries - dense_rows;
   Attended attended{.out = {}, .lse = {}, .plans = {}};
@@ -79,12 +72,12 @@ Attended Dhsa::attend(const Inputs& in) const {
   sparse_rule.query_start = start;
   dense_rule.query_start = start + rows;
   const auto query_cuts = ops::even_cuts(rows, query_block), key_cuts = ops::even_cuts(keys, chunk);
-  const at::Tensor blocks = pool(mean_of_groups(in.q.narrow(2, 0, rows).detach(), kv_heads), query_cuts);
   const at::Tensor chunks = pool(in.k.detach(), key_cuts);
   std::vector<ops::Candidates> candidates_of;
   for (size_t b = 0; b + 1 < query_cuts.size(); ++b)
     candidates_of.push_back(candidates(in.rule, start + query_cuts[b], start + query_cuts[b + 1]));
-  const at::Tensor scores = at::matmul(blocks, chunks.transpose(2, 3));  // [B, 1|Hkv, blocks, chunks] fp32
+  const at::Tensor scores = ops::score_blocks(in.q.narrow(2, 0, rows).detach(), chunks, query_cuts, pooling_of(pooling),
+                                              /*by_group=*/true);  // [B, 1|Hkv, blocks, chunks] fp32
   run(0, rows, TokenPlan{query_block, ops::select_tokens(scores, key_cuts, candidates_of, budget), sparse_rule});
   run(rows, dense_rows, dense_rule);
   attended.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);
@@ -139,10 +132,10 @@ class DhsaState final : public CachedState {
 
  private:
   ops::Attended decode_row(const Inputs& in, int64_t row, std::vector<PlannedRows>& plans) {
-    const int64_t keys = in.k.size(2), kv_heads = in.k.size(1);
+    const int64_t keys = in.k.size(2);
     const at::Tensor chunks = chunk_summaries(in.k);
-    const at::Tensor query = dhsa_.pool(mean_of_groups(in.q, kv_heads), std::array<int64_t, 2>{0, 1});
-    const at::Tensor scores = at::matmul(query, chunks.transpose(2, 3));
+    const at::Tensor scores = ops::score_blocks(in.q, chunks, std::array<int64_t, 2>{0, 1}, pooling_of(dhsa_.pooling),
+                                                /*by_group=*/true);
     const ops::Candidates candidates = dhsa_.candidates(in.rule, keys - 1, keys);
     TokenPlan plan{1, ops::select_tokens(scores, ops::even_cuts(keys, dhsa_.chunk), {&candidates, 1}, dhsa_.budget),
                    in.rule};

@@ -26,6 +26,7 @@ constexpr Table make_table(const char* name) {
   table.finish = finish;
   table.row_dots = row_dots;
   table.scale_row = scale_row;
+  table.add_scaled = add_scaled;
   table.add_row = add_row;
   table.read = read;
   return table;

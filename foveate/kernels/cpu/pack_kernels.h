@@ -136,6 +136,13 @@ void scale_row(const float* from, int dim, float factor, DType type, void* to) {
   store_row(to, from, Simd::set(factor), dim, type);
 }
 
+void add_scaled(const void* from, int dim, DType type, float factor, float* to) {
+  int at = 0;
+  for (; at + kLanes <= dim; at += kLanes)
+    Simd::store(to + at, Simd::fma(row_floats(from, at, dim, type), Simd::set(factor), Simd::load(to + at)));
+  for (; at < dim; ++at) to[at] += element((const char*)from, type, at) * factor;
+}
+
 void add_row(const float* from, int dim, float* to) {
   for (int d = 0; d < dim; ++d) to[d] += from[d];
 }

@@ -22,4 +22,18 @@ std::vector<int64_t> even_cuts(int64_t length, int64_t size);
 // Throws Error: cuts that do not ascend strictly from 0 to L.
 at::Tensor pool_segments(const at::Tensor& x, std::span<const int64_t> cuts, Pooling pooling);
 
+// Weighted sums over segments: sum of weights[b, h, j] * x[b, h, j] over each.  weights [B|1, H|1, L] floating point,
+// as they are (a softmax over each segment makes means of them).  [B, H, segments, D] fp32 (fp64 for fp64);
+// differentiable in x and weights.  A weight of 0 takes nothing, but from NaN and Inf.  Throws Error: cuts as above,
+// weights that do not fit.
+at::Tensor weigh_segments(const at::Tensor& x, const at::Tensor& weights, std::span<const int64_t> cuts);
+
+// Scores of blocks of queries against pooled keys: pool(q) . chunks, without a scale.
+// q [B, Hq, L, D]; chunks [B, Hc, C, D] floating point, Hq a multiple of Hc.  Query heads that share a head of chunks
+// are averaged before they are pooled (by_group), or scored one by one.  Returns [B, Hc or Hq, blocks, C] fp32 (fp64
+// for fp64). Differentiable.  Throws Error: heads or dims that do not fit, cuts as above. Sources: DHSA, 2510.24606,
+// section 3 (groups); MoBA, 2502.13189, equation 6 (heads one by one).
+at::Tensor score_blocks(const at::Tensor& q, const at::Tensor& chunks, std::span<const int64_t> query_cuts,
+                        Pooling pooling, bool by_group);
+
 }  // namespace foveate::ops

@@ -3,12 +3,15 @@
 #include <ATen/ops/full.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <vector>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/parallel.h"
 
 namespace foveate::ops {
 namespace {
@@ -68,6 +71,83 @@ at::Tensor select_tokens(const at::Tensor& scores, std::span<const int64_t> cuts
     for (const KeyRange& range : choose({score + list * chunks, size_t(chunks)}, cuts, c, budget))
       for (int64_t key = range.first; key < range.last; ++key) *next++ = int32_t(key);
   }
+  return index;
+}
+
+namespace {
+
+// Orders entries by one number: forced, then score, then lower index.  0: banned.
+uint64_t rank_of(float score, int64_t index, bool forced, bool banned) {
+  if (banned || (score == -std::numeric_limits<float>::infinity() && !forced)) return 0;
+  uint32_t order = 0;  // of NaN
+  if (!std::isnan(score)) {
+    const auto bits = std::bit_cast<uint32_t>(score == 0 ? 0.0f : score);  // -0 equals 0
+    order = bits >> 31 ? ~bits : bits | 0x80000000u;
+  }
+  return uint64_t{forced} << 63 | uint64_t{order} << 31 | (0x7fffffffu - uint64_t(index));
+}
+
+struct TopRow {
+  const float* scores;
+  const bool *forced, *banned;  // null: none
+  int64_t entries, count;
+};
+
+void select_row(const TopRow& row, std::vector<uint64_t>& ranks, int32_t* out) {
+  ranks.resize(size_t(row.entries));
+  int64_t legal = 0;
+  for (int64_t i = 0; i < row.entries; ++i) {
+    const bool is_banned = row.banned && row.banned[i], is_forced = row.forced && row.forced[i] && !is_banned;
+    const uint64_t rank = rank_of(row.scores[i], i, is_forced, is_banned);
+    if (rank > 0) ranks[size_t(legal++)] = rank;
+  }
+  const int64_t taken = std::min(legal, row.count), room = std::min(row.count, row.entries);
+  if (taken < legal) std::nth_element(ranks.begin(), ranks.begin() + taken, ranks.begin() + legal, std::greater<>());
+  for (int64_t i = 0; i < taken; ++i) out[i] = int32_t(0x7fffffffu - (ranks[size_t(i)] & 0x7fffffffu));
+  std::sort(out, out + taken);
+  std::fill(out + taken, out + room, -1);
+}
+
+}  // namespace
+
+at::Tensor select_top(const at::Tensor& scores, int64_t count, const TopOptions& options) {
+  require(count >= 0, "select_top: count must be >= 0, got {}", count);
+  require(scores.dim() >= 1 && scores.is_floating_point(), "select_top: scores must be floating point [.., N], got {}",
+          c10::toString(scores.scalar_type()));
+  const at::Tensor flat = scores.detach().to(at::kFloat).contiguous();
+  const auto mask = [&](const std::optional<at::Tensor>& t, std::string_view name) {
+    if (!t) return at::Tensor();
+    bool fits = t->scalar_type() == at::kBool && t->dim() <= scores.dim();
+    for (int64_t axis = 1; fits && axis <= t->dim(); ++axis)
+      fits = t->size(-axis) == 1 || t->size(-axis) == scores.size(-axis);
+    require(fits, "select_top: {} must be bool and broadcast to [{}], got {} [{}]", name,
+            fmt::join(scores.sizes().begin(), scores.sizes().end(), ", "), c10::toString(t->scalar_type()),
+            fmt::join(t->sizes().begin(), t->sizes().end(), ", "));
+    return t->expand(scores.sizes()).contiguous();
+  };
+  const at::Tensor forced = mask(options.forced, "forced"), banned = mask(options.banned, "banned");
+  const int64_t entries = scores.size(-1), room = std::min(count, entries);
+  if (forced.defined() && forced.numel() > 0) {
+    const at::Tensor kept = banned.defined() ? forced.logical_and(banned.logical_not()) : forced;
+    const int64_t most = kept.sum(-1).max().item<int64_t>();
+    require(most <= count, "select_top: forced entries must be <= count, got {} > {}", most, count);
+  }
+  require(entries < std::numeric_limits<int32_t>::max(), "select_top: entries must be < 2^31, got {}", entries);
+  std::vector<int64_t> shape = scores.sizes().vec();
+  shape.back() = room;
+  const at::Tensor index = at::full(shape, -1, at::kInt);
+  const int64_t rows = entries > 0 ? flat.numel() / entries : 0;
+  constexpr int64_t kRowsAtOnce = 64;
+  run_queue(torch_pool(), (rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t item, int) {
+    std::vector<uint64_t> ranks;
+    for (int64_t row = item * kRowsAtOnce; row < std::min((item + 1) * kRowsAtOnce, rows); ++row) {
+      const auto at_row = [&](const at::Tensor& t) {
+        return t.defined() ? t.const_data_ptr<bool>() + row * entries : nullptr;
+      };
+      select_row({flat.const_data_ptr<float>() + row * entries, at_row(forced), at_row(banned), entries, count}, ranks,
+                 index.mutable_data_ptr<int32_t>() + row * room);
+    }
+  });
   return index;
 }
 

@@ -23,4 +23,14 @@ struct Candidates {
 at::Tensor select_tokens(const at::Tensor& scores, std::span<const int64_t> cuts,
                          std::span<const Candidates> candidates, int64_t budget);
 
+struct TopOptions {
+  std::optional<at::Tensor> forced, banned;  // bool, broadcast to the scores; banned counts where both are set
+};
+
+// The `count` best entries along the last axis: forced ones first, then higher scores, then lower indices.  A score of
+// -inf is banned; NaN comes behind all numbers.  scores [.., N] floating point, compared in fp32.
+// Returns [.., min(count, N)] int32, ascending, -1 behind the end where fewer may be taken.  No gradient.
+// Throws Error: count < 0, masks that do not fit, more forced entries than count.
+at::Tensor select_top(const at::Tensor& scores, int64_t count, const TopOptions& options = {});
+
 }  // namespace foveate::ops
