@@ -68,10 +68,11 @@ struct ScoreTerms {
   const float* slopes = nullptr;                        // of the tile's first head
   RelativeTerm relative;
   float leaky = 1;          // factor of logits that are not positive
+  int landmark_block = 0;   // > 0: grouped softmax over blocks of so many keys (ops::Score::landmarks)
   uint32_t drop_below = 0;  // dropout_threshold(probability); 0: no dropout
   float keep_scale = 1;     // 1 / (1 - probability)
   bool adds() const { return bias != nullptr || slopes != nullptr || relative.logits != nullptr; }
-  bool plain() const { return soft_cap == 0 && !adds() && leaky == 1 && scale > 0; }
+  bool plain() const { return soft_cap == 0 && !adds() && leaky == 1 && landmark_block == 0 && scale > 0; }
 };
 
 // Where gradients of score terms go.  Terms that are summed over keys have columns in `rows`, [rows of the

@@ -154,7 +154,7 @@ void Tiling::add_row(int64_t batch, int64_t head, int64_t left, int64_t query, T
   const int64_t id = std::max<int64_t>(query, 0), position = rule.query_start + id;
   if (rule.query_documents) rows.documents.push_back(rule.query_documents[batch * a_.queries + id]);
   if (a_.score.adds() || a_.wants_places) rows.query_ids.push_back(int32_t(id));
-  if (a_.score.slopes || a_.wants_places) rows.positions.push_back(int32_t(position));
+  if (a_.score.slopes || a_.wants_places || a_.score.landmark_block) rows.positions.push_back(int32_t(position));
   if (a_.score.drop_below)
     for (const uint32_t word : dropout_row(a_.dropout_seed, batch, head, position)) rows.drop_words.push_back(word);
   if (query < 0) return rows.bounds.push_back({0, 0, -1});

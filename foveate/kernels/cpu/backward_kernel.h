@@ -104,6 +104,8 @@ inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& 
         }
     }
   });
+  for (int r = 0; kTerms && t.score.landmark_block && r < g.rows; ++r)
+    group_gradients_of_row(t, p, g.row + r, weights + r * kPanelKeys, to + r * kPanelKeys);
   for (int i = 0; drops && i < g.rows * kPanelKeys; i += Simd::kWidth)
     Simd::store(weights + i, Simd::load(weights + i) * Simd::load(s.keep + i));
   if constexpr (kTerms) apply_terms(t, g, p, s, to);

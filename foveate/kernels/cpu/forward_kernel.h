@@ -64,6 +64,7 @@ inline void add_bad_values(const ForwardTile& t, const Panel& p, const Group& g)
       for (int i = 0; i < Simd::kWidth; ++i) {
         const char* value = (const char*)p.bad_values[column + i];
         if (!value || seen[i] == 0) continue;
+        if (t.score.landmark_block && (p.first + column + i + 1) % t.score.landmark_block == 0) continue;
         for (int d = 0; d < t.value_dim; ++d) {
           const float v = element(value, t.value_type, d);
           if (!Simd::all(Simd::finite(Simd::set(v)))) t.acc[int64_t{r} * padded(t.value_dim) + d] += v;

@@ -113,9 +113,58 @@ inline void hide(const Tile& t, const Panel& p, int row, float* s) {
                 Simd::select(visible(t, p, row, key_ids(p, column), column), Simd::load(s + column), hidden));
 }
 
+// ---- landmarks: ops::Score::landmarks, a block of 16, 32 or 64 keys with its landmark last ----
+
+// Calls use(first column, in the row's own block) for the blocks of a panel.
+template <class Use>
+inline void for_landmark_blocks(const Tile& t, const Panel& p, int row, const Use& use) {
+  const int block = t.score.landmark_block, position = t.positions[row];
+  const int32_t own = (position < 0 ? 0 : position < t.keys ? position : t.keys) / block;
+  for (int column = 0; column < kPanelKeys; column += block) use(column, (p.first + column) / block == own);
+}
+
+// Shifts the logits (times log2(e), -inf where invisible) of blocks other than the row's own so that together they
+// weigh what their landmark does; landmarks become -inf.
+inline void group_logits(const Tile& t, const Panel& p, int row, float* s) {
+  const int block = t.score.landmark_block;
+  for_landmark_blocks(t, p, row, [&](int first, bool own) {
+    const float gate = s[first + block - 1];
+    s[first + block - 1] = -kInfinity;
+    if (own) return;
+    F top = Simd::set(-kInfinity), sum = Simd::set(0);
+    for (int column = first; column < first + block; column += Simd::kWidth)
+      top = Simd::max(top, Simd::load(s + column));
+    const float most = Simd::largest(top);
+    const bool seen = gate != -kInfinity && most != -kInfinity;
+    for (int column = first; seen && column < first + block; column += Simd::kWidth)
+      sum = sum + Floats::exp2(Simd::load(s + column) - Simd::set(most));
+    const F shift = Simd::set(seen ? gate - most - __builtin_log2f(Simd::total(sum)) : -kInfinity);
+    for (int column = first; column < first + block; column += Simd::kWidth)
+      Simd::store(s + column, seen ? Simd::load(s + column) + shift : shift);
+  });
+}
+
+// d loss / d shifted logit of a row -> d loss / d logit, with the weights before dropout: a key's share of its block's
+// sum goes to the landmark.
+inline void group_gradients_of_row(const Tile& t, const Panel& p, int row, const float* weights, float* d) {
+  const int block = t.score.landmark_block;
+  for_landmark_blocks(t, p, row, [&](int first, bool own) {
+    if (own) return;
+    F sum = Simd::set(0), weight = Simd::set(0);
+    for (int column = first; column < first + block; column += Simd::kWidth)
+      sum = sum + Simd::load(d + column), weight = weight + Simd::load(weights + column);
+    const float all = Simd::total(sum), gate = Simd::total(weight);
+    if (gate == 0) return;
+    for (int column = first; column < first + block; column += Simd::kWidth)
+      Simd::store(d + column, Simd::load(d + column) - Simd::load(weights + column) * Simd::set(all / gate));
+    d[first + block - 1] = all;
+  });
+}
+
 inline void adjust(const Tile& t, const Panel& p, int row, Sight seen, float* s, const LogitFactors* factors) {
   if (!t.score.plain()) make_logits(t, p, row, s, factors);
   if (seen == Sight::some) hide(t, p, row, s);
+  if (t.score.landmark_block) group_logits(t, p, row, s);
 }
 
 // Lanes that dropout keeps (base/random.h: dropout_bits).

@@ -26,7 +26,7 @@ constexpr const char* kSchema =
     "Tensor? bias=None, Tensor? sink=None, float? scale=None, float? soft_cap=None, "
     "Tensor? slopes=None, Tensor? relative=None, Tensor? relative_queries=None, Tensor? relative_keys=None, "
     "int[] relative_sizes=[], float? leaky=None, float dropout=0.0, int dropout_seed=0, "
-    "Tensor? key_heads=None, Tensor? value_heads=None, "
+    "Tensor? landmarks=None, Tensor? key_heads=None, Tensor? value_heads=None, "
     "int? query_start=None, int? window_left=None, int? window_right=None, int sinks=0, Tensor? head_window=None, "
     "Tensor? key_lengths=None, Tensor? query_documents=None, Tensor? key_documents=None, Tensor? row_start=None, "
     "Tensor? row_end=None, int query_block=0, int key_block=0, Tensor? count=None, Tensor? index=None, "
@@ -49,16 +49,16 @@ Plan make_plan(Rule rule, int64_t query_block, int64_t key_block, OptionalTensor
 Problem make_problem(const Tensor& q, const Tensor& k, const Tensor& v, OptionalTensor bias, OptionalTensor sink,
                      OptionalDouble scale, OptionalDouble soft_cap, OptionalTensor slopes, OptionalTensor relative,
                      OptionalTensor relative_queries, OptionalTensor relative_keys, at::IntArrayRef relative_sizes,
-                     OptionalDouble leaky, double dropout, int64_t dropout_seed, OptionalTensor key_heads,
-                     OptionalTensor value_heads, OptionalInt query_start, OptionalInt window_left,
-                     OptionalInt window_right, int64_t sinks, OptionalTensor head_window, OptionalTensor key_lengths,
-                     OptionalTensor query_documents, OptionalTensor key_documents, OptionalTensor row_start,
-                     OptionalTensor row_end, int64_t query_block, int64_t key_block, OptionalTensor count,
-                     OptionalTensor index, OptionalTensor full_count, OptionalTensor full_index, OptionalTensor run_end,
-                     OptionalTensor query_order) {
+                     OptionalDouble leaky, double dropout, int64_t dropout_seed, OptionalTensor landmarks,
+                     OptionalTensor key_heads, OptionalTensor value_heads, OptionalInt query_start,
+                     OptionalInt window_left, OptionalInt window_right, int64_t sinks, OptionalTensor head_window,
+                     OptionalTensor key_lengths, OptionalTensor query_documents, OptionalTensor key_documents,
+                     OptionalTensor row_start, OptionalTensor row_end, int64_t query_block, int64_t key_block,
+                     OptionalTensor count, OptionalTensor index, OptionalTensor full_count, OptionalTensor full_index,
+                     OptionalTensor run_end, OptionalTensor query_order) {
   Rule rule{query_start,     window_left,   window_right, sinks,   head_window, key_lengths,
             query_documents, key_documents, row_start,    row_end, query_order};
-  Score score{scale, soft_cap, bias, sink, slopes, {}, leaky, dropout, dropout_seed};
+  Score score{scale, soft_cap, bias, sink, slopes, {}, leaky, landmarks, dropout, dropout_seed};
   require(relative.has_value() == relative_queries.has_value() && relative.has_value() == relative_keys.has_value(),
           "attend: relative, relative_queries and relative_keys must come together, got {}",
           relative.has_value() + relative_queries.has_value() + relative_keys.has_value());
@@ -89,9 +89,10 @@ auto flatten(const Problem& p) {
     relative = s.relative->logits, relative_queries = s.relative->queries, relative_keys = s.relative->keys;
   return std::tuple(p.q, p.k, p.v, s.bias, s.sink, s.scale, s.soft_cap, s.slopes, relative, relative_queries,
                     relative_keys, at::IntArrayRef(s.relative ? s.relative->sizes : kNoSizes), s.leaky, s.dropout,
-                    s.dropout_seed, p.heads.keys, p.heads.values, r.query_start, r.window_left, r.window_right, r.sinks,
-                    r.head_window, r.key_lengths, r.query_documents, r.key_documents, r.row_start, r.row_end,
-                    query_block, key_block, count, index, full_count, full_index, run_end, r.query_order);
+                    s.dropout_seed, s.landmarks, p.heads.keys, p.heads.values, r.query_start, r.window_left,
+                    r.window_right, r.sinks, r.head_window, r.key_lengths, r.query_documents, r.key_documents,
+                    r.row_start, r.row_end, query_block, key_block, count, index, full_count, full_index, run_end,
+                    r.query_order);
 }
 
 using Arguments = decltype(flatten(std::declval<Problem>()));

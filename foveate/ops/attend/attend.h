@@ -32,6 +32,12 @@ struct Score {
   std::optional<at::Tensor> slopes;  // floating point [Hq] (ALiBi, Press et al., 2108.12409); has a gradient
   std::optional<Relative> relative;
   std::optional<double> leaky;  // > 0: factor of logits that are not positive (LeakyReLU: graph attention); unset: 1
+  // [B|1, Lk] bool: grouped softmax (Landmark attention, Mohtashami and Jaggi, 2305.16300, section 3.1).  A landmark
+  // closes a block of keys; the keys of the row's own block (that of its position) and the landmarks of the others
+  // share one softmax, and a block shares what its landmark gets by a softmax of its own.  A landmark's value never
+  // counts; a block whose landmark, or all else, a row does not see counts nothing for it.  Plans must not list a key
+  // twice.
+  std::optional<at::Tensor> landmarks;
   // Probability in [0, 1) with which a weight becomes 0, others growing by 1 / (1 - dropout); lse is without it.  Which
   // ones depends on seed, batch, head, position and key alone (base/random.h: dropout_row, dropout_bits).
   double dropout = 0;

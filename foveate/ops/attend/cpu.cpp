@@ -125,6 +125,8 @@ std::string decline_reason(const Problem& p) {
   if (p.k.size(2) > kMostKeys) return fmt::format("keys must be <= {}, got {}", kMostKeys, p.k.size(2));
   if (!fits_int32(rule_of(p.plan).query_documents) || !fits_int32(rule_of(p.plan).key_documents))
     return "document ids must fit 32 bits";
+  if (p.score.landmarks && landmark_block(p) == 0)
+    return "landmarks must close blocks of 16, 32 or 64 keys that are not gathered";
   const int64_t start = rule_of(p.plan).query_start.value_or(p.k.size(2) - p.q.size(2));
   constexpr int64_t kFar = int64_t{1} << 30;
   if (p.score.slopes && (start < -kFar || start + p.q.size(2) > kFar))

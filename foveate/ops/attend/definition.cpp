@@ -94,12 +94,14 @@ void cast_score_gradients(const Problem& p, Gradients& g) {
 
 namespace {
 
-// The problem with a key and a value head for every query head, where it has a head map.
-Problem expand_heads(const Problem& p) {
-  if (!p.heads.keys) return p;
+// The problem with a key and a value head for every query head, where it has a head map, and without landmarks' values.
+Problem simplified(const Problem& p) {
   Problem wide = p;
+  if (p.score.landmarks)  // whose values never count, not even NaN
+    wide.v = p.v.masked_fill(p.score.landmarks->unsqueeze(1).unsqueeze(3), 0);
+  if (!p.heads.keys) return wide;
   wide.k = p.k.index_select(1, *p.heads.keys);
-  wide.v = p.v.index_select(1, p.heads.values.value_or(*p.heads.keys));
+  wide.v = wide.v.index_select(1, p.heads.values.value_or(*p.heads.keys));
   wide.heads = {};
   const auto widen = [&](Tensor& lists) {
     if (lists.size(1) != 1 && lists.size(1) != p.q.size(1)) lists = lists.index_select(1, *p.heads.keys);
@@ -118,7 +120,7 @@ Problem expand_heads(const Problem& p) {
 }  // namespace
 
 Attended attend_definition(const Problem& given) {
-  const Problem p = expand_heads(given);
+  const Problem p = simplified(given);
   const Tiles tiles(p);
   const int64_t value_dim = p.v.size(3);
   const auto options = p.q.options();
@@ -141,9 +143,12 @@ Attended attend_definition(const Problem& given) {
       top = sink.expand({tiles.batch, -1, tile.blocks, -1, tile.block_rows, 1}).reshape(top.sizes()).clone();
       sum.fill_(1);
     }
+    const Grouped::Tile blocks = tiles.survey(q, tile);
     tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
       if (piece.keys == 0) return;
-      Tensor s = tiles.logits(q, tiles.gather(p.k, piece), tile, piece).flatten(3, 4);
+      Tensor s = tiles.logits(q, tiles.gather(p.k, piece), tile, piece);
+      if (tiles.grouped.any()) s = tiles.grouped.shifted(s, piece, blocks);
+      s = s.flatten(3, 4);
       const Tensor new_top = at::maximum(top, s.amax(-1, true));
       const Tensor safe_top = new_top.masked_fill(new_top.eq(kMinusInfinity), 0);
       const Tensor weights = s.sub_(safe_top).exp_();
@@ -159,9 +164,39 @@ Attended attend_definition(const Problem& given) {
   return result();
 }
 
+namespace {
+
+struct TileRows {  // [b, g, t, r * m, d]
+  Tensor q, d_out, lse, delta;
+};
+
+// d loss / d logit = P (dP - delta) of a piece, [b, g, t, r, m, n], and what else follows from its logits.
+struct PieceGradient {
+  Tensor k, logits, kept, d_s;  // logits before landmarks; kept: weights behind dropout
+  Logits::Factors factors;
+};
+
+PieceGradient piece_gradient(const Tiles& tiles, const Problem& p, const TileRows& rows, const RowTile& tile,
+                             const Piece& piece, const Grouped::Tile& blocks) {
+  PieceGradient g;
+  g.k = tiles.gather(p.k, piece);
+  g.logits = tiles.logits(rows.q, g.k, tile, piece, &g.factors);
+  const Tensor s = tiles.grouped.any() ? tiles.grouped.shifted(g.logits, piece, blocks) : g.logits;
+  const Tensor weights = (s.flatten(3, 4) - rows.lse).exp_(), keep = tiles.score.keep(tile, piece);
+  g.kept = keep.defined() ? weights.clone() : weights;
+  tiles.drop(g.kept, keep, tile);
+  Tensor d_s = at::matmul(rows.d_out, tiles.gather(p.v, piece).transpose(-1, -2));
+  tiles.drop(d_s, keep, tile);
+  g.d_s = d_s.sub_(rows.delta).mul_(weights).unflatten(3, {tiles.repeats, tile.block_rows});
+  if (piece.visible.defined()) g.d_s.masked_fill_(piece.visible.logical_not(), 0);  // 0 * NaN of an invisible value
+  return g;
+}
+
+}  // namespace
+
 Gradients attend_backward_definition(const Problem& given, const Attended& attended, const Tensor& d_out,
                                      const Tensor& d_lse) {
-  const Problem p = expand_heads(given);
+  const Problem p = simplified(given);
   const Tiles tiles(p);
   const auto compute = p.q.options().dtype(tiles.compute);
   const Tensor d_q = at::zeros({tiles.batch, tiles.heads, tiles.queries + 1, p.q.size(3)}, p.q.options());
@@ -181,22 +216,24 @@ Gradients attend_backward_definition(const Problem& given, const Attended& atten
       const Tensor tile_lse = tiles.rows(lse, tile), tile_delta = tiles.rows(delta, tile);
       const Tensor finite_lse = tile_lse.masked_fill(tile_lse.eq(kMinusInfinity), 0);
       const Tensor tile_d_q = at::zeros_like(q);
+      const auto gradient_of = [&](const Tensor& q, const RowTile& tile, const Piece& piece,
+                                   const Grouped::Tile& blocks) {
+        return piece_gradient(tiles, p, {q, tile_d_out, finite_lse, tile_delta}, tile, piece, blocks);
+      };
+      Grouped::Tile blocks = tiles.survey(q, tile);
+      if (tiles.grouped.any())
+        tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
+          if (piece.keys > 0) tiles.grouped.add_block_gradients(gradient_of(q, tile, piece, blocks).d_s, piece, blocks);
+        });
       tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
         if (piece.keys == 0) return;
-        const Tensor k = tiles.gather(p.k, piece), v = tiles.gather(p.v, piece);
-        Logits::Factors factors;
-        const Tensor weights = tiles.logits(q, k, tile, piece, &factors).flatten(3, 4).sub_(finite_lse).exp_();
-        const Tensor keep = tiles.score.keep(tile, piece), kept = keep.defined() ? weights.clone() : weights;
-        tiles.drop(kept, keep, tile);
-        tiles.scatter_add(at::matmul(kept.transpose(-1, -2), tile_d_out), piece, d_v);
-        Tensor d_s = at::matmul(tile_d_out, v.transpose(-1, -2));
-        tiles.drop(d_s, keep, tile);
-        d_s = d_s.sub_(tile_delta).mul_(weights).unflatten(3, {tiles.repeats, tile.block_rows});
-        if (piece.visible.defined()) d_s.masked_fill_(piece.visible.logical_not(), 0);  // 0 * NaN of an invisible value
-        tiles.score.add_gradients(factors.added.defined() ? d_s * factors.added : d_s, tile, piece, sums);
-        if (factors.product.defined()) d_s = d_s * factors.product;
-        const Tensor d_scaled = d_s.flatten(3, 4);
-        tile_d_q.add_(tiles.weigh(d_scaled, k, tile, piece));
+        PieceGradient g = gradient_of(q, tile, piece, blocks);
+        tiles.scatter_add(at::matmul(g.kept.transpose(-1, -2), tile_d_out), piece, d_v);
+        if (tiles.grouped.any()) g.d_s = tiles.grouped.gradient(g.d_s, g.logits, piece, blocks);
+        tiles.score.add_gradients(g.factors.added.defined() ? g.d_s * g.factors.added : g.d_s, tile, piece, sums);
+        if (g.factors.product.defined()) g.d_s = g.d_s * g.factors.product;
+        const Tensor d_scaled = g.d_s.flatten(3, 4);
+        tile_d_q.add_(tiles.weigh(d_scaled, g.k, tile, piece));
         tiles.scatter_add(at::matmul(d_scaled.transpose(-1, -2), q), piece, d_k);
       });
       tiles.write_rows(tile_d_q.mul_(tiles.scale), tile, d_q);

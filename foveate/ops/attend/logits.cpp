@@ -75,6 +75,13 @@ void check_score(const Problem& p) {
   check_heads(s.sink, "sink");
   check_heads(s.slopes, "slopes");
   if (s.relative) check_relative(p, *s.relative);
+  if (s.landmarks) {
+    const Tensor& t = *s.landmarks;
+    require(t.scalar_type() == at::kBool && t.dim() == 2 && (t.size(0) == 1 || t.size(0) == p.q.size(0)) &&
+                t.size(1) == p.k.size(2),
+            "attend: landmarks must be bool [{} or 1, {}], got {} {}", p.q.size(0), p.k.size(2),
+            c10::toString(t.scalar_type()), text(t));
+  }
 }
 
 Logits::Logits(const Problem& p, const PieceWalker& walker, at::ScalarType compute)

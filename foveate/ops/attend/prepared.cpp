@@ -1,6 +1,7 @@
 #include "foveate/ops/attend/prepared.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +22,15 @@ DType dtype_of(const Tensor& t) {
 Tensor readable(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : t.contiguous(); }
 
 kernels::View view_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }
+
+int64_t landmark_block(const Problem& p) {
+  const auto* blocks = std::get_if<BlockPlan>(&p.plan);
+  if (!std::holds_alternative<Rule>(p.plan) && !(blocks && blocks->key_block % kernels::kPanelKeys == 0)) return 0;
+  const Tensor ends = at::arange(1, p.k.size(2) + 1, at::kLong);
+  for (const int64_t block : {16, 32, 64})
+    if (p.score.landmarks->eq(ends.remainder(block).eq(0)).all().item<bool>()) return block;
+  return 0;
+}
 
 Prepared::Prepared(const Problem& p) {
   auto& a = arguments;
@@ -47,6 +57,7 @@ Prepared::Prepared(const Problem& p) {
     a.query_block = runs->query_block, a.key_block = 1;
     add_list(runs->start, nullptr, &runs->end, true);
   }
+  if (p.score.landmarks) a.score.landmark_block = int(landmark_block(p));
   set_score(p.score);
 }
 

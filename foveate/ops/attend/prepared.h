@@ -13,6 +13,10 @@ kernels::DType dtype_of(const at::Tensor& t);
 at::Tensor readable(const at::Tensor& t);
 kernels::View view_of(const at::Tensor& t);
 
+// The length of the blocks that landmarks close where the kernels can take them, else 0: every 16, 32 or 64 keys, and
+// no plan that gathers keys.
+int64_t landmark_block(const Problem& p);
+
 // Keeps alive what it points to.
 struct Prepared {
   kernels::Arguments arguments;

@@ -8,6 +8,7 @@
 
 #include <cmath>
 
+#include "foveate/ops/attend/grouped.h"
 #include "foveate/ops/attend/logits.h"
 #include "foveate/plan/pieces.h"
 
@@ -27,7 +28,19 @@ class Tiles {
         keys_per_group(groups / problem.k.size(1)),
         compute(problem.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
         scale(problem.score.scale.value_or(1 / std::sqrt(double(problem.q.size(3))))),
-        score(problem, walker, compute) {}
+        score(problem, walker, compute),
+        grouped(problem, walker) {}
+
+  // What a tile's rows know of landmark blocks; q already times scale.  Empty without landmarks.
+  Grouped::Tile survey(const at::Tensor& q, const RowTile& tile) const {
+    if (!grouped.any()) return {};
+    const int64_t shape[] = {batch, groups, tile.blocks, repeats, tile.block_rows};
+    return grouped.survey(tile, shape, compute, [&](const auto& use) {
+      walker.for_each_piece(tile, [&](const Piece& piece) {
+        if (piece.keys > 0) use(piece, logits(q, gather(p_.k, piece), tile, piece));
+      });
+    });
+  }
 
   // Rows of a tile, x [b, Hq, Lq, d] as [b, g, t, r * m, d]; zero where there is none.
   at::Tensor rows(const at::Tensor& x, const RowTile& tile) const {
@@ -101,6 +114,7 @@ class Tiles {
   const at::ScalarType compute;
   const double scale;
   const Logits score;
+  const Grouped grouped;
 
  private:
   // Addresses [b, Hq, Lq] at [b, g, t, r, m].
