@@ -1,10 +1,13 @@
-// foveate bench attention: the kernels' speed beside the machine's peaks and torch's attention.
+// foveate bench: the kernels' speed beside the machine's peaks and torch's own ways.
+#include <ATen/Parallel.h>
+
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
 #include "common.h"
 #include "foveate/eval/bench_attention.h"
+#include "foveate/eval/bench_primitives.h"
 #include "foveate/ops/level.h"
 #include "foveate/report/table.h"
 
@@ -72,6 +75,47 @@ void run(Options options) {
                                           rows));
 }
 
+void run_primitives(const eval::PrimitiveOptions& options, bool json) {
+  const double read = eval::measure_peaks().read;
+  std::vector<std::vector<std::string>> rows;
+  eval::bench_primitives(options, [&](const eval::PrimitiveTiming& t) {
+    throw_if_interrupted();
+    const double rate = t.bytes / t.seconds * 1e-9;
+    if (json) {
+      nlohmann::json line = {
+          {"case", t.name}, {"seconds", t.seconds}, {"beside", t.beside}, {"beside_seconds", t.beside_seconds}};
+      if (t.bytes > 0) line["of_read"] = rate / read;
+      fmt::print("{}\n", line.dump());
+      return;
+    }
+    rows.push_back({t.name, fmt::format("{:.3f}", t.seconds * 1e3),
+                    t.bytes > 0 ? fmt::format("{:.0f} %", rate / read * 100) : std::string(), t.beside,
+                    fmt::format("{:.2f}x", t.beside_seconds / t.seconds)});
+  });
+  if (json) return;
+  fmt::print("{}, {} threads; one thread reads {:.1f} GB/s\n", ops::kernel_level(), at::get_num_threads(), read);
+  using report::Align;
+  fmt::print(
+      "{}",
+      report::format_table(
+          {{"case", Align::kLeft}, {"ms"}, {"of one thread's reading"}, {"beside", Align::kLeft}, {"over it"}}, rows));
+}
+
+void add_bench_primitives(CLI::App& bench) {
+  CLI::App& command =
+      *bench.add_subcommand("primitives", "pooling, selection, sums and merges beside other ways to them");
+  const auto options = std::make_shared<eval::PrimitiveOptions>();
+  const auto json = std::make_shared<bool>(false);
+  command.add_option("--length", options->length, "queries and keys, a multiple of 64")->capture_default_str();
+  command.add_option("--dim", options->dim, "head dim")->capture_default_str();
+  command.add_option("--heads", options->heads, "query heads")->capture_default_str();
+  command.add_option("--kv-heads", options->kv_heads, "key heads")->capture_default_str();
+  command.add_option("--seconds", options->seconds, "spent on each measurement")->capture_default_str();
+  command.add_flag("--json", *json, "one JSON object a line");
+  command.footer("Examples:\n  foveate bench primitives --length 8192");
+  command.callback([options, json] { run_primitives(*options, *json); });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app) {
@@ -91,6 +135,7 @@ void add_bench(CLI::App& app) {
   command.add_flag("--no-peers", options->no_peers, "without torch's attention");
   command.add_flag("--json", options->json, "one JSON object a line");
   command.footer("Examples:\n  foveate bench attention --suite dense sparse --dim 64 128 --length 8192 --threads 1 2");
+  add_bench_primitives(bench);
   bench.footer("Examples:\n  foveate bench attention --help");
   command.callback([options] { run(*options); });
 }

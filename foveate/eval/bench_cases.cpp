@@ -136,6 +136,8 @@ class Cases {
           const at::Tensor logits = at::zeros({1, 1, length, rows + 64});
           return ops::Score{.relative = ops::Relative{logits, at::zeros_like(map), map, {rows, 64}}};
         });
+        const at::Tensor marks = at::arange(1, length + 1, at::kLong).remainder(64).eq(0).unsqueeze(0);
+        add_score("landmarks every 64", [marks](int64_t) { return ops::Score{.landmarks = marks}; });
         add_score("dropout 0.1", [](int64_t) { return ops::Score{.dropout = 0.1}; });
       }
   }

@@ -46,6 +46,23 @@ TEST(Merge, the_empty_part_changes_nothing_and_all_empty_is_empty) {
   EXPECT_TRUE(merge_by_lse(none).lse.equal(empty.lse));
 }
 
+TEST(Merge, gives_the_same_with_and_without_gradients) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf})
+    for (const int64_t dim : {1, 5, 16, 70}) {
+      std::vector<Attended> parts, learned;
+      for (uint64_t i = 0; i < 3; ++i) {
+        parts.push_back({random_tensor({2, 300, 3, dim}, i, type).transpose(1, 2), random_tensor({2, 3, 300}, i + 9)});
+        if (i < 2) parts.back().lse.select(2, 7).fill_(-INFINITY);
+        learned.push_back({parts.back().out.detach().clone().requires_grad_(), parts.back().lse});
+      }
+      const Attended a = merge_by_lse(parts), b = merge_by_lse(learned);
+      const double unit = type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3;
+      EXPECT_TRUE(same(a.out, b.out.detach().to(at::kDouble), {unit, unit}));
+      EXPECT_TRUE(a.lse.equal(b.lse));
+      EXPECT_EQ(a.out.scalar_type(), type);
+    }
+}
+
 TEST(Mix, equals_plain_loops_with_gradients_and_leaves_empty_parts_out) {
   constexpr int64_t kRows = 6, kDim = 3, kParts = 4;
   std::vector<Attended> parts;

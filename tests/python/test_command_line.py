@@ -46,6 +46,9 @@ def test_bench_checks_and_measures(foveate):
     assert any("sdpa_seconds" in case for case in cases) and any("of_dense_rate" in case for case in cases)
     table = foveate("bench", "attention", "--forward-only", "--no-peers", "--dtype", "fp32", *sizes).stdout.decode()
     assert "of peak" in table and "causal L 256 D 32 forward fp32 1t" in table
+    primitives = foveate("bench", "primitives", "--length", "256", "--seconds", "0", "--json").stdout.splitlines()
+    assert {json.loads(line)["case"].split(",")[0].split(" ")[0] for line in primitives} >= {"select_top", "attention_sums", "pair_scores"}
+    assert b"multiple of 64, got 100" in foveate("bench", "primitives", "--length", "100", code=2).stderr
     assert b"unknown suite 'dens'" in foveate("bench", "attention", "--suite", "dens", code=2).stderr
     assert b"length must be >= 1" in foveate("bench", "attention", "--length", "0", code=2).stderr
 

@@ -1,12 +1,19 @@
 #include "foveate/ops/merge/merge.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 
+#include <algorithm>
 #include <limits>
 #include <vector>
 
 #include "foveate/base/error.h"
+#include "foveate/kernels/level.h"
+#include "foveate/ops/attend/prepared.h"
+#include "foveate/ops/level.h"
+#include "foveate/ops/parallel.h"
 
 namespace foveate::ops {
 
@@ -37,8 +44,40 @@ struct Weights {
     empty = total.eq(0);
     sum = total.masked_fill(empty, 1);
   }
+  // The weighted mean of outs, in their dtype.
   at::Tensor of(const std::vector<at::Tensor>& outs) const {
-    return (parts.unsqueeze(-1) * at::stack(outs)).sum(0) / sum.unsqueeze(-1);
+    const bool learns =
+        at::GradMode::is_enabled() &&
+        (parts.requires_grad() || std::ranges::any_of(outs, [](const auto& t) { return t.requires_grad(); }));
+    if (!learns && kernel_table() && outs[0].is_cpu() && parts.scalar_type() == at::kFloat) return row_by_row(outs);
+    std::vector<at::Tensor> wide;
+    for (const at::Tensor& out : outs) wide.push_back(out.to(parts.scalar_type()));
+    return ((parts.unsqueeze(-1) * at::stack(wide)).sum(0) / sum.unsqueeze(-1)).to(outs[0].scalar_type());
+  }
+
+ private:
+  // The same without a copy of the parts: each is read once.
+  at::Tensor row_by_row(const std::vector<at::Tensor>& outs) const {
+    const kernels::Table& table = *kernel_table();
+    const at::Tensor result = at::empty(outs[0].sizes(), outs[0].options().memory_format(at::MemoryFormat::Contiguous));
+    const kernels::DType type = dtype_of(result);
+    const at::Tensor weights = (parts / sum).contiguous();
+    std::vector<at::Tensor> sources;
+    for (const at::Tensor& out : outs) sources.push_back(out.contiguous());
+    const int dim = int(result.size(3));
+    const int64_t rows = sum.numel(), bytes = int64_t(kernels::bytes_of(type)) * dim;
+    constexpr int64_t kRowsAtOnce = 256;
+    run_queue(torch_pool(), (rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t item, int) {
+      std::vector<float> mean(size_t(kernels::padded(dim)));
+      for (int64_t row = item * kRowsAtOnce; row < std::min((item + 1) * kRowsAtOnce, rows); ++row) {
+        std::ranges::fill(mean, 0.0f);
+        for (size_t i = 0; i < sources.size(); ++i)
+          table.add_scaled(static_cast<const char*>(sources[i].const_data_ptr()) + row * bytes, dim, type,
+                           weights.const_data_ptr<float>()[int64_t(i) * rows + row], mean.data());
+        table.scale_row(mean.data(), dim, 1, type, static_cast<char*>(result.data_ptr()) + row * bytes);
+      }
+    });
+    return result;
   }
 };
 
@@ -49,11 +88,10 @@ Attended merge_by_lse(std::span<const Attended> parts) {
   std::vector<at::Tensor> lses, outs;
   for (const Attended& part : parts) {
     lses.push_back(part.lse);
-    outs.push_back(part.out.to(part.lse.scalar_type()));
+    outs.push_back(part.out);
   }
   const Weights weights(at::stack(lses));
-  return {weights.of(outs).to(parts[0].out.scalar_type()),
-          (weights.sum.log() + weights.top).masked_fill(weights.empty, kMinusInfinity)};
+  return {weights.of(outs), (weights.sum.log() + weights.top).masked_fill(weights.empty, kMinusInfinity)};
 }
 
 at::Tensor mix(std::span<const Attended> parts, std::span<const at::Tensor> logits) {
@@ -68,9 +106,9 @@ at::Tensor mix(std::span<const Attended> parts, std::span<const at::Tensor> logi
             fmt::join(lse.sizes().begin(), lse.sizes().end(), ", "), c10::toString(logits[i].scalar_type()),
             fmt::join(logits[i].sizes().begin(), logits[i].sizes().end(), ", "));
     gates.push_back(logits[i].to(lse.scalar_type()).masked_fill(lse.detach().eq(kMinusInfinity), kMinusInfinity));
-    outs.push_back(parts[i].out.to(lse.scalar_type()));
+    outs.push_back(parts[i].out);
   }
-  return Weights(at::stack(gates)).of(outs).to(parts[0].out.scalar_type());
+  return Weights(at::stack(gates)).of(outs);
 }
 
 }  // namespace foveate::ops
