@@ -41,7 +41,7 @@ def test_bench_checks_and_measures(foveate):
     output = foveate("bench", "attention", "--suite", "dense", "sparse", "--json", *sizes).stdout
     machine, *cases = [json.loads(line) for line in output.splitlines()]
     assert machine["level"] in LEVELS and machine["peak_fp32_gflops"] > 0 and machine["read_gb_per_second"] > 0
-    assert len(cases) == 2 * (4 + 2 * (1 + 6 + 1))  # dtypes x (dense cases and, twice, the sparse suite)
+    assert len(cases) == 2 * (4 + 2 * (1 + 8 + 1))  # dtypes x (dense cases and, twice, the sparse suite)
     assert all(case["seconds"] > 0 and case["gflops"] > 0 and case["of_peak"] > 0 for case in cases)
     assert any("sdpa_seconds" in case for case in cases) and any("of_dense_rate" in case for case in cases)
     table = foveate("bench", "attention", "--forward-only", "--no-peers", "--dtype", "fp32", *sizes).stdout.decode()
