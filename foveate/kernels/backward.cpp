@@ -413,6 +413,7 @@ int64_t backward_bytes(const Table& table, const Arguments& a, const Tiling& til
   const int64_t tiles = tiling.groups() * tiling.tiles();
   const int64_t row = padded(a.dim) + padded(a.value_dim);
   int64_t floats = tiles * PackedRows::floats(Steps(table, a), a, tiling, columns);
+  floats += tiles * tiling.largest_rows() * int64_t(sizeof(RowBounds) / 4);
   if (tiling.gathers()) floats += tiling.groups() * gathered_parts(tiling) * a.keys * row;
   floats += threads * (kMostSlabPanels * kPanelKeys * row + int64_t(backward_scratch(tiling.largest_rows() + 1) / 4));
   return 4 * floats;

@@ -115,6 +115,10 @@ def test_errors_name_the_rule_and_the_values():
             relative=torch.ones(1, 1, 1, 2), relative_queries=torch.zeros(1, 9).long(), relative_keys=torch.zeros(1, 9).long(), relative_sizes=[2]
         ),
         "key_heads must be 0 .. 1, got 2": dict(key_heads=torch.tensor([0, 1, 2, 0])),
+        "count or run_end, got both": dict(
+            query_block=9, index=torch.zeros(1, 1, 1, 2).int(), count=torch.ones(1, 1, 1).int(), run_end=torch.zeros(1, 1, 1, 2).int()
+        ),
+        "landmarks must be bool": dict(landmarks=torch.zeros(1, 12).bool()),
         "value_heads need key_heads": dict(value_heads=torch.tensor([0, 1, 1, 0])),
         "must not hold a query twice, got 5 twice": dict(query_order=torch.tensor([[[5, 1, 5]]])),
         "query_order must be -1 .. 8, got 9": dict(query_order=torch.tensor([[[9]]])),

@@ -34,6 +34,8 @@ constexpr const char* kSchema =
 
 Plan make_plan(Rule rule, int64_t query_block, int64_t key_block, OptionalTensor count, OptionalTensor index,
                OptionalTensor full_count, OptionalTensor full_index, OptionalTensor run_end) {
+  require(index || (!count && !run_end), "attend: count and run_end need an index, got them alone");
+  require(!count || !run_end, "attend: a plan has count or run_end, got both");
   if (!index) return rule;
   if (run_end) return RunPlan{.query_block = query_block, .start = *index, .end = *run_end, .rule = std::move(rule)};
   if (!count) return TokenPlan{.query_block = query_block, .index = *index, .rule = std::move(rule)};

@@ -129,8 +129,8 @@ std::string decline_reason(const Problem& p) {
     return "landmarks must close blocks of 16, 32 or 64 keys that are not gathered";
   const int64_t start = rule_of(p.plan).query_start.value_or(p.k.size(2) - p.q.size(2));
   constexpr int64_t kFar = int64_t{1} << 30;
-  if (p.score.slopes && (start < -kFar || start + p.q.size(2) > kFar))
-    return fmt::format("slopes need positions within 2^30, got {}", start);
+  if ((p.score.slopes || p.score.landmarks) && (start < -kFar || start + p.q.size(2) > kFar))
+    return fmt::format("{} need positions within 2^30, got {}", p.score.slopes ? "slopes" : "landmarks", start);
   return {};
 }
 

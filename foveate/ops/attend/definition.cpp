@@ -216,18 +216,17 @@ Gradients attend_backward_definition(const Problem& given, const Attended& atten
       const Tensor tile_lse = tiles.rows(lse, tile), tile_delta = tiles.rows(delta, tile);
       const Tensor finite_lse = tile_lse.masked_fill(tile_lse.eq(kMinusInfinity), 0);
       const Tensor tile_d_q = at::zeros_like(q);
-      const auto gradient_of = [&](const Tensor& q, const RowTile& tile, const Piece& piece,
-                                   const Grouped::Tile& blocks) {
+      Grouped::Tile blocks = tiles.survey(q, tile);
+      const auto gradient_of = [&](const Piece& piece) {
         return piece_gradient(tiles, p, {q, tile_d_out, finite_lse, tile_delta}, tile, piece, blocks);
       };
-      Grouped::Tile blocks = tiles.survey(q, tile);
       if (tiles.grouped.any())
         tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
-          if (piece.keys > 0) tiles.grouped.add_block_gradients(gradient_of(q, tile, piece, blocks).d_s, piece, blocks);
+          if (piece.keys > 0) tiles.grouped.add_block_gradients(gradient_of(piece).d_s, piece, blocks);
         });
       tiles.walker.for_each_piece(tile, [&](const Piece& piece) {
         if (piece.keys == 0) return;
-        PieceGradient g = gradient_of(q, tile, piece, blocks);
+        PieceGradient g = gradient_of(piece);
         tiles.scatter_add(at::matmul(g.kept.transpose(-1, -2), tile_d_out), piece, d_v);
         if (tiles.grouped.any()) g.d_s = tiles.grouped.gradient(g.d_s, g.logits, piece, blocks);
         tiles.score.add_gradients(g.factors.added.defined() ? g.d_s * g.factors.added : g.d_s, tile, piece, sums);

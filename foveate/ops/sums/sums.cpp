@@ -81,7 +81,9 @@ Tensor attention_sums(const Tensor& q, const Tensor& k, const Tensor& lse, const
   kernels::Arguments a = prepared.arguments;
   const kernels::SumRequest request{o.by, o.squared, float(o.distance.value_or(0)), o.query_block, o.key_block};
   const Tensor sums = at::zeros({a.batch, a.heads, request.places(a), request.columns(a)}, q.options().dtype(type));
-  if (choose(p, Pass::forward)) {
+  const int64_t start = a.rule.query_start;
+  constexpr int64_t kFar = int64_t{1} << 30;  // the kernels count distances in 32 bits
+  if (start > -kFar && start < kFar && choose(p, Pass::forward)) {
     a.wants_places = true, a.value_dim = 0;
     const Tensor rows = lse.contiguous();
     kernels::sums(*kernel_table(), a, rows.data_ptr<float>(), request, sums.data_ptr<float>(), torch_pool());
