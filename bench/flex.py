@@ -28,8 +28,9 @@ def best(run, seconds=2.0):
 
 
 def block_lists(blocks, each, generator):
-    rows = [torch.randperm(blocks, generator=generator)[:each].sort().values for _ in range(blocks)]
-    return torch.stack(rows).int().view(1, 1, blocks, each)
+    """[1, 1, blocks, blocks]: the blocks seen come first, in order; FlexAttention wants all of them named."""
+    orders = [torch.randperm(blocks, generator=generator) for _ in range(blocks)]
+    return torch.stack([torch.cat([o[:each].sort().values, o[each:]]) for o in orders]).int().view(1, 1, blocks, blocks)
 
 
 def main():
@@ -56,8 +57,8 @@ def main():
             each = max(1, int(blocks * density))
             index = block_lists(blocks, each, generator)
             count = torch.full((1, 1, blocks), each, dtype=torch.int32)
-            mask = BlockMask.from_kv_blocks(torch.zeros_like(count), index, count, index, BLOCK_SIZE=BLOCK)
-            plan = dict(query_block=BLOCK, key_block=BLOCK, count=count, index=index)
+            mask = BlockMask.from_kv_blocks(torch.zeros_like(count), index.clone(), count, index, BLOCK_SIZE=BLOCK)
+            plan = dict(query_block=BLOCK, key_block=BLOCK, count=count, index=index[..., :each].contiguous())
             ours = lambda: torch.ops.foveate.attend(q, k, v, **plan)[0]
             theirs = lambda: flex(q, k, v, block_mask=mask)
             a, b = ours().float(), theirs().float()

@@ -4,6 +4,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/autograd.h>
 
 #include "tests/support/attend_problems.h"
 
@@ -78,6 +79,17 @@ TEST_P(PairsAtLevel, gradients_have_the_same_bits_on_any_number_of_threads) {
   }
   at::set_num_threads(before);
   EXPECT_TRUE(results[0].equal(results[1]));
+}
+
+TEST_P(PairsAtLevel, a_second_derivative_is_refused_where_the_kernels_run) {
+  const Tensor q = random_tensor({1, 1, 3, 4}, 1).requires_grad_(), k = random_tensor({1, 1, 5, 4}, 2);
+  const Tensor scores = pair_scores(q, k, at::zeros({1, 1, 3, 2}, at::kInt), 1);
+  const auto first = torch::autograd::grad({scores.square().sum()}, {q}, {}, std::nullopt, /*create_graph=*/true);
+  const auto second = [&] { first[0].square().sum().backward(); };
+  if (GetParam() == "definition")
+    EXPECT_NO_THROW(second());
+  else
+    EXPECT_ANY_THROW(second());
 }
 
 TEST_P(PairsAtLevel, empty_axes_and_wrong_shapes) {

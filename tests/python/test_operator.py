@@ -130,6 +130,14 @@ def test_errors_name_the_rule_and_the_values():
             attend(q, k, v, **wrong)
 
 
+def test_second_derivatives_are_refused_not_lost():
+    q, k, v = problem(torch.float)
+    out, _ = attend(q, k, v, window_right=0)
+    (gradient,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises((RuntimeError, ValueError), match="attend: has no second derivative"):
+        (gradient.square().sum() + q.sum()).backward()
+
+
 @pytest.mark.parametrize("which", ["d_out", "d_lse", "out", "lse"])
 def test_backward_refuses_what_forward_did_not_give(which):
     q, k, v = problem(dtype=torch.float, grad=False)

@@ -3,7 +3,6 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <array>
@@ -12,6 +11,7 @@
 #include "foveate/base/error.h"
 #include "foveate/ops/attend/cpu.h"
 #include "foveate/ops/attend/explain.h"
+#include "foveate/ops/once.h"
 
 namespace foveate::ops {
 namespace {
@@ -198,8 +198,17 @@ class AttendGradient : public torch::autograd::Function<AttendGradient> {
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                  torch::autograd::variable_list gradients) {
-    at::AutoDispatchBelowADInplaceOrView below;
     const auto saved = context->get_saved_variables();
+    torch::autograd::variable_list inputs = saved;
+    inputs.insert(inputs.end(), gradients.begin(), gradients.end());
+    return once_differentiable("attend", first_gradients(context, saved, gradients), inputs);
+  }
+
+ private:
+  static torch::autograd::variable_list first_gradients(torch::autograd::AutogradContext* context,
+                                                        const torch::autograd::variable_list& saved,
+                                                        const torch::autograd::variable_list& gradients) {
+    at::AutoDispatchBelowADInplaceOrView below;
     const auto capsule = context->saved_data["problem"].toCapsule();
     Problem problem = static_cast<const SavedProblem&>(*capsule).problem;
     set_tensors(problem, saved);
@@ -219,7 +228,6 @@ class AttendGradient : public torch::autograd::Function<AttendGradient> {
             Tensor()};
   }
 
- private:
   // t: q, k, v, out, lse, bias, sink, slopes, relative.
   static void set_tensors(Problem& p, const torch::autograd::variable_list& t) {
     p.q = t[0], p.k = t[1], p.v = t[2];

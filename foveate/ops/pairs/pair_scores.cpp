@@ -4,7 +4,6 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <limits>
@@ -14,6 +13,7 @@
 #include "foveate/kernels/level.h"
 #include "foveate/ops/attend/prepared.h"
 #include "foveate/ops/level.h"
+#include "foveate/ops/once.h"
 #include "foveate/ops/parallel.h"
 
 namespace foveate::ops {
@@ -141,8 +141,11 @@ class PairScores : public torch::autograd::Function<PairScores> {
     const Pairs pairs(saved[0], saved[1], saved[2]);
     const double scale = context->saved_data["scale"].toDouble();
     const Tensor d = gradients[0].to(at::kFloat).contiguous();
-    return {query_gradient(pairs, d.const_data_ptr<float>(), scale).to(saved[0].scalar_type()),
-            key_gradient(pairs, d.const_data_ptr<float>(), scale).to(saved[1].scalar_type()), Tensor(), Tensor()};
+    return once_differentiable(
+        "pair_scores",
+        {query_gradient(pairs, d.const_data_ptr<float>(), scale).to(saved[0].scalar_type()),
+         key_gradient(pairs, d.const_data_ptr<float>(), scale).to(saved[1].scalar_type()), Tensor(), Tensor()},
+        {saved[0], saved[1], gradients[0]});
   }
 };
 
