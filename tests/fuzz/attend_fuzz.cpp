@@ -247,13 +247,16 @@ struct Distance {
   double error, size;
 };
 
-Distance distance(const Tensor& got, const Tensor& want) {
+// `kinks`: how many rows may differ at will.
+Distance distance(const Tensor& got, const Tensor& want, int64_t kinks) {
   const Tensor a = got.to(at::kDouble), b = want.to(at::kDouble), finite = b.isfinite();
   if (!a.isfinite().equal(finite)) return {INFINITY, 0};
-  const auto norm = [&](const Tensor& t) {
-    return std::sqrt(t.masked_fill(finite.logical_not(), 0).square().sum().item<double>());
+  const auto squares = [&](const Tensor& t) {
+    return t.masked_fill(finite.logical_not(), 0).square().sum(-1).flatten();
   };
-  return {norm(a - b), norm(b)};
+  const Tensor errors = std::get<0>(squares(a - b).sort());
+  const int64_t kept = std::max<int64_t>(errors.numel() - kinks, 0);
+  return {std::sqrt(errors.narrow(0, 0, kept).sum().item<double>()), std::sqrt(squares(b).sum().item<double>())};
 }
 
 // Empty where every tensor is within its bound of the norm and of its elements, or within twice the error that the
@@ -271,10 +274,13 @@ std::string compare(const Case& c, const Outcome& got, const Outcome& want) {
     if (got.names[i] == "d_slopes") shared *= double(c.q.size(2) + c.k.size(2));  // each pair counts by its distance
     const double count = double(std::max<int64_t>(want.tensors[i].numel(), 1)),
                  floor = shared * (i == 1 ? bound : bound / 2);
-    const Distance far = distance(got.tensors[i], want.tensors[i]);
+    // A leaky logit has a kink at 0: the gradient of a pair that rounds to the other side is another, and rightly so.
+    const bool through_logits = got.names[i] != "out" && got.names[i] != "lse" && got.names[i] != "d_v";
+    const int64_t kinks = c.score.leaky && through_logits ? 2 + want.tensors[i].numel() / 10000 : 0;
+    const Distance far = distance(got.tensors[i], want.tensors[i], kinks);
     if (far.error <= bound * far.size + floor * std::sqrt(count)) continue;
     if (twin.tensors.empty()) twin = run(c, "definition", c.q.scalar_type());
-    if (std::isfinite(far.error) && far.error <= 2 * distance(twin.tensors[i], want.tensors[i]).error) continue;
+    if (std::isfinite(far.error) && far.error <= 2 * distance(twin.tensors[i], want.tensors[i], kinks).error) continue;
     return fmt::format("{} (error {:.2g}, norm {:.2g}, {} elements)", got.names[i], far.error, far.size, count);
   }
   return {};

@@ -5,12 +5,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <set>
 #include <thread>
 
 #include "foveate/base/random.h"
+#include "foveate/kernels/sums.h"
 
 namespace foveate::kernels {
 namespace {
@@ -115,6 +117,73 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
         const float last = static_cast<const float*>(lse.data())[s.heads * s.queries - 1];  // sees every key
         EXPECT_TRUE(std::isfinite(last)) << table->name;
       }
+}
+
+// Lists that end where readable memory ends, for `rows` rows of a plan.
+struct GuardedLists {
+  GuardedBuffer count, index, end, order;
+
+  GuardedLists(int64_t rows, int64_t keys, int64_t queries)
+      : count(rows, DType::f32), index(rows * 3, DType::f32), end(rows * 3, DType::f32), order(rows * 2, DType::f32) {
+    for (int64_t i = 0; i < rows; ++i) {
+      ints(count)[i] = int32_t(i % 3);
+      static_cast<int64_t*>(order.data())[i] = i % 4 == 3 ? -1 : queries - 1 - i;
+      for (int64_t c = 0; c < 3; ++c) {
+        ints(index)[3 * i + c] = int32_t((i + 5 * c) % (keys + 2)) - 1;
+        ints(end)[3 * i + c] = ints(index)[3 * i + c] + int32_t(i % 90);
+      }
+    }
+  }
+  static int32_t* ints(const GuardedBuffer& b) { return static_cast<int32_t*>(b.data()); }
+
+  enum class Kind { blocks, tokens, runs, ordered };
+  void put(Kind kind, Arguments& a) const {
+    if (kind == Kind::ordered) {
+      a.query_order = {static_cast<const int64_t*>(order.data()), 0, 0};
+      return;
+    }
+    a.query_block = kind == Kind::tokens ? 4 : 1, a.key_block = kind == Kind::blocks ? kPanelKeys : 1;
+    a.lists = {ListView{.count = kind == Kind::blocks ? ints(count) : nullptr,
+                        .index = ints(index),
+                        .end = kind == Kind::runs ? ints(end) : nullptr,
+                        .capacity = 3}};
+  }
+};
+
+TEST(Kernels, touch_nothing_behind_their_lists) {
+  using Kind = GuardedLists::Kind;
+  const Shape s{.queries = 70, .keys = 141};
+  for (const Table* table : levels())
+    for (const Kind kind : {Kind::blocks, Kind::tokens, Kind::runs, Kind::ordered}) {
+      const GuardedLists lists(s.queries, s.keys, s.queries);
+      const GuardedBuffer q(s.heads * s.queries * s.dim, DType::bf16), k(s.keys * s.dim, DType::bf16),
+          v(s.keys * s.value_dim, DType::bf16), out(s.heads * s.queries * s.value_dim, DType::bf16),
+          d_q(s.heads * s.queries * s.dim, DType::bf16), d_k(s.keys * s.dim, DType::bf16),
+          d_v(s.keys * s.value_dim, DType::bf16), lse(s.heads * s.queries, DType::f32);
+      Arguments a = arguments(s, DType::bf16, q, k, v);
+      lists.put(kind, a);
+      a.score.drop_below = 1u << 29, a.score.keep_scale = 4.0f / 3;
+      if (kind == Kind::blocks || kind == Kind::ordered) a.score.landmark_block = 16;
+      const View o{out.data(), s.heads * s.queries * s.value_dim, s.queries * s.value_dim, s.value_dim};
+      float* const rows = static_cast<float*>(lse.data());
+      std::fill_n(rows, s.heads * s.queries, 0.0f);
+      forward(*table, a, {o, rows}, Pool{});
+      GradientViews g;
+      g.d_out = g.out = o, g.lse = rows;
+      g.d_q = a.q, g.d_k = a.k, g.d_v = a.v, g.key_type = DType::bf16;
+      g.d_q.data = d_q.data(), g.d_k.data = d_k.data(), g.d_v.data = d_v.data();
+      backward(*table, a, g, Pool{});
+      a.wants_places = true, a.value_dim = 0, a.score.drop_below = 0;
+      for (const SumBy by : {SumBy::row, SumBy::key, SumBy::diagonal, SumBy::block}) {
+        const SumRequest request{.by = by, .query_block = 9, .key_block = 20};
+        const int64_t count = s.heads * request.places(a) * request.columns(a);
+        const GuardedBuffer to(count, DType::f32);
+        std::fill_n(static_cast<float*>(to.data()), count, 0.0f);
+        sums(*table, a, rows, request, static_cast<float*>(to.data()), Pool{});
+        for (int64_t i = 0; i < count; ++i)
+          ASSERT_TRUE(std::isfinite(static_cast<float*>(to.data())[i])) << table->name;
+      }
+    }
 }
 
 // Threads of the test's own: the kernels use whatever pool they are given.
