@@ -58,9 +58,9 @@ class PackedRows {
   void pack(const Table& table, const GradientViews& g, int64_t group, const TileShape& shape, float* at) const {
     const int rows = shape.rows(), all = int(even(rows));
     std::vector<const void*> q(size_t(all), nullptr), d_out(q), out(q);
-    point_rows(tiling_, a_.q, group, shape, q.data());
-    point_rows(tiling_, g.d_out, group, shape, d_out.data());
-    point_rows(tiling_, g.out, group, shape, out.data());
+    point_rows(tiling_, a_.q, a_.type, group, shape, q.data());
+    point_rows(tiling_, g.d_out, a_.type, group, shape, d_out.data());
+    point_rows(tiling_, g.out, a_.type, group, shape, out.data());
     const auto take = [&](int64_t count) { return std::exchange(at, at + count); };
     table.pack_rows(q.data(), all, a_.dim, a_.type, steps_.step, take(int64_t{all} * steps_.depth));
     table.pack_rows(d_out.data(), all, a_.value_dim, a_.type, steps_.step, take(int64_t{all} * steps_.value_depth));
@@ -70,13 +70,14 @@ class PackedRows {
     float* lse = take(all);
     float* delta = take(all);
     table.row_dots(d_out.data(), out.data(), rows, a_.value_dim, a_.type, delta);
-    for (int row = 0; row < rows; ++row) {
-      lse[row] = std::numeric_limits<float>::infinity();  // of a row without a key: its weights are 0
-      if (tiling_.query(group, shape, row) < 0) continue;
-      const int64_t place = tiling_.place(group, shape, row);
-      if (g.lse[place] != -std::numeric_limits<float>::infinity()) lse[row] = g.lse[place] * kLog2e;
+    constexpr float kInf = std::numeric_limits<float>::infinity();
+    std::fill_n(lse, rows, kInf);  // of a row without a key: its weights are 0
+    const int64_t first_head = tiling_.batch_of(group) * a_.heads;
+    tiling_.for_queries(group, shape, [&](int row, int64_t head, int64_t query) {
+      const int64_t place = (first_head + head) * a_.queries + query;
+      if (g.lse[place] != -kInf) lse[row] = g.lse[place] * kLog2e;
       if (g.delta_lse) delta[row] -= g.delta_lse[place];
-    }
+    });
     const int64_t sums = int64_t{all} * (padded(a_.dim) + columns_);
     std::fill_n(take(sums), sums, 0.0f);
   }
@@ -190,7 +191,7 @@ class Backward {
   // Panels of a slab, by shape and plan alone: a tile should meet a strip of them, and there should be work to share.
   int64_t slab_panels(const PackedKeys& packed) const {
     const int64_t panels = tiling_.panels(), tiles = tiling_.groups() * tiling_.tiles();
-    if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 4, 2, kStripPanels);
+    if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 8, 2, kStripPanels);
     if (tiling_.bucketed()) return std::clamp<int64_t>(tiling_.groups() * panels / 4, 2, kMostSlabPanels);
     const int64_t met = std::max<int64_t>(packed.visits() / std::max<int64_t>(tiles, 1), 1);  // by a tile
     const int64_t wanted = std::min(kStripPanels * panels / met, tiling_.groups() * panels / 4);
@@ -329,14 +330,14 @@ class Backward {
     BackwardTile t;
     rows_.put(group, index, t);
     const int64_t columns = g_.terms.columns;
-    for (int row = 0; row < shape.rows(); ++row) {
-      if (tiling_.query(group, shape, row) < 0) continue;
+    std::vector<const void*> d_q(size_t(shape.rows()));
+    point_rows(tiling_, g_.d_q, a_.type, group, shape, d_q.data());
+    tiling_.for_queries(group, shape, [&](int row, int64_t head, int64_t query) {
       table_.scale_row(t.d_q + int64_t{row} * padded(a_.dim), a_.dim, a_.score.scale, a_.type,
-                       const_cast<void*>(tiling_.query_row(g_.d_q, group, shape, row)));
-      if (columns == 0) continue;
-      const int64_t place = tiling_.place(group, shape, row);
+                       const_cast<void*>(d_q[size_t(row)]));
+      const int64_t place = (tiling_.batch_of(group) * a_.heads + head) * a_.queries + query;
       std::copy_n(t.terms.rows + row * columns, columns, g_.terms.rows + place * columns);
-    }
+    });
   }
 
   // ---- gathered keys: each part of the tiles has its own sums over keys, added in order ----

@@ -73,7 +73,7 @@ class Worker {
     sinks_ = take(at, t.rows);
     float* q = take(at, int64_t{t.rows} * steps_.depth);
     t.q = q;
-    point_rows(tiling_, a_.q, group, shape, pointers_.data());
+    point_rows(tiling_, a_.q, a_.type, group, shape, pointers_.data());
     table_.pack_rows(pointers_.data(), t.rows, a_.dim, a_.type, steps_.step, q);
     std::fill_n(t.acc, int64_t{t.rows} * padded(a_.value_dim), 0.0f);
     std::fill_n(t.top, t.rows, -std::numeric_limits<float>::infinity());
@@ -139,11 +139,11 @@ class Worker {
 
   void finish(const ForwardTile& t, int64_t group, const TileShape& shape) {
     std::vector<float*> lse(static_cast<size_t>(t.rows));
-    for (int row = 0; row < t.rows; ++row) {
-      if (tiling_.query(group, shape, row) >= 0) lse[size_t(row)] = results_.lse + tiling_.place(group, shape, row);
-      if (a_.sink) sinks_[row] = a_.sink[tiling_.query_head(group, shape.head + row / shape.queries)];
-    }
-    point_rows(tiling_, results_.out, group, shape, pointers_.data());
+    tiling_.for_queries(group, shape, [&](int row, int64_t head, int64_t query) {
+      lse[size_t(row)] = results_.lse + (tiling_.batch_of(group) * a_.heads + head) * a_.queries + query;
+      if (a_.sink) sinks_[row] = a_.sink[head];
+    });
+    point_rows(tiling_, results_.out, a_.type, group, shape, pointers_.data());
     const float natural = t.score.plain() ? t.score.scale : 1 / kLog2e;
     table_.finish({t.rows, a_.value_dim, t.top, t.sum, t.acc, natural, t.score.keep_scale, a_.sink ? sinks_ : nullptr,
                    const_cast<void* const*>(pointers_.data()), a_.type, lse.data()});

@@ -79,6 +79,18 @@ class Tiling {
   // Which query a row of a tile is, -1 none; and its place in [B, Hq, Lq].
   int64_t query(int64_t group, const TileShape& tile, int row) const;
   int64_t place(int64_t group, const TileShape& tile, int row) const;
+  // Calls use(row, its query head, its query) for the rows that are queries, in order.
+  template <class Use>
+  void for_queries(int64_t group, const TileShape& tile, const Use& use) const {
+    const int64_t batch = batch_of(group);
+    for (int head = 0, row = 0; head < tile.heads; ++head) {
+      const int64_t of = query_head(group, tile.head + head);
+      const RowNumbers& order = a_.query_order;
+      const int64_t* ids = order.data ? order.data + batch * order.batch + of * order.head : nullptr;
+      for (int64_t n = tile.query; n < tile.query + tile.queries; ++n, ++row)
+        if (const int64_t query = ids ? ids[n] : n; query >= 0) use(row, of, query);
+    }
+  }
   // A row of `view`: of a query-side tensor (null where a row is none), of k, of v, of d_k or d_v.
   const void* query_row(const View& view, int64_t group, const TileShape& tile, int row) const;
   const void* key_row(int64_t group, int64_t key) const { return row_at(a_.k, group, head_group(group).key_head, key); }

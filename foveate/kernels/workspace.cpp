@@ -166,8 +166,14 @@ Tile make_tile(const Arguments& a, const Steps& steps, const Tiling& tiling, int
   return t;
 }
 
-void point_rows(const Tiling& tiling, const View& view, int64_t group, const TileShape& shape, const void** to) {
-  for (int row = 0; row < shape.rows(); ++row) to[row] = tiling.query_row(view, group, shape, row);
+void point_rows(const Tiling& tiling, const View& view, DType type, int64_t group, const TileShape& shape,
+                const void** to) {
+  const auto bytes = int64_t(bytes_of(type));
+  const char* start = static_cast<const char*>(view.data) + tiling.batch_of(group) * view.batch * bytes;
+  std::fill_n(to, shape.rows(), nullptr);
+  tiling.for_queries(group, shape, [&](int row, int64_t head, int64_t query) {
+    to[row] = start + (head * view.head + query * view.row) * bytes;
+  });
 }
 
 }  // namespace foveate::kernels

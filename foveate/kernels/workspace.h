@@ -81,6 +81,7 @@ Tile make_tile(const Arguments& a, const Steps& steps, const Tiling& tiling, int
                const TileRows& rows);
 
 // Row pointers of a tile in a query-side view.
-void point_rows(const Tiling& tiling, const View& view, int64_t group, const TileShape& shape, const void** to);
+void point_rows(const Tiling& tiling, const View& view, DType type, int64_t group, const TileShape& shape,
+                const void** to);
 
 }  // namespace foveate::kernels
