@@ -160,12 +160,13 @@ struct Finish {
 // One level of instructions.  What stands at [1] is null where bf16 is not multiplied as it is.
 struct Table {
   const char* name;
-  // Pack rows of dim elements (null: zeros; by key always 64), `step` elements of the inner axis a unit (1 float, 2
-  // bf16).
+  // Pack `count` rows of dim elements (null: zeros), `step` elements of the inner axis a unit (1 float, 2 bf16).  By
+  // key the rows are the first of 64 and a multiple of 16; by dim they are the first of `all`, both multiples of
+  // `step`.
   void (*pack_rows)(const void* const* rows, int count, int dim, DType type, int step, float* to);
-  void (*pack_by_key)(const void* const* rows, int dim, DType type, int step, float* to);
-  // count rows, a multiple of `step`.  NaN and Inf are packed as 0; returns whether there were any.
-  bool (*pack_by_dim)(const void* const* rows, int count, int dim, DType type, int step, float* to);
+  void (*pack_by_key)(const void* const* rows, int count, int dim, DType type, int step, float* to);
+  // NaN and Inf are packed as 0; returns whether there were any.
+  bool (*pack_by_dim)(const void* const* rows, int count, int all, int dim, DType type, int step, float* to);
   void (*forward[2])(const ForwardTile&);    // [step - 1]
   void (*backward[2])(const BackwardTile&);  // [step - 1]
   void (*finish)(const Finish&);

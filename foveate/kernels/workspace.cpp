@@ -17,12 +17,12 @@ void PackedKeys::point(const Steps& s, Use use, const float* at, Panel& panel) {
 }
 
 bool PackedKeys::pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
-                      const void* const* values, float* to) {
-  table.pack_by_key(keys, a.dim, a.type, s.step, to);
+                      const void* const* values, int count, float* to) {
+  table.pack_by_key(keys, count, a.dim, a.type, s.step, to);
   to += by_key_units(s.depth);
-  if (use == Use::forward) return table.pack_by_dim(values, kPanelKeys, a.value_dim, a.type, s.step, to);
-  table.pack_by_key(values, a.value_dim, a.type, s.step, to);
-  table.pack_by_dim(keys, kPanelKeys, a.dim, a.type, s.step, to + by_key_units(s.value_depth));
+  if (use == Use::forward) return table.pack_by_dim(values, count, kPanelKeys, a.value_dim, a.type, s.step, to);
+  table.pack_by_key(values, count, a.value_dim, a.type, s.step, to);
+  table.pack_by_dim(keys, count, kPanelKeys, a.dim, a.type, s.step, to + by_key_units(s.value_depth));
   return false;
 }
 
@@ -42,7 +42,8 @@ PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& til
       keys[i] = first + i < a.keys ? tiling.key_row(group, first + i) : nullptr;
       values[i] = first + i < a.keys ? tiling.value_row(group, first + i) : nullptr;
     }
-    bad_[size_t(item)] = pack(table, a, steps_, use, keys, values, data_.data() + item * floats_);
+    const int count = int(std::min<int64_t>((a.keys - first + 15) / 16 * 16, kPanelKeys));
+    bad_[size_t(item)] = pack(table, a, steps_, use, keys, values, count, data_.data() + item * floats_);
   });
 }
 
@@ -130,7 +131,7 @@ int Strip::gather(int64_t group, const TileRows& rows, const Gathered& list, siz
     float* to = data_.data() + i * floats_;
     Panel& panel = panels_[i];
     panel = Panel{};
-    const bool bad = PackedKeys::pack(table_, a_, steps_, use_, keys, values_[i], to);
+    const bool bad = PackedKeys::pack(table_, a_, steps_, use_, keys, values_[i], kPanelKeys, to);
     PackedKeys::point(steps_, use_, to, panel);
     panel.ids = ids_ + i * kPanelKeys;
     const bool full = size_t(i + 1) * kPanelKeys <= ids;

@@ -28,9 +28,9 @@ class PackedKeys {
 
  private:
   friend class Strip;
-  // Packs one panel of key and value rows at `to`; returns whether values hold NaN or Inf.
+  // Packs the first `count` of 64 key and value rows as a panel; returns whether values hold NaN or Inf.
   static bool pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
-                   const void* const* values, float* to);
+                   const void* const* values, int count, float* to);
   void survey();
   static void point(const Steps& s, Use use, const float* at, Panel& panel);
 

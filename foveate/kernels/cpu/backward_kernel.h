@@ -26,7 +26,7 @@ inline Strips strips(const BackwardTile& t) {
 
 // P of a group and a panel: to[r * 64 + column].
 template <class Unit, bool kTerms>
-inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p, Sight sees, const Strips& s,
+inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p, Sight sees, int width, const Strips& s,
                           float* to) {
   const bool plain = !kTerms || t.score.plain();
   const F factor = Simd::set(plain ? t.score.scale * kLog2e : 1);
@@ -44,7 +44,7 @@ inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p,
     });
     return;
   }
-  with_rows(g.rows, [&](auto rows) { group_products<Unit, rows.value>(q, t.depth, p.k, to, kPanelKeys, nullptr); });
+  edge_products<Unit>(q, g.rows, t.depth, p.k, width, to, kPanelKeys);
   for (int r = 0; r < g.rows; ++r) {
     float* row = to + r * kPanelKeys;
     if constexpr (kTerms) {
@@ -80,30 +80,36 @@ inline void apply_terms(const BackwardTile& t, const Group& g, const Panel& p, c
 // dS = P (dP - delta), 0 where P is 0: an invisible value may be NaN.  With dropout dP counts where it keeps, and P
 // becomes what dV takes.
 template <class Unit, bool kTerms>
-inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& p, const Strips& s, float* weights,
-                            float* to) {
+inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& p, int width, const Strips& s,
+                            float* weights, float* to) {
   const bool drops = kTerms && t.score.drop_below > 0;
   if (drops)
     for (int r = 0; r < g.rows; ++r)
       for (int column = 0; column < kPanelKeys; column += Simd::kWidth)
         Simd::store(s.keep + r * kPanelKeys + column,
                     Simd::select(kept(t, p, g.row + r, column), Simd::set(t.score.keep_scale), Simd::set(0)));
-  with_rows(g.rows, [&](auto rows) {
-    constexpr int R = rows.value;
-    for (int column = 0; column < kPanelKeys; column += kTileColumns) {
-      F acc[R][Simd::kColumns] = {};
-      add_products<Unit>(acc, t.d_out + int64_t{g.row} * t.value_depth, t.value_depth, 1, p.v + column, kPanelKeys,
-                         t.value_depth);
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < Simd::kColumns; ++c) {
-          const int64_t at = r * kPanelKeys + column + c * Simd::kWidth;
-          const F w = Simd::load(weights + at);
-          if (drops) acc[r][c] = acc[r][c] * Simd::load(s.keep + at);
-          const F ds = (acc[r][c] - Simd::set(t.delta[g.row + r])) * w;
-          Simd::store(to + at, Simd::select(Simd::not_zero(w), ds, Simd::set(0)));
-        }
-    }
-  });
+  const float* d_out = t.d_out + int64_t{g.row} * t.value_depth;
+  const auto take = [&](F d_weight, int r, int column) __attribute__((always_inline)) {
+    const int64_t at = r * kPanelKeys + column;
+    const F w = Simd::load(weights + at);
+    if (drops) d_weight = d_weight * Simd::load(s.keep + at);
+    Simd::store(to + at, Simd::select(Simd::not_zero(w), (d_weight - Simd::set(t.delta[g.row + r])) * w, Simd::set(0)));
+  };
+  if (width < kPanelKeys) {
+    edge_products<Unit>(d_out, g.rows, t.value_depth, p.v, width, to, kPanelKeys);
+    for (int r = 0; r < g.rows; ++r)
+      for (int column = 0; column < kPanelKeys; column += Simd::kWidth)  // weights behind the width are 0
+        take(Simd::load(to + r * kPanelKeys + column), r, column);
+  } else {
+    with_rows(g.rows, [&](auto rows) {
+      for (int column = 0; column < kPanelKeys; column += kTileColumns) {
+        F acc[rows.value][Simd::kColumns] = {};
+        add_products<Unit>(acc, d_out, t.value_depth, 1, p.v + column, kPanelKeys, t.value_depth);
+        for (int r = 0; r < rows.value; ++r)
+          for (int c = 0; c < Simd::kColumns; ++c) take(acc[r][c], r, column + c * Simd::kWidth);
+      }
+    });
+  }
   for (int r = 0; kTerms && t.score.landmark_block && r < g.rows; ++r)
     group_gradients_of_row(t, p, g.row + r, weights + r * kPanelKeys, to + r * kPanelKeys);
   for (int i = 0; drops && i < g.rows * kPanelKeys; i += Simd::kWidth)
@@ -111,17 +117,23 @@ inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& 
   if constexpr (kTerms) apply_terms(t, g, p, s, to);
 }
 
-// to[64][dims] += pairs[steps][64]^T . by_dim over the rows [first, first + steps * step).
+// Rows of the tile that see a panel, from the first such group to the end of the last, and columns that they see.
+struct Extent {
+  int first = -1, end = 0, width = 0;
+};
+
+// to[64][dims] += pairs[row / step][64]^T . by_dim over the rows and columns of an extent.
 template <class Unit>
-inline void add_key_gradient(const float* pairs, const float* by_dim, int rows, int first, int steps, int dim,
+inline void add_key_gradient(const float* pairs, const float* by_dim, int rows, const Extent& extent, int dim,
                              float* to) {
-  const int dims = padded(dim), all_steps = (rows + Unit::kStep - 1) / Unit::kStep, skip = first / Unit::kStep;
+  const int dims = padded(dim), all_steps = (rows + Unit::kStep - 1) / Unit::kStep, skip = extent.first / Unit::kStep;
+  const int steps = (extent.end - extent.first + Unit::kStep - 1) / Unit::kStep;
   for (int d = 0; d < dims; d += kPanelKeys) {
     const int width = smaller(kPanelKeys, dims - d);
     const float* block = by_dim + int64_t{all_steps} * d + int64_t{skip} * width;
-    for (int key = 0; key < kPanelKeys; key += kGroupRows)
+    for (int key = 0; key < extent.width; key += kGroupRows)
       for_columns(width, [&](int column, auto columns) {
-        with_rows(smaller(kGroupRows, kPanelKeys - key), [&](auto keys) {
+        with_rows(smaller(kGroupRows, extent.width - key), [&](auto keys) {
           constexpr int R = keys.value, C = columns.value;
           F acc[R][C] = {};
           add_products<Unit>(acc, pairs + int64_t{skip} * kPanelKeys + key, 1, kPanelKeys, block + column, width,
@@ -144,17 +156,12 @@ inline void clear_group(const Group& g, float* p, float* ds) {
   __builtin_memset(ds + first, 0, size_t(units) * 4);
 }
 
-// Rows of the tile that see a panel: from the first such group to the end of the last.
-struct RowRange {
-  int first = -1, end = 0;
-};
-
 template <class Unit, bool kTerms>
 inline void backward_group(const BackwardTile& t, const Group& g, const Panel* panels, int count, const Strips& s,
-                           RowRange* ranges) {
+                           Extent* extents) {
   const float* by_dim[kStripPanels];  // K of the panels seen
   int64_t at[kStripPanels];
-  int n = 0;
+  int widths[kStripPanels], n = 0;
   for (int i = 0; i < count; ++i) {
     float *p = s.p + i * s.panel_units, *ds = s.ds + i * s.panel_units;
     const Sight sees = sight(t, g.bounds, panels[i]);
@@ -162,16 +169,19 @@ inline void backward_group(const BackwardTile& t, const Group& g, const Panel* p
       clear_group<Unit>(g, p, ds);
       continue;
     }
-    if (ranges[i].first < 0) ranges[i].first = g.row;
-    ranges[i].end = g.row + g.rows;
+    const int width = widths[n] = columns_seen(t, g.bounds, panels[i]);
+    Extent& extent = extents[i];
+    if (extent.first < 0) extent.first = g.row;
+    extent.end = g.row + g.rows;
+    if (width > extent.width) extent.width = width;
     if constexpr (Unit::kStep == 1) {  // rows are units already
       const int64_t first = int64_t{g.row} * kPanelKeys;
-      group_weights<Unit, kTerms>(t, g, panels[i], sees, s, p + first);
-      group_gradients<Unit, kTerms>(t, g, panels[i], s, p + first, ds + first);
+      group_weights<Unit, kTerms>(t, g, panels[i], sees, width, s, p + first);
+      group_gradients<Unit, kTerms>(t, g, panels[i], width, s, p + first, ds + first);
       at[n] = i * s.panel_units + first;
     } else {
-      group_weights<Unit, kTerms>(t, g, panels[i], sees, s, s.group_p);
-      group_gradients<Unit, kTerms>(t, g, panels[i], s, s.group_p, s.scores);
+      group_weights<Unit, kTerms>(t, g, panels[i], sees, width, s, s.group_p);
+      group_gradients<Unit, kTerms>(t, g, panels[i], width, s, s.group_p, s.scores);
       const int64_t first = int64_t{g.row / Unit::kStep} * kPanelKeys;
       at[n] = int64_t{n} * kPanelKeys / Unit::kStep;
       Unit::interleave_rows(s.group_p, g.rows, p + first, nullptr, 0);
@@ -182,8 +192,8 @@ inline void backward_group(const BackwardTile& t, const Group& g, const Panel* p
   if (n == 0) return;
   constexpr float kOnes[kGroupRows] = {1, 1, 1, 1, 1, 1};
   const bool units = Unit::kStep == 1;
-  add_by_dim<Unit>(g, units ? s.ds : s.group_ds, at, units ? kPanelKeys : kStripColumns / Unit::kStep, by_dim, n,
-                   padded(t.dim), kOnes, t.d_q);
+  add_by_dim<Unit>(g, units ? s.ds : s.group_ds, at, units ? kPanelKeys : kStripColumns / Unit::kStep, by_dim, widths,
+                   n, padded(t.dim), kOnes, t.d_q);
 }
 
 template <class Unit, bool kTerms>
@@ -191,18 +201,16 @@ void backward_tile(const BackwardTile& t) {
   const Strips s = strips<Unit>(t);
   for (int first = 0; first < t.panel_count; first += kStripPanels) {
     const int count = smaller(kStripPanels, t.panel_count - first);
-    RowRange ranges[kStripPanels];
+    Extent extents[kStripPanels];
     for (int row = 0; row < t.rows; row += kGroupRows) {
       const int rows = smaller(kGroupRows, t.rows - row);
-      backward_group<Unit, kTerms>(t, {row, rows, group_bounds(t, row, rows)}, t.panels + first, count, s, ranges);
+      backward_group<Unit, kTerms>(t, {row, rows, group_bounds(t, row, rows)}, t.panels + first, count, s, extents);
     }
     for (int i = 0; i < count; ++i) {
-      if (ranges[i].first < 0) continue;
-      const int steps = (ranges[i].end - ranges[i].first + Unit::kStep - 1) / Unit::kStep;
+      if (extents[i].first < 0) continue;
       const Panel& panel = t.panels[first + i];
-      add_key_gradient<Unit>(s.p + i * s.panel_units, t.d_out_by_dim, t.rows, ranges[i].first, steps, t.value_dim,
-                             panel.d_v);
-      add_key_gradient<Unit>(s.ds + i * s.panel_units, t.q_by_dim, t.rows, ranges[i].first, steps, t.dim, panel.d_k);
+      add_key_gradient<Unit>(s.p + i * s.panel_units, t.d_out_by_dim, t.rows, extents[i], t.value_dim, panel.d_v);
+      add_key_gradient<Unit>(s.ds + i * s.panel_units, t.q_by_dim, t.rows, extents[i], t.dim, panel.d_k);
     }
   }
 }

@@ -4,18 +4,22 @@
 // Scores of a group with the panels it sees, side by side in the strip; returns how many it sees.
 template <class Unit>
 inline int group_scores(const ForwardTile& t, const Group& g, const Panel* panels, int count, const Panel** seen,
-                        F* tops) {
+                        int* widths, F* tops) {
   int n = 0;
   const bool plain = t.score.plain();
   for (int i = 0; i < count; ++i) {
     const Sight sees = sight(t, g.bounds, panels[i]);
     if (sees == Sight::nothing) continue;
     float* strip = t.strip + n * kPanelKeys;
+    const float* q = t.q + int64_t{g.row} * t.depth;
     const bool ready = plain && sees == Sight::all;
-    with_rows(g.rows, [&](auto rows) {
-      group_products<Unit, rows.value>(t.q + int64_t{g.row} * t.depth, t.depth, panels[i].k, strip, kStripColumns,
-                                       ready ? tops : nullptr);
-    });
+    widths[n] = columns_seen(t, g.bounds, panels[i]);
+    if (widths[n] == kPanelKeys)
+      with_rows(g.rows, [&](auto rows) {
+        group_products<Unit, rows.value>(q, t.depth, panels[i].k, strip, kStripColumns, ready ? tops : nullptr);
+      });
+    else
+      edge_products<Unit>(q, g.rows, t.depth, panels[i].k, widths[n], strip, kStripColumns);
     for (int r = 0; !ready && r < g.rows; ++r) {
       float* row = strip + r * kStripColumns;
       adjust(t, panels[i], g.row + r, sees, row, nullptr);
@@ -76,9 +80,10 @@ inline void add_bad_values(const ForwardTile& t, const Panel& p, const Group& g)
 template <class Unit>
 inline void forward_group(const ForwardTile& t, const Group& g, const Panel* panels, int count) {
   const Panel* seen[kStripPanels];
+  int widths[kStripPanels];
   F tops[kGroupRows];
   for (int r = 0; r < kGroupRows; ++r) tops[r] = Simd::set(-kInfinity);
-  const int n = group_scores<Unit>(t, g, panels, count, seen, tops);
+  const int n = group_scores<Unit>(t, g, panels, count, seen, widths, tops);
   if (n == 0) return;
   const float factor = t.score.plain() ? t.score.scale * kLog2e : 1;
   float* weights = Unit::kStep == 1 ? t.strip : t.strip + kGroupRows * kStripColumns;
@@ -101,7 +106,7 @@ inline void forward_group(const ForwardTile& t, const Group& g, const Panel* pan
   const float* values[kStripPanels];
   int64_t at[kStripPanels];
   for (int i = 0; i < n; ++i) values[i] = seen[i]->v, at[i] = int64_t{i} * kPanelKeys / Unit::kStep;
-  add_by_dim<Unit>(g, weights, at, stride, values, n, padded(t.value_dim), shrink, t.acc);
+  add_by_dim<Unit>(g, weights, at, stride, values, widths, n, padded(t.value_dim), shrink, t.acc);
   for (int i = 0; i < n; ++i)
     if (seen[i]->bad_values) add_bad_values(t, *seen[i], g);
 }

@@ -38,10 +38,10 @@ void pack_rows(const void* const* rows, int count, int dim, DType type, int step
     }
 }
 
-void pack_by_key(const void* const* rows, int dim, DType type, int step, float* to) {
+void pack_by_key(const void* const* rows, int count, int dim, DType type, int step, float* to) {
   const int steps = (dim + step - 1) / step;
   for (int at = 0; at < steps; at += kLanes)
-    for (int key = 0; key < kPanelKeys; key += kLanes) {
+    for (int key = 0; key < count; key += kLanes) {
       bool any = false;
       for (int i = 0; i < kLanes; ++i) any = any || rows[key + i];
       if (!any) {
@@ -62,7 +62,7 @@ void pack_by_key(const void* const* rows, int dim, DType type, int step, float* 
     }
 }
 
-bool pack_by_dim(const void* const* rows, int count, int dim, DType type, int step, float* to) {
+bool pack_by_dim(const void* const* rows, int count, int all, int dim, DType type, int step, float* to) {
   const int dims = padded(dim), steps = count / step;
   M sound = Simd::finite(Simd::set(0));
   const auto values = [&](const void* row, int at) {
@@ -73,7 +73,7 @@ bool pack_by_dim(const void* const* rows, int count, int dim, DType type, int st
   };
   for (int d = 0; d < dims; d += kPanelKeys) {
     const int width = smaller(kPanelKeys, dims - d);
-    float* block = to + int64_t{steps} * d;
+    float* block = to + int64_t{all / step} * d;
     for (int i = 0; i < steps; ++i)
       for (int column = 0; column < width; column += kLanes) {
         float* at = block + int64_t{i} * width + column;

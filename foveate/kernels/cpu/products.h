@@ -110,6 +110,13 @@ inline Sight sight(const Tile& t, const GroupBounds& g, const Panel& p) {
   return end <= g.all_high && p.first >= g.all_low && !p.documents ? Sight::all : Sight::some;
 }
 
+// Columns of a panel, a multiple of 16, behind which no row of a group sees a key.  Panels are packed so far at least.
+inline int columns_seen(const Tile& t, const GroupBounds& g, const Panel& p) {
+  if (p.check == Check::none || p.ids) return kPanelKeys;
+  const int32_t columns = (p.check == Check::end ? t.keys : g.any_high) - p.first;
+  return columns < kPanelKeys ? (columns + 15) / 16 * 16 : kPanelKeys;
+}
+
 FOVEATE_INLINE M visible(const Tile& t, const Panel& p, int row, I ids, int column) {
   if (p.check == Check::end) return Simd::below(ids, t.keys);
   const RowBounds& b = t.bounds[row];
@@ -146,11 +153,26 @@ FOVEATE_INLINE void group_products(const float* rows, int depth, const float* pa
   }
 }
 
+// The same for the first `width` columns, a multiple of 16.  Not inlined: it is for edges.
+template <class Unit>
+__attribute__((noinline)) void edge_products(const float* rows, int count, int depth, const float* panel, int width,
+                                             float* to, int64_t stride) {
+  with_rows(count, [&](auto all_rows) {
+    for_columns(width, [&](int column, auto columns) {
+      constexpr int R = all_rows.value, C = columns.value;
+      F acc[R][C] = {};
+      add_products<Unit>(acc, rows, depth, 1, panel + column, kPanelKeys, depth);
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) Simd::store(to + r * stride + column + c * Simd::kWidth, acc[r][c]);
+    });
+  });
+}
+
 // to[row][dims] = shrink[row] * to + weights . panels over their keys, for the rows of a group: the weights of panel i
-// stand at weights + at[i], by_dim[i] is the panel's K or V by dim.
+// stand at weights + at[i], by_dim[i] is the panel's K or V by dim, of which the first widths[i] keys count.
 template <class Unit>
 inline void add_by_dim(const Group& g, const float* weights, const int64_t* at, int64_t stride,
-                       const float* const* by_dim, int n, int dims, const float* shrink, float* to) {
+                       const float* const* by_dim, const int* widths, int n, int dims, const float* shrink, float* to) {
   constexpr int steps = kPanelKeys / Unit::kStep;
   for (int dim = 0; dim < dims; dim += kPanelKeys) {
     const int width = smaller(kPanelKeys, dims - dim);
@@ -158,8 +180,13 @@ inline void add_by_dim(const Group& g, const float* weights, const int64_t* at, 
       with_rows(g.rows, [&](auto rows) {
         constexpr int R = rows.value, C = columns.value;
         F acc[R][C] = {};
-        for (int i = 0; i < n; ++i)
-          add_products<Unit>(acc, weights + at[i], stride, 1, by_dim[i] + int64_t{steps} * dim + column, width, steps);
+        for (int i = 0; i < n; ++i) {
+          const float* block = by_dim[i] + int64_t{steps} * dim + column;
+          if (widths[i] == kPanelKeys)
+            add_products<Unit>(acc, weights + at[i], stride, 1, block, width, steps);
+          else
+            add_products<Unit>(acc, weights + at[i], stride, 1, block, width, widths[i] / Unit::kStep);
+        }
         for (int r = 0; r < R; ++r)
           for (int c = 0; c < C; ++c) {
             float* place = to + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;

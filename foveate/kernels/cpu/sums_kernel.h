@@ -62,7 +62,7 @@ void sums(const SumTile& t) {
     for (int i = 0; i < t.panel_count; ++i) {
       const Sight sees = sight(t, g.bounds, t.panels[i]);
       if (sees == Sight::nothing) continue;
-      group_weights<Unit, true>(t, g, t.panels[i], sees, s, s.group_p);
+      group_weights<Unit, true>(t, g, t.panels[i], sees, columns_seen(t, g.bounds, t.panels[i]), s, s.group_p);
       for (int r = 0; r < rows; ++r) add_sums(t, t.panels[i], row + r, s.group_p + r * kPanelKeys);
     }
   }
