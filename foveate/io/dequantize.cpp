@@ -9,42 +9,86 @@ namespace foveate::io {
 namespace {
 
 // Blocks as they lie in the file.  d: scale, m: minimum, fp16 both.
+struct F32 {
+  static constexpr GgmlType kType = GgmlType::f32;
+  static constexpr int64_t kElements = 1;
+  float value;
+};
+struct F16 {
+  static constexpr GgmlType kType = GgmlType::f16;
+  static constexpr int64_t kElements = 1;
+  uint16_t bits;
+};
+struct BF16 {
+  static constexpr GgmlType kType = GgmlType::bf16;
+  static constexpr int64_t kElements = 1;
+  uint16_t bits;
+};
 struct Q4_0 {
+  static constexpr GgmlType kType = GgmlType::q4_0;
+  static constexpr int64_t kElements = 32;
   uint16_t d;
   uint8_t q[16];
 };
 struct Q4_1 {
+  static constexpr GgmlType kType = GgmlType::q4_1;
+  static constexpr int64_t kElements = 32;
   uint16_t d, m;
   uint8_t q[16];
 };
 struct Q5_0 {
+  static constexpr GgmlType kType = GgmlType::q5_0;
+  static constexpr int64_t kElements = 32;
   uint16_t d;
   uint8_t high[4], q[16];
 };
 struct Q5_1 {
+  static constexpr GgmlType kType = GgmlType::q5_1;
+  static constexpr int64_t kElements = 32;
   uint16_t d, m;
   uint8_t high[4], q[16];
 };
 struct Q8_0 {
+  static constexpr GgmlType kType = GgmlType::q8_0;
+  static constexpr int64_t kElements = 32;
   uint16_t d;
   int8_t q[32];
 };
+struct Q2_K {
+  static constexpr GgmlType kType = GgmlType::q2_k;
+  static constexpr int64_t kElements = 256;
+  uint8_t scales[16], q[64];
+  uint16_t d, m;
+};
+struct Q3_K {
+  static constexpr GgmlType kType = GgmlType::q3_k;
+  static constexpr int64_t kElements = 256;
+  uint8_t high[32], q[64], scales[12];
+  uint16_t d;
+};
 struct Q4_K {
+  static constexpr GgmlType kType = GgmlType::q4_k;
+  static constexpr int64_t kElements = 256;
   uint16_t d, m;
   uint8_t scales[12], q[128];
 };
 struct Q5_K {
+  static constexpr GgmlType kType = GgmlType::q5_k;
+  static constexpr int64_t kElements = 256;
   uint16_t d, m;
   uint8_t scales[12], high[32], q[128];
 };
 struct Q6_K {
+  static constexpr GgmlType kType = GgmlType::q6_k;
+  static constexpr int64_t kElements = 256;
   uint8_t low[128], high[64];
   int8_t scales[16];
   uint16_t d;
 };
 static_assert(sizeof(Q4_0) == 18 && sizeof(Q4_1) == 20 && sizeof(Q5_0) == 22 && sizeof(Q5_1) == 24 &&
               sizeof(Q8_0) == 34);
-static_assert(sizeof(Q4_K) == 144 && sizeof(Q5_K) == 176 && sizeof(Q6_K) == 210);
+static_assert(sizeof(Q2_K) == 84 && sizeof(Q3_K) == 110 && sizeof(Q4_K) == 144 && sizeof(Q5_K) == 176 &&
+              sizeof(Q6_K) == 210);
 
 uint32_t fifth_bits(const uint8_t (&high)[4]) {
   uint32_t bits;
@@ -61,6 +105,10 @@ void unpack_scale(const uint8_t (&b)[12], int j, uint8_t& scale, uint8_t& minimu
     minimum = uint8_t((b[j + 4] >> 4) | ((b[j] >> 6) << 4));
   }
 }
+
+void unpack(const F32& b, float* out) { *out = b.value; }
+void unpack(const F16& b, float* out) { *out = half_to_float(b.bits); }
+void unpack(const BF16& b, float* out) { *out = std::bit_cast<float>(uint32_t(b.bits) << 16); }
 
 void unpack(const Q4_0& b, float* out) {
   const float d = half_to_float(b.d);
@@ -93,6 +141,25 @@ void unpack(const Q5_1& b, float* out) {
 void unpack(const Q8_0& b, float* out) {
   const float d = half_to_float(b.d);
   for (int i = 0; i < 32; ++i) out[i] = float(b.q[i]) * d;
+}
+
+void unpack(const Q2_K& b, float* out) {
+  const float d = half_to_float(b.d), m = half_to_float(b.m);
+  for (int j = 0; j < 16; ++j) {  // 32 bytes hold eight sub-blocks of 16: the bit pairs of one place in two of them
+    const float step = d * float(b.scales[j] & 15), base = m * float(b.scales[j] >> 4);
+    const uint8_t* q = b.q + j / 8 * 32 + j % 2 * 16;
+    for (int i = 0; i < 16; ++i) *out++ = step * float(q[i] >> j % 8 / 2 * 2 & 3) - base;
+  }
+}
+
+void unpack(const Q3_K& b, float* out) {
+  const float d = half_to_float(b.d);
+  for (int j = 0; j < 16; ++j) {  // as Q2_K, the third bit from one bit plane
+    const int low = j < 8 ? b.scales[j] & 15 : b.scales[j - 8] >> 4, top = b.scales[8 + j % 4] >> j / 4 * 2 & 3;
+    const float step = d * float((low | top << 4) - 32);
+    const uint8_t *q = b.q + j / 8 * 32 + j % 2 * 16, *high = b.high + j % 2 * 16;
+    for (int i = 0; i < 16; ++i) *out++ = step * float((q[i] >> j % 8 / 2 * 2 & 3) - (high[i] >> j / 2 & 1 ? 0 : 4));
+  }
 }
 
 void unpack(const Q4_K& b, float* out) {
@@ -132,71 +199,27 @@ void unpack(const Q6_K& b, float* out) {
   }
 }
 
-template <class Block>
-void unpack_all(std::span<const std::byte> bytes, std::span<float> out, int64_t elements) {
-  for (size_t i = 0; i * sizeof(Block) < bytes.size(); ++i) {
-    Block block;
-    std::memcpy(&block, bytes.data() + i * sizeof(Block), sizeof(Block));
-    unpack(block, out.data() + int64_t(i) * elements);
-  }
-}
-
-template <class Convert>
-void convert_halves(std::span<const std::byte> bytes, std::span<float> out, Convert&& convert) {
-  for (size_t i = 0; i < out.size(); ++i) {
-    uint16_t half;
-    std::memcpy(&half, bytes.data() + 2 * i, 2);
-    out[i] = convert(half);
-  }
+// Calls use.operator()<Block>() with the type's block, if it is supported.
+template <class Use>
+void with_block(GgmlType type, const Use& use) {
+  const auto try_all = [&]<class... Blocks>() {
+    ((type == Blocks::kType ? use.template operator()<Blocks>() : void()), ...);
+  };
+  try_all.template operator()<F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K>();
 }
 
 }  // namespace
 
 int64_t block_elements(GgmlType type) {
-  switch (type) {
-    case GgmlType::f32:
-    case GgmlType::f16:
-    case GgmlType::bf16:
-      return 1;
-    case GgmlType::q4_0:
-    case GgmlType::q4_1:
-    case GgmlType::q5_0:
-    case GgmlType::q5_1:
-    case GgmlType::q8_0:
-      return 32;
-    case GgmlType::q4_k:
-    case GgmlType::q5_k:
-    case GgmlType::q6_k:
-      return 256;
-  }
-  return 0;
+  int64_t elements = 0;
+  with_block(type, [&]<class Block>() { elements = Block::kElements; });
+  return elements;
 }
 
 int64_t block_bytes(GgmlType type) {
-  switch (type) {
-    case GgmlType::f32:
-      return 4;
-    case GgmlType::f16:
-    case GgmlType::bf16:
-      return 2;
-    case GgmlType::q4_0:
-      return sizeof(Q4_0);
-    case GgmlType::q4_1:
-      return sizeof(Q4_1);
-    case GgmlType::q5_0:
-      return sizeof(Q5_0);
-    case GgmlType::q5_1:
-      return sizeof(Q5_1);
-    case GgmlType::q8_0:
-      return sizeof(Q8_0);
-    case GgmlType::q4_k:
-      return sizeof(Q4_K);
-    case GgmlType::q5_k:
-      return sizeof(Q5_K);
-    case GgmlType::q6_k:
-      return sizeof(Q6_K);
-  }
-  return 0;
+  int64_t bytes = 0;
+  with_block(type, [&]<class Block>() { bytes = sizeof(Block); });
+  return bytes;
 }
 
 float half_to_float(uint16_t half) {
@@ -216,31 +239,13 @@ void dequantize(GgmlType type, std::span<const std::byte> bytes, std::span<float
   require(count % elements == 0 && count / elements * block == int64_t(bytes.size()),
           "dequantize: bytes must be {} per {} elements of {}, got {} for {}", block, elements,
           type_name(uint32_t(type)), bytes.size(), count);
-  switch (type) {
-    case GgmlType::f32:
-      if (!bytes.empty()) std::memcpy(out.data(), bytes.data(), bytes.size());
-      return;
-    case GgmlType::f16:
-      return convert_halves(bytes, out, half_to_float);
-    case GgmlType::bf16:
-      return convert_halves(bytes, out, [](uint16_t half) { return std::bit_cast<float>(uint32_t(half) << 16); });
-    case GgmlType::q4_0:
-      return unpack_all<Q4_0>(bytes, out, elements);
-    case GgmlType::q4_1:
-      return unpack_all<Q4_1>(bytes, out, elements);
-    case GgmlType::q5_0:
-      return unpack_all<Q5_0>(bytes, out, elements);
-    case GgmlType::q5_1:
-      return unpack_all<Q5_1>(bytes, out, elements);
-    case GgmlType::q8_0:
-      return unpack_all<Q8_0>(bytes, out, elements);
-    case GgmlType::q4_k:
-      return unpack_all<Q4_K>(bytes, out, elements);
-    case GgmlType::q5_k:
-      return unpack_all<Q5_K>(bytes, out, elements);
-    case GgmlType::q6_k:
-      return unpack_all<Q6_K>(bytes, out, elements);
-  }
+  with_block(type, [&]<class Block>() {
+    for (int64_t i = 0; i < count / elements; ++i) {
+      Block one;
+      std::memcpy(&one, bytes.data() + i * block, sizeof(Block));
+      unpack(one, out.data() + i * elements);
+    }
+  });
 }
 
 }  // namespace foveate::io

@@ -103,6 +103,32 @@ std::string pack_scales(const std::vector<int>& scales, const std::vector<int>& 
 
 const std::vector<int> kScales = {1, 63, 17, 32, 48, 5, 63, 16}, kMinima = {0, 7, 63, 31, 33, 62, 1, 20};
 
+TEST(Dequantize, q2_k_and_q3_k_spread_bit_pairs_over_two_planes_of_32_bytes) {
+  std::string q(64, '\0'), high(32, '\0'), packed(12, '\0'), scales(16, '\0');
+  std::vector<int> number(256), steps(16);
+  for (int i = 0; i < 256; ++i) {
+    number[i] = i * 29 % 8;  // its low two bits for Q2_K
+    const int half = i / 128, pair = i % 128 / 32, lane = i % 32;
+    q[half * 32 + lane] |= char((number[i] & 3) << 2 * pair);
+    high[lane] |= char(number[i] >> 2 << (half * 4 + pair));
+  }
+  for (int j = 0; j < 16; ++j) {
+    steps[j] = j * 23 % 64;
+    packed[j % 8] |= char((steps[j] & 15) << j / 8 * 4);
+    packed[8 + j % 4] |= char(steps[j] >> 4 << j / 4 * 2);
+    scales[j] = char(j | (15 - j) << 4);
+  }
+  const std::vector<float> two =
+      values_of(GgmlType::q2_k, ByteWriter().raw(scales).raw(q).put(kHalf).put(kMinusTwo).data());
+  const std::vector<float> three =
+      values_of(GgmlType::q3_k, ByteWriter().raw(high).raw(q).raw(packed).put(kHalf).data());
+  for (int i = 0; i < 256; ++i) {
+    const int j = i / 16;
+    EXPECT_EQ(two[i], 0.5f * float(j * (number[i] & 3)) + 2 * float(15 - j)) << i;
+    EXPECT_EQ(three[i], 0.5f * float((steps[j] - 32) * (number[i] - 4))) << i;
+  }
+}
+
 TEST(Dequantize, q4_k_has_a_scale_and_a_minimum_per_32_elements) {
   ByteWriter block;
   block.put(kHalf).put(kMinusTwo).raw(pack_scales(kScales, kMinima));
@@ -143,8 +169,8 @@ TEST(Dequantize, q6_k_spreads_each_element_over_two_planes) {
   for (int i = 0; i < 256; ++i) EXPECT_EQ(values[i], 0.5f * float((i / 16 * 16 - 128) * (q[i] - 32))) << i;
 }
 
-constexpr GgmlType kTypes[] = {GgmlType::f32,  GgmlType::f16,  GgmlType::bf16, GgmlType::q4_0,
-                               GgmlType::q4_1, GgmlType::q5_0, GgmlType::q5_1, GgmlType::q8_0,
+constexpr GgmlType kTypes[] = {GgmlType::f32,  GgmlType::f16,  GgmlType::bf16, GgmlType::q4_0, GgmlType::q4_1,
+                               GgmlType::q5_0, GgmlType::q5_1, GgmlType::q8_0, GgmlType::q2_k, GgmlType::q3_k,
                                GgmlType::q4_k, GgmlType::q5_k, GgmlType::q6_k};
 
 TEST(Dequantize, treats_blocks_independently_in_every_type) {
