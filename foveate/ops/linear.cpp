@@ -42,11 +42,12 @@ bool prefers_bf16_products() {
   return prefers;
 }
 
-at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   constexpr int64_t kManyRows = 32;  // below, reading the weight is what counts
   if (weight.scalar_type() != at::kBFloat16 || x.numel() < kManyRows * x.size(-1) || prefers_bf16_products())
-    return at::linear(x, weight);
-  return at::linear(x.to(at::kFloat), weight.to(at::kFloat)).to(x.scalar_type());
+    return at::linear(x, weight, bias);
+  const at::Tensor wide = bias.defined() ? bias.to(at::kFloat) : bias;
+  return at::linear(x.to(at::kFloat), weight.to(at::kFloat), wide).to(x.scalar_type());
 }
 
 }  // namespace foveate::ops

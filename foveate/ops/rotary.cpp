@@ -5,15 +5,24 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/promote_types.h>
+#include <ATen/ops/tensor.h>
+
+#include <algorithm>
+#include <cmath>
 
 #include "foveate/base/error.h"
 
 namespace foveate::ops {
 
-Rotary::Rotary(int64_t dim, double base, double factor) : dim_(dim) {
+Rotary::Rotary(int64_t dim, double base, double factor, const std::vector<double>& divisors) : dim_(dim) {
   require(dim >= 2 && dim % 2 == 0, "rotary: dim must be even and >= 2, got {}", dim);
   require(base > 0 && factor > 0, "rotary: base and factor must be > 0, got {} and {}", base, factor);
   frequency_ = at::pow(base, at::arange(0, dim, 2, at::kDouble).div_(double(dim)).neg_()).div_(factor);
+  if (divisors.empty()) return;
+  require(std::ssize(divisors) == dim / 2, "rotary: divisors must be {}, got {}", dim / 2, divisors.size());
+  require(std::ranges::all_of(divisors, [](double d) { return d > 0 && std::isfinite(d); }),
+          "rotary: divisors must be finite and > 0");
+  frequency_.div_(at::tensor(divisors, at::kDouble));
 }
 
 at::Tensor Rotary::rotate(const at::Tensor& x, const at::Tensor& positions) const {

@@ -3,12 +3,15 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <vector>
+
 namespace foveate::ops {
 
 class Rotary {
  public:
-  // Rotates the first `dim` channels (even) with angles position * base^(-2i/dim) / factor.
-  Rotary(int64_t dim, double base, double factor = 1);
+  // Rotates the first `dim` channels (even) with angles position * base^(-2i/dim) / factor / divisors[i]
+  // (divisors: dim / 2, or empty for 1).  Throws Error: dim odd or < 2, anything not > 0, another count of divisors.
+  Rotary(int64_t dim, double base, double factor = 1, const std::vector<double>& divisors = {});
 
   // x [B, H, L, D >= dim], positions [L] int64 -> the same shape and dtype; angles in fp64, products in fp32 or wider.
   // Rotations add up: rotating by p and then by d is rotating by p + d, so a key or query can be moved afterwards.

@@ -237,7 +237,8 @@ TEST(BrokenGguf, row_length_not_a_multiple_of_the_block) {
 
 TEST(BrokenGguf, unknown_tensor_type) {
   EXPECT_EQ(error_of(one_tensor({4, 4}, 99)),
-            "f: tensor 'w' at byte 24: type must be one of: F32 F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K BF16; got "
+            "f: tensor 'w' at byte 24: type must be one of: F32 F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K "
+            "BF16; got "
             "type 99");
 }
 

@@ -1,5 +1,6 @@
 // Shows a decoder's insides to the Python tests, which hold them against an independent implementation.
 //   decoder_tool logits MODEL DTYPE       ids (JSON, standard input) -> fp32 [ids, vocabulary] on standard output
+//   decoder_tool decoded_logits MODEL DTYPE     the same, the ids given one by one
 //   decoder_tool greedy MODEL DTYPE N     ids -> JSON array of N greedy tokens
 //   decoder_tool gradients MODEL          ids -> one JSON line [[name, shape], ...], then the gradients of the mean
 //                                         loss of predicting each next id, fp32, in that order
@@ -38,6 +39,12 @@ void logits(const models::Decoder& decoder, const std::vector<int32_t>& ids) {
   for (const at::Tensor& rows : hidden.split(64)) write(decoder.logits(rows));
 }
 
+void decoded_logits(const models::Decoder& decoder, const std::vector<int32_t>& ids) {
+  models::Session session(decoder, dense(decoder));
+  write(decoder.logits(session.prefill({ids.data(), 1}).squeeze(0)));
+  for (size_t i = 1; i < ids.size(); ++i) write(decoder.logits(session.decode({&ids[i], 1}).squeeze(0)));
+}
+
 void greedy(const models::Decoder& decoder, const std::vector<int32_t>& ids, int64_t count) {
   models::Session session(decoder, dense(decoder));
   at::Tensor hidden = session.prefill(ids).select(1, -1);
@@ -68,6 +75,7 @@ int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   const auto ids = nlohmann::json::parse(std::cin).get<std::vector<int32_t>>();
   if (words.at(0) == "logits") logits(load(words.at(1), words.at(2)), ids);
+  if (words.at(0) == "decoded_logits") decoded_logits(load(words.at(1), words.at(2)), ids);
   if (words.at(0) == "greedy") greedy(load(words.at(1), words.at(2)), ids, std::stol(words.at(3)));
   if (words.at(0) == "gradients") gradients(load(words.at(1), "fp32"), ids);
 }

@@ -23,6 +23,7 @@ struct FileParts {
   std::string architecture = "llama";
   std::map<std::string, uint32_t> counts;
   std::map<std::string, float> numbers;
+  std::map<std::string, std::string> texts;
   std::map<std::string, std::vector<int64_t>> tensors;  // name -> shape
 };
 
@@ -53,6 +54,7 @@ std::string write(const FileParts& parts) {
   writer.set("general.architecture", parts.architecture);
   for (const auto& [key, value] : parts.counts) writer.set(parts.architecture + "." + key, value);
   for (const auto& [key, value] : parts.numbers) writer.set(parts.architecture + "." + key, value);
+  for (const auto& [key, value] : parts.texts) writer.set(parts.architecture + "." + key, value);
   uint64_t seed = 0;
   for (const auto& [name, shape] : parts.tensors) {
     const at::Tensor values = test::random_tensor(shape, ++seed).mul(0.3);
@@ -103,7 +105,7 @@ TEST(Load, an_untied_head_is_used) {
 TEST(Load, llama_query_rows_are_unpermuted) {
   const std::string bytes = write(small_model());
   const io::Gguf file = io::Gguf::parse(test::as_bytes(bytes), "model.gguf");
-  const at::Tensor ours = Decoder::load(file, at::kFloat).weights().layers[0].query;
+  const at::Tensor ours = Decoder::load(file, at::kFloat).weights().layers[0].query.weight;
   const auto* stored = reinterpret_cast<const float*>(file.tensor("blk.0.attn_q.weight").bytes.data());
   for (int64_t head = 0; head < kHeads; ++head)
     for (int64_t pair = 0; pair < kHeadDim / 2; ++pair)
@@ -123,12 +125,24 @@ TEST(Load, names_what_is_wrong) {
        },
        "tensor 'blk.0.ffn_up.weight' must be [24, 16], got [16, 24]"},
       {[](FileParts& p) { p.tensors["blk.0.attn_norm.weight"] = {kWidth + 1}; }, "must be [16], got [17]"},
-      {[](FileParts& p) { p.architecture = "mamba"; }, "unsupported architecture 'mamba', supported: llama gemma3"},
+      {[](FileParts& p) { p.architecture = "mamba"; },
+       "unsupported architecture 'mamba', supported: llama gemma2 gemma3 gpt2 gptneox olmo2 phi3 qwen2 qwen3"},
       {[](FileParts& p) { p.counts.erase("embedding_length"); }, "key 'llama.embedding_length' is missing"},
       {[](FileParts& p) { p.counts["block_count"] = 0; }, "'llama.block_count' must be"},
       {[](FileParts& p) { p.counts["block_count"] = 4000000000u; }, "block_count must be <= the file's"},
       {[](FileParts& p) { p.counts["attention.head_count_kv"] = 3; }, "multiple of head_count_kv, got 4 and 3"},
       {[](FileParts& p) { p.counts["rope.dimension_count"] = 6; }, "rope.dimension_count must be even and <= 4, got 6"},
+      {[](FileParts& p) { p.texts["rope.scaling.type"] = "yarn"; },
+       "rope.scaling.type must be one of: none linear; got 'yarn'"},
+      {[](FileParts& p) { p.texts["rope.scaling.type"] = "linear"; }, "key 'llama.rope.scaling.factor' is missing"},
+      {[](FileParts& p) { p.tensors["rope_freqs.weight"] = {3}; }, "'rope_freqs.weight' must be [2], got [3]"},
+      {[](FileParts& p) { p.tensors["rope_factors_long.weight"] = {2}; }, "(long rope) is not supported"},
+      {[](FileParts& p) {
+         p.tensors["rope_freqs.weight"] = {2};  // random, so one of them is negative
+       },
+       "rotary: divisors must be finite and > 0"},
+      {[](FileParts& p) { p.architecture = "qwen2"; }, "tensor 'blk.0.attn_q.bias' is missing"},
+      {[](FileParts& p) { p.architecture = "gpt2"; }, "key 'gpt2.attention.layer_norm_epsilon' is missing"},
       {[](FileParts& p) { p.numbers.erase("attention.layer_norm_rms_epsilon"); }, "layer_norm_rms_epsilon' is missing"},
   };
   for (const auto& [change, part] : defects) {

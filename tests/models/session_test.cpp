@@ -47,6 +47,21 @@ TEST(Session, prefill_equals_the_stateless_forward) {
   }
 }
 
+TEST(Session, learned_positions_end_where_the_model_does) {
+  const at::NoGradGuard no_grad;
+  DecoderConfig config = test::tiny_decoder().config();
+  DecoderWeights weights = test::tiny_decoder().weights();
+  config.rope_dim = 0, config.context = 16;
+  weights.positions = test::random_tensor({16, config.width}, 3);
+  const Decoder decoder(config, weights);
+  const auto tokens = some_tokens(17);
+  const at::Tensor whole = decoder.forward(as_tensor({tokens.data(), 16}), attention::make_mechanisms("dense", 3));
+  Session session(decoder, attention::make_mechanisms("dense", 3));
+  session.prefill({tokens.data(), 10});
+  EXPECT_TRUE(same(session.decode({tokens.data() + 10, 6}), whole.narrow(1, 10, 6), {1e-5, 1e-5}));
+  EXPECT_THROW(session.decode({tokens.data() + 16, 1}), Error);
+}
+
 TEST(Session, decode_equals_prefill_for_row_mechanisms) {
   const at::NoGradGuard no_grad;
   const Decoder decoder = test::tiny_decoder();

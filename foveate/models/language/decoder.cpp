@@ -6,6 +6,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/gelu.h>
+#include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/rms_norm.h>
 #include <ATen/ops/silu.h>
@@ -25,8 +26,9 @@ Decoder Decoder::load(const io::Gguf& file, at::ScalarType dtype) {
 
 Decoder::Decoder(DecoderConfig config, DecoderWeights weights)
     : config_(std::move(config)), weights_(std::move(weights)) {
+  if (config_.rope_dim == 0) return;
   for (const LayerConfig& layer : config_.layers)
-    rotaries_.emplace_back(config_.rope_dim, layer.rope_base, layer.rope_factor);
+    rotaries_.emplace_back(config_.rope_dim, layer.rope_base, layer.rope_factor, config_.rope_divisors);
 }
 
 Rule Decoder::rule_of(int64_t layer) const {
@@ -35,42 +37,49 @@ Rule Decoder::rule_of(int64_t layer) const {
   return rule;
 }
 
-Tensor Decoder::norm(const Tensor& x, const Tensor& weight) const {
-  return at::rms_norm(x, {x.size(-1)}, weight, config_.norm_epsilon);
+Tensor Decoder::norm(const Tensor& x, const Affine& w) const {
+  if (!w.defined()) return x;
+  if (config_.norm == NormKind::layer) return at::layer_norm(x, {x.size(-1)}, w.weight, w.bias, config_.norm_epsilon);
+  return at::rms_norm(x, {x.size(-1)}, w.weight, config_.norm_epsilon);
 }
 
 Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& positions, const Attend& attend) const {
   const LayerWeights& w = weights_.layers[layer];
-  const Tensor h = norm(x, w.attention_norm).to(w.query.scalar_type());
-  const auto heads = [&](const Tensor& weight, int64_t count, int64_t dim) {  // [B, heads, L, dim]
-    return ops::linear(h, weight).unflatten(2, {count, dim}).transpose(1, 2);
+  const Tensor h = norm(x, w.attention_norm).to(w.query.weight.scalar_type());
+  const auto heads = [&](const Tensor& rows, int64_t count) {  // [B, heads, L, dim]
+    return rows.unflatten(2, {count, rows.size(2) / count}).transpose(1, 2);
   };
-  const auto rotated = [&](const Tensor& weight, int64_t count, const Tensor& norm_weight) {
-    Tensor part = heads(weight, count, config_.head_dim);
-    if (norm_weight.defined()) part = norm(part.to(at::kFloat), norm_weight);
-    return rotaries_[layer].rotate(part, positions).to(h.scalar_type());
+  const auto rotated = [&](const Affine& weight, int64_t count, const Affine& norm_weight) {
+    Tensor part = ops::linear(h, weight.weight, weight.bias);
+    if (config_.query_norm == QueryNorm::by_width) part = norm(part.to(at::kFloat), norm_weight);
+    part = heads(part, count);
+    if (config_.query_norm == QueryNorm::by_head) part = norm(part.to(at::kFloat), norm_weight);
+    return (rotaries_.empty() ? part : rotaries_[layer].rotate(part, positions)).to(h.scalar_type());
   };
   attention::Inputs in;
   in.q = rotated(w.query, config_.heads, w.query_norm);
   in.k = rotated(w.key, config_.kv_heads, w.key_norm);
-  in.v = heads(w.value, config_.kv_heads, config_.value_dim);
+  in.v = heads(ops::linear(h, w.value.weight, w.value.bias), config_.kv_heads);
   in.rule = rule_of(layer);
   in.score = {.scale = config_.attention_scale, .soft_cap = config_.attention_soft_cap};
   in.layer = layer;
-  in.rotary = &rotaries_[layer];
+  in.rotary = rotaries_.empty() ? nullptr : &rotaries_[layer];
   const Tensor mixed = attend(in).out.transpose(1, 2).flatten(2);
-  const Tensor branch = ops::linear(mixed, w.output).to(at::kFloat);
-  return w.post_attention_norm.defined() ? norm(branch, w.post_attention_norm) : branch;
+  return norm(ops::linear(mixed, w.output.weight, w.output.bias).to(at::kFloat), w.post_attention_norm);
 }
 
 Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& x) const {
   const LayerWeights& w = weights_.layers[layer];
+  const auto activate = [&](const Tensor& t) {
+    return config_.activation == Activation::silu
+               ? at::silu(t)
+               : at::gelu(t, config_.activation == Activation::gelu ? "none" : "tanh");
+  };
   const auto rows = [&](const Tensor& part) {
-    const Tensor h = norm(part, w.feed_forward_norm).to(w.gate.scalar_type());
-    const Tensor gate = ops::linear(h, w.gate);
-    const Tensor active = config_.activation == Activation::silu ? at::silu(gate) : at::gelu(gate, "tanh");
-    const Tensor branch = ops::linear(active * ops::linear(h, w.up), w.down).to(at::kFloat);
-    return w.post_feed_forward_norm.defined() ? norm(branch, w.post_feed_forward_norm) : branch;
+    const Tensor h = norm(part, w.feed_forward_norm).to(w.up.weight.scalar_type());
+    const Tensor up = ops::linear(h, w.up.weight, w.up.bias);
+    const Tensor wide = config_.gated ? activate(ops::linear(h, w.gate.weight, w.gate.bias)) * up : activate(up);
+    return norm(ops::linear(wide, w.down.weight, w.down.bias).to(at::kFloat), w.post_feed_forward_norm);
   };
   constexpr int64_t kRows = 2048;  // bounds the feed_forward-wide activations of long segments
   if (at::GradMode::is_enabled() || x.size(1) <= kRows) return rows(x);
@@ -87,9 +96,15 @@ Tensor Decoder::forward(const Tensor& tokens, int64_t first_position, const Atte
             tokens.max().item<int64_t>());
   const Tensor positions = at::arange(first_position, first_position + tokens.size(1), at::kLong);
   Tensor x = at::embedding(weights_.embedding, tokens).to(at::kFloat) * config_.embedding_scale;
+  if (weights_.positions.defined()) {
+    require(first_position + tokens.size(1) <= config_.context,
+            "decoder: a text must be <= {} tokens, for which positions were learned, got {}", config_.context,
+            first_position + tokens.size(1));
+    x = x + at::embedding(weights_.positions, positions);
+  }
   for (int64_t layer = 0; layer < layers(); ++layer) {
-    x = x + attention_branch(layer, x, positions, attend);
-    x = x + feed_forward_branch(layer, x);
+    const Tensor mixed = x + attention_branch(layer, x, positions, attend);
+    x = mixed + feed_forward_branch(layer, config_.parallel ? x : mixed);
   }
   return norm(x, weights_.output_norm);
 }

@@ -1,4 +1,4 @@
-// A decoder-only language model (Llama, SmolLM, Gemma 3) with a mechanism of its choice in every layer.
+// A decoder-only language model with a mechanism of its choice in every layer.  Architectures: config.h.
 #pragma once
 
 #include <functional>
@@ -25,7 +25,8 @@ class Decoder {
 
   // tokens [B, L] int64 at positions first_position ... -> the normed last hidden state [B, L, width] fp32.  Layer by
   // layer over the whole segment.  `attend` is called once per layer, in order, with the model's own rule and score;
-  // Inputs::layer tells which.  Differentiable.  Throws Error: a token outside the vocabulary.
+  // Inputs::layer tells which.  Differentiable.  Throws Error: a token outside the vocabulary,
+  // a position that was not learned.
   at::Tensor forward(const at::Tensor& tokens, int64_t first_position, const Attend& attend) const;
 
   // Training and scoring of whole texts: one mechanism per layer, no state.
@@ -41,11 +42,11 @@ class Decoder {
   at::Tensor attention_branch(int64_t layer, const at::Tensor& x, const at::Tensor& positions,
                               const Attend& attend) const;
   at::Tensor feed_forward_branch(int64_t layer, const at::Tensor& x) const;
-  at::Tensor norm(const at::Tensor& x, const at::Tensor& weight) const;
+  at::Tensor norm(const at::Tensor& x, const Affine& w) const;  // x itself where there is none
 
   DecoderConfig config_;
   DecoderWeights weights_;
-  std::vector<ops::Rotary> rotaries_;  // one per layer
+  std::vector<ops::Rotary> rotaries_;  // one per layer; none where positions are learned
 };
 
 }  // namespace foveate::models

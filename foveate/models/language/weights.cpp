@@ -10,7 +10,7 @@ namespace {
 
 // A member of LayerWeights, its GGUF name and its place in the architecture.
 struct LayerField {
-  at::Tensor LayerWeights::*member;
+  Affine LayerWeights::*member;
   std::string_view name;
 };
 constexpr LayerField kLayerFields[] = {
@@ -41,13 +41,17 @@ class Loader {
     io::dequantize(stored.type, stored.bytes, {values.mutable_data_ptr<float>(), size_t(values.numel())});
     return values;
   }
-  at::Tensor vector(const std::string& name, int64_t length) const { return read(name, {length}); }
   at::Tensor matrix(const std::string& name, int64_t out, int64_t in) const { return read(name, {out, in}).to(dtype_); }
+  Affine linear(const std::string& name, int64_t out, int64_t in, bool has_bias) const {
+    return {matrix(name + ".weight", out, in), has_bias ? read(name + ".bias", {out}).to(dtype_) : at::Tensor()};
+  }
+  Affine norm(const std::string& name, int64_t width, NormKind kind) const {
+    return {read(name + ".weight", {width}), kind == NormKind::layer ? read(name + ".bias", {width}) : at::Tensor()};
+  }
 
   // Rows (pair, half) of each head become (half, pair): rotation of adjacent pairs becomes rotate-half.
-  at::Tensor unpermuted(const std::string& name, int64_t heads, int64_t head_dim, int64_t in) const {
-    const at::Tensor rows = read(name, {heads * head_dim, in}).view({heads, head_dim / 2, 2, in});
-    return rows.transpose(1, 2).reshape({heads * head_dim, in}).to(dtype_);
+  static at::Tensor unpermuted(const at::Tensor& rows, int64_t heads) {
+    return rows.unflatten(0, {heads, rows.size(0) / heads / 2, 2}).transpose(1, 2).flatten(0, 2);
   }
 
  private:
@@ -55,43 +59,71 @@ class Loader {
   at::ScalarType dtype_;
 };
 
+// Rows [first, first + rows) of a fused matrix.
+Affine part(const Affine& fused, int64_t first, int64_t rows) {
+  const auto cut = [&](const at::Tensor& t) { return t.defined() ? t.narrow(0, first, rows).clone() : t; };
+  return {cut(fused.weight), cut(fused.bias)};
+}
+
+void load_queries(const Loader& loader, const DecoderConfig& c, const std::string& prefix, LayerWeights& w) {
+  const bool biased = c.has_biases || c.has_query_biases;
+  const int64_t queries = c.heads * c.head_dim, keys = c.kv_heads * c.head_dim, values = c.kv_heads * c.value_dim;
+  if (c.fuses_query) {
+    const Affine all = loader.linear(prefix + "attn_qkv", queries + keys + values, c.width, biased);
+    w.query = part(all, 0, queries), w.key = part(all, queries, keys), w.value = part(all, queries + keys, values);
+  } else {
+    w.query = loader.linear(prefix + "attn_q", queries, c.width, biased);
+    w.key = loader.linear(prefix + "attn_k", keys, c.width, biased);
+    w.value = loader.linear(prefix + "attn_v", values, c.width, biased);
+  }
+  if (c.rotates_pairs) {
+    w.query.weight = Loader::unpermuted(w.query.weight, c.heads),
+    w.key.weight = Loader::unpermuted(w.key.weight, c.kv_heads);
+    if (w.query.bias.defined()) w.query.bias = Loader::unpermuted(w.query.bias, c.heads);
+    if (w.key.bias.defined()) w.key.bias = Loader::unpermuted(w.key.bias, c.kv_heads);
+  }
+  if (c.query_norm == QueryNorm::none) return;
+  const bool by_head = c.query_norm == QueryNorm::by_head;
+  w.query_norm = loader.norm(prefix + "attn_q_norm", by_head ? c.head_dim : queries, c.norm);
+  w.key_norm = loader.norm(prefix + "attn_k_norm", by_head ? c.head_dim : keys, c.norm);
+}
+
 LayerWeights load_layer(const Loader& loader, const DecoderConfig& c, const std::string& prefix) {
-  const auto name = [&](std::string_view field) { return fmt::format("{}{}.weight", prefix, field); };
-  const auto rotated = [&](std::string_view field, int64_t heads) {
-    return c.rotates_pairs ? loader.unpermuted(name(field), heads, c.head_dim, c.width)
-                           : loader.matrix(name(field), heads * c.head_dim, c.width);
-  };
   LayerWeights w;
-  w.attention_norm = loader.vector(name("attn_norm"), c.width);
-  w.query = rotated("attn_q", c.heads);
-  w.key = rotated("attn_k", c.kv_heads);
-  w.value = loader.matrix(name("attn_v"), c.kv_heads * c.value_dim, c.width);
-  w.output = loader.matrix(name("attn_output"), c.width, c.heads * c.value_dim);
-  w.feed_forward_norm = loader.vector(name("ffn_norm"), c.width);
-  w.gate = loader.matrix(name("ffn_gate"), c.feed_forward, c.width);
-  w.up = loader.matrix(name("ffn_up"), c.feed_forward, c.width);
-  w.down = loader.matrix(name("ffn_down"), c.width, c.feed_forward);
-  if (c.norms_queries) {
-    w.query_norm = loader.vector(name("attn_q_norm"), c.head_dim);
-    w.key_norm = loader.vector(name("attn_k_norm"), c.head_dim);
+  load_queries(loader, c, prefix, w);
+  w.output = loader.linear(prefix + "attn_output", c.width, c.heads * c.value_dim, c.has_biases);
+  if (c.norms_inputs) {
+    w.attention_norm = loader.norm(prefix + "attn_norm", c.width, c.norm);
+    w.feed_forward_norm = loader.norm(prefix + "ffn_norm", c.width, c.norm);
   }
   if (c.norms_branches) {
-    w.post_attention_norm = loader.vector(name("post_attention_norm"), c.width);
-    w.post_feed_forward_norm = loader.vector(name("post_ffw_norm"), c.width);
+    w.post_attention_norm = loader.norm(prefix + "post_attention_norm", c.width, c.norm);
+    w.post_feed_forward_norm = loader.norm(prefix + "post_ffw_norm", c.width, c.norm);
   }
+  if (c.fuses_gate) {
+    const Affine both = loader.linear(prefix + "ffn_up", 2 * c.feed_forward, c.width, c.has_biases);
+    w.gate = part(both, 0, c.feed_forward), w.up = part(both, c.feed_forward, c.feed_forward);
+  } else {
+    if (c.gated) w.gate = loader.linear(prefix + "ffn_gate", c.feed_forward, c.width, c.has_biases);
+    w.up = loader.linear(prefix + "ffn_up", c.feed_forward, c.width, c.has_biases);
+  }
+  w.down = loader.linear(prefix + "ffn_down", c.width, c.feed_forward, c.has_biases);
   return w;
 }
 
 }  // namespace
 
 std::vector<std::pair<std::string, at::Tensor>> DecoderWeights::named() const {
-  std::vector<std::pair<std::string, at::Tensor>> all = {{"token_embd.weight", embedding},
-                                                         {"output_norm.weight", output_norm}};
+  std::vector<std::pair<std::string, at::Tensor>> all = {{"token_embd.weight", embedding}};
+  const auto add = [&](const std::string& name, const Affine& parameters) {
+    if (parameters.weight.defined()) all.emplace_back(name + ".weight", parameters.weight);
+    if (parameters.bias.defined()) all.emplace_back(name + ".bias", parameters.bias);
+  };
+  add("position_embd", {positions, {}});
+  add("output_norm", output_norm);
   if (!head.is_same(embedding)) all.emplace_back("output.weight", head);
   for (size_t i = 0; i < layers.size(); ++i)
-    for (const LayerField& field : kLayerFields)
-      if (const at::Tensor& tensor = layers[i].*field.member; tensor.defined())
-        all.emplace_back(fmt::format("blk.{}.{}.weight", i, field.name), tensor);
+    for (const LayerField& field : kLayerFields) add(fmt::format("blk.{}.{}", i, field.name), layers[i].*field.member);
   return all;
 }
 
@@ -103,7 +135,8 @@ DecoderWeights load_weights(const io::Gguf& file, const DecoderConfig& c, at::Sc
   const bool is_tied = file.find("output.weight") == nullptr;
   w.head = loader.read(is_tied ? "token_embd.weight" : "output.weight", {c.vocabulary, c.width});
   w.embedding = is_tied ? w.head.to(dtype) : loader.matrix("token_embd.weight", c.vocabulary, c.width);
-  w.output_norm = loader.vector("output_norm.weight", c.width);
+  if (c.rope_dim == 0) w.positions = loader.read("position_embd.weight", {c.context, c.width});
+  w.output_norm = loader.norm("output_norm", c.width, c.norm);
   for (size_t i = 0; i < c.layers.size(); ++i) w.layers.push_back(load_layer(loader, c, fmt::format("blk.{}.", i)));
   return w;
 }

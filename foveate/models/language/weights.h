@@ -12,16 +12,23 @@
 
 namespace foveate::models {
 
-// Matrices are [out, in] in the compute dtype, norms [width] fp32; undefined where the architecture has none.
+// A matrix [out, in] and its bias [out] in the compute dtype, or a norm's [width] in fp32; undefined where the
+// architecture has none.
+struct Affine {
+  at::Tensor weight, bias;
+  bool defined() const { return weight.defined(); }
+};
+
 struct LayerWeights {
-  at::Tensor attention_norm, query, key, value, output, query_norm, key_norm, post_attention_norm;
-  at::Tensor feed_forward_norm, gate, up, down, post_feed_forward_norm;
+  Affine attention_norm, query, key, value, output, query_norm, key_norm, post_attention_norm;
+  Affine feed_forward_norm, gate, up, down, post_feed_forward_norm;
 };
 
 struct DecoderWeights {
-  at::Tensor embedding;    // [vocabulary, width] compute dtype
-  at::Tensor head;         // [vocabulary, width] fp32: bf16 products would round a logit of 20 to steps of 1/8
-  at::Tensor output_norm;  // [width]
+  at::Tensor embedding;  // [vocabulary, width] compute dtype
+  at::Tensor head;       // [vocabulary, width] fp32: bf16 products would round a logit of 20 to steps of 1/8
+  at::Tensor positions;  // [context, width] fp32, where they are learned
+  Affine output_norm;
   std::vector<LayerWeights> layers;
 
   // Every parameter once, by its GGUF name; the head only where it is not the embedding itself.
