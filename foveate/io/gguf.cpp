@@ -144,9 +144,43 @@ int64_t GgufTensor::elements() const {
 Gguf Gguf::open(const std::string& path) {
   Gguf gguf;
   gguf.path_ = path;
-  gguf.file_ = std::make_shared<const MappedFile>(path);
-  gguf.read(gguf.file_->bytes());
+  gguf.files_.push_back(std::make_shared<const MappedFile>(path));
+  gguf.read(gguf.files_.front()->bytes());
+  gguf.add_parts();
   return gguf;
+}
+
+void Gguf::add_parts() {
+  const int64_t count = integer("split.count").value_or(1), number = integer("split.no").value_or(0);
+  if (count <= 1) return;
+  const std::string ending = fmt::format("-{:05}-of-{:05}.gguf", number + 1, count);
+  require(number >= 0 && number < count && count <= 99999,
+          "{}: keys 'split.no' and 'split.count' must be a part of 2 .. 99999, got {} of {}", path_, number, count);
+  require(path_.ends_with(ending), "{}: part {} of {} must be named NAME{}", path_, number + 1, count, ending);
+  const std::string name = path_.substr(0, path_.size() - ending.size());
+  const auto path_of = [&](int64_t part) { return fmt::format("{}-{:05}-of-{:05}.gguf", name, part + 1, count); };
+  require(number == 0, "{}: of a file in parts the first must be opened: {}", path_, path_of(0));
+  for (int64_t part = 1; part < count; ++part) add_part(path_of(part), part, count);
+  const int64_t wanted = integer("split.tensors.count").value_or(std::ssize(tensors_));
+  require(wanted == std::ssize(tensors_),
+          "{}: key 'split.tensors.count' must be the tensors of all {} parts, {}, got {}", path_, count,
+          tensors_.size(), wanted);
+}
+
+void Gguf::add_part(const std::string& path, int64_t number, int64_t count) {
+  Gguf part;
+  part.path_ = path;
+  part.files_.push_back(std::make_shared<const MappedFile>(path));
+  part.read(part.files_.front()->bytes());
+  const int64_t no = part.integer("split.no").value_or(-1), of = part.integer("split.count").value_or(-1);
+  require(no == number && of == count, "{}: keys 'split.no' and 'split.count' must be {} and {}, got {} and {}", path,
+          number, count, no, of);
+  files_.push_back(part.files_.front());
+  for (GgufTensor& tensor : part.tensors_) {
+    require(index_.emplace(tensor.name, tensors_.size()).second, "{}: tensor {} must stand in one part", path,
+            printable(tensor.name));
+    tensors_.push_back(std::move(tensor));
+  }
 }
 
 Gguf Gguf::parse(std::span<const std::byte> bytes, std::string name) {

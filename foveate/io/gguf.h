@@ -1,5 +1,6 @@
-// GGUF files (versions 2 and 3, little-endian): metadata and tensors, memory-mapped.  Files are untrusted: every count,
-// offset and length is checked before use, and nothing larger than the file justifies is allocated.
+// GGUF files (versions 2 and 3, little-endian), whole or in parts: metadata and tensors, memory-mapped.  Files are
+// untrusted: every count, offset and length is checked before use, and nothing larger than the file justifies is
+// allocated.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +41,7 @@ struct GgufTensor {
   std::vector<int64_t> shape;  // torch order, slowest first; 1 .. 4 sizes >= 1
   GgmlType type;
   std::span<const std::byte> bytes;  // whole blocks
-  uint64_t offset;                   // in the file
+  uint64_t offset;                   // in its file
 
   int64_t elements() const;
 };
@@ -54,7 +55,8 @@ using GgufValue = std::variant<bool, int64_t, uint64_t, double, std::string, Ggu
 
 class Gguf {
  public:
-  // Throws Error: whatever is wrong with the file, with its path, the key or tensor and the byte offset.
+  // Of a file in parts (NAME-00001-of-00003.gguf) the path of the first, which has the metadata; the others stand
+  // beside it.  Throws Error: whatever is wrong with a file, with its path, the key or tensor and the byte offset.
   static Gguf open(const std::string& path);
   // The bytes must outlive the object and its copies; `name` stands for the path in messages.
   static Gguf parse(std::span<const std::byte> bytes, std::string name);
@@ -79,11 +81,13 @@ class Gguf {
   void read_tensor(ByteReader& reader);
   void place_tensors(std::span<const std::byte> bytes, uint64_t infos_end);
   void check_overlaps() const;
+  void add_parts();
+  void add_part(const std::string& path, int64_t number, int64_t count);
   const GgufValue* value(std::string_view key) const;
   [[noreturn]] void wrong_type(std::string_view key, std::string_view wanted) const;
 
   std::string path_;
-  std::shared_ptr<const MappedFile> file_;  // none after parse()
+  std::vector<std::shared_ptr<const MappedFile>> files_;  // none after parse()
   std::map<std::string, GgufValue, std::less<>> values_;
   std::vector<GgufTensor> tensors_;
   std::map<std::string, size_t, std::less<>> index_;  // name -> place in tensors_
