@@ -80,6 +80,11 @@ const ByteBpe::Merge* ByteBpe::find_merge(int32_t left, int32_t right) const {
 std::vector<int32_t> ByteBpe::encode_piece(std::string_view piece) const {
   require(piece.size() < size_t(std::numeric_limits<int32_t>::max()), "encode: a text must be < 2 GB, got {} bytes",
           piece.size());
+  if (splitter_.keeps_whole_tokens()) {
+    std::string spelled;
+    for (const char byte : piece) spelled += printable_bytes()[uint8_t(byte)];
+    if (const auto id = find(spelled)) return {*id};
+  }
   const auto count = int32_t(piece.size());
   std::vector<Symbol> symbols;
   for (int32_t i = 0; i < count; ++i)

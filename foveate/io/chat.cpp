@@ -26,6 +26,7 @@ std::string normalised(const std::string& chat_template) {
   replace_all(text, "message.role", "message['role']");
   replace_all(text, "message.content", "message['content']");
   replace_all(text, " + ", "+");
+  replace_all(text, "'+ ", "'+");
   return text;
 }
 
@@ -39,6 +40,16 @@ bool is_chatml(std::string_view text) {
   if (contains(text, "'<|im_start|>system\n'") && !contains(text, "if tools")) return false;
   return contains(text, "'<|im_start|>'+message['role']+'\n'+message['content']+'<|im_end|>'") &&
          contains(text, "<|im_start|>assistant\n");
+}
+
+bool is_llama3(std::string_view text) {
+  // Llama 3.1 and later write the date into the system turn.
+  for (const std::string_view feature : {"date_string", "strftime", "tools"})
+    if (contains(text, feature)) return false;
+  return contains(
+             text,
+             "'<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content'] | trim+'<|eot_id|>'") &&
+         contains(text, "<|start_header_id|>assistant<|end_header_id|>\n\n");
 }
 
 bool is_gemma(std::string_view text) {
@@ -92,6 +103,15 @@ std::string_view trimmed(std::string_view text) {
   return begin == std::string_view::npos ? "" : text.substr(begin, text.find_last_not_of(kSpaces) + 1 - begin);
 }
 
+std::string llama3_prompt(std::span<const Message> messages, ChatOptions options) {
+  std::string prompt;
+  for (const Message& message : messages)
+    prompt +=
+        fmt::format("<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>", message.role, trimmed(message.content));
+  if (options.add_generation_prompt) prompt += "<|start_header_id|>assistant<|end_header_id|>\n\n";
+  return prompt;
+}
+
 std::string gemma_prompt(std::span<const Message> messages, ChatOptions options) {
   std::string prefix;
   if (messages[0].role == "system") {
@@ -118,12 +138,13 @@ ChatFamily chat_family(const std::optional<std::string>& chat_template) {
   if (!chat_template) return ChatFamily::plain;
   const std::string text = normalised(*chat_template);
   if (is_chatml(text)) return ChatFamily::chatml;
+  if (is_llama3(text)) return ChatFamily::llama3;
   if (is_gemma(text)) return ChatFamily::gemma;
   constexpr size_t kShown = 60;
   std::string shown = chat_template->substr(0, kShown);
   std::ranges::replace(shown, '\n', ' ');
-  fail("chat: the file's chat template must be ChatML or Gemma's (use --raw for plain text), got '{}{}'", shown,
-       chat_template->size() > kShown ? "..." : "");
+  fail("chat: the file's chat template must be ChatML, Llama 3's or Gemma's (use --raw for plain text), got '{}{}'",
+       shown, chat_template->size() > kShown ? "..." : "");
 }
 
 std::string chat_prompt(const std::optional<std::string>& chat_template, std::span<const Message> messages,
@@ -136,6 +157,8 @@ std::string chat_prompt(const std::optional<std::string>& chat_template, std::sp
       return plain_prompt(messages);
     case ChatFamily::chatml:
       return chatml_prompt(*chat_template, messages, options);
+    case ChatFamily::llama3:
+      return llama3_prompt(messages, options);
     case ChatFamily::gemma:
       break;
   }

@@ -25,13 +25,24 @@ constexpr std::string_view kSpace =
 
 constexpr std::string_view kGpt2 = "'s|'t|'re|'ve|'m|'ll|'d| ?[L]+| ?[N]+| ?[^SLN]+|[S]+(?![^S])|[S]+";
 
+// Llama 3 and, with one digit a piece, Qwen2.  As their tokenizer.json has it, without regard to case for 's and the
+// like.
+constexpr std::string_view kLlama3 =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\nLN]?[L]+|[N]{1,3}| ?[^SLN]+[\\r\\n]*|[S]*[\\r\\n]+|[S]+(?![^S])|[S]+";
+constexpr std::string_view kQwen2 =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\nLN]?[L]+|[N]| ?[^SLN]+[\\r\\n]*|[S]*[\\r\\n]+|[S]+(?![^S])|[S]+";
+
 struct Split {
   std::string_view name;
   std::array<std::string_view, 2> passes;  // each pass cuts the pieces of the one before; "" is none
+  bool keeps_whole_tokens = false;
 };
 constexpr std::array kSplits = {
-    Split{"smollm", {"[N]", kGpt2}},    Split{"starcoder", {"[N]", kGpt2}}, Split{"refact", {"[N]", kGpt2}},
-    Split{"command-r", {"[N]", kGpt2}}, Split{"gpt-2", {kGpt2, ""}},
+    Split{"smollm", {"[N]", kGpt2}},      Split{"starcoder", {"[N]", kGpt2}}, Split{"refact", {"[N]", kGpt2}},
+    Split{"command-r", {"[N]", kGpt2}},   Split{"gpt-2", {kGpt2, ""}},        Split{"olmo", {kGpt2, ""}},
+    Split{"phi-2", {kGpt2, ""}},          Split{"mpt", {kGpt2, ""}},          Split{"llama-bpe", {kLlama3, ""}, true},
+    Split{"llama3", {kLlama3, ""}, true}, Split{"dbrx", {kLlama3, ""}},       Split{"smaug-bpe", {kLlama3, ""}},
+    Split{"qwen2", {kQwen2, ""}},         Split{"stablelm2", {kQwen2, ""}},   Split{"deepseek-r1-qwen", {kQwen2, ""}},
 };
 
 // L, N and S in a pattern stand for the classes above.
@@ -87,6 +98,7 @@ TextSplitter::TextSplitter(std::string_view pre, std::string_view source) {
   for (const Split& split : kSplits) {
     known += fmt::format(" {}", split.name);
     if (split.name != pre) continue;
+    keeps_whole_tokens_ = split.keeps_whole_tokens;
     for (const std::string_view pattern : split.passes)
       if (!pattern.empty()) passes_.push_back(std::make_unique<Pattern>(pattern));
   }

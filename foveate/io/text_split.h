@@ -21,12 +21,16 @@ class TextSplitter {
   // UTF-8 character counts as a symbol (neither letter, number nor space), like the U+FFFD llama.cpp puts in its place.
   void split(std::string_view text, const std::function<void(std::string_view)>& take) const;
 
+  // Whether a piece that is a token as a whole is that token, whatever the merges say (Llama 3).
+  bool keeps_whole_tokens() const { return keeps_whole_tokens_; }
+
  private:
   struct Pattern;
   void split_from(size_t pass, std::string_view text, std::string_view matchable,
                   const std::function<void(std::string_view)>& take) const;
 
   std::vector<std::unique_ptr<Pattern>> passes_;
+  bool keeps_whole_tokens_ = false;
 };
 
 }  // namespace foveate::io

@@ -29,6 +29,13 @@ const std::string kChatmlWithoutSystem =
     R"({% for message in messages %}{{ "<|im_start|>" + message.role + "\n" + message.content + "<|im_end|>" + "\n" }})"
     R"({% endfor %}{% if add_generation_prompt %}{{ "<|im_start|>assistant\n" }}{% endif %})";
 
+// As in the tokenizer_config.json of Llama-3-8B-Instruct.
+const std::string kLlama3 =
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + "
+    "message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+
 const std::string kGemma =
     "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- set first_user_prefix = messages[0]['content'] + "
     "'\n\n' -%}"
@@ -47,6 +54,16 @@ std::string message_of(const std::function<void()>& action) {
     return error.what();
   }
   return "no error";
+}
+
+TEST(Chat, llama3_trims_contents) {
+  const Messages messages = {{"system", " Be brief.\n"}, {"user", "Hi"}};
+  EXPECT_EQ(
+      chat_prompt(kLlama3, messages),
+      "<|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+      "Hi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n");
+  EXPECT_EQ(io::chat_family(kLlama3), ChatFamily::llama3);
+  EXPECT_THROW(io::chat_family("{{ strftime_now('%d') }}" + kLlama3), Error);  // a date changes every prompt
 }
 
 TEST(Chat, recognises_the_family_from_the_template) {
@@ -109,7 +126,7 @@ TEST(Chat, a_base_model_gets_the_plain_text) {
 
 TEST(Chat, refuses_templates_it_does_not_know_and_names_the_way_out) {
   EXPECT_EQ(message_of([] { chat_prompt("{{ bos }}\n[INST] x [/INST]", Messages{kUser}); }),
-            "chat: the file's chat template must be ChatML or Gemma's (use --raw for plain text), got "
+            "chat: the file's chat template must be ChatML, Llama 3's or Gemma's (use --raw for plain text), got "
             "'{{ bos }} [INST] x [/INST]'");
   EXPECT_NE(message_of([] { chat_prompt(kSmollm2 + "{{ enable_thinking }}", Messages{kUser}); }), "no error");
   EXPECT_NE(message_of([] { chat_prompt("{{ '<|im_start|>system\n' }}" + kSmollm2, Messages{kUser}); }), "no error");

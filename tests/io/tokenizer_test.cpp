@@ -154,7 +154,8 @@ TEST(ByteBpe, refuses_broken_vocabularies_and_says_why) {
   vocabulary = tiny_bytes();
   vocabulary.pre = "qwen9";
   EXPECT_EQ(refusal(vocabulary),
-            "tiny: tokenizer.ggml.pre must be one of: smollm starcoder refact command-r gpt-2; got 'qwen9'");
+            "tiny: tokenizer.ggml.pre must be one of: smollm starcoder refact command-r gpt-2 olmo phi-2 "
+            "mpt llama-bpe llama3 dbrx smaug-bpe qwen2 stablelm2 deepseek-r1-qwen; got 'qwen9'");
 }
 
 TEST(ScoreBpe, merges_the_highest_score_first_and_the_leftmost_of_equals) {
