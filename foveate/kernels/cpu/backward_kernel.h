@@ -34,12 +34,12 @@ inline void group_weights(const BackwardTile& t, const Group& g, const Panel& p,
   if (plain && sees == Sight::all) {  // straight from the registers
     with_rows(g.rows, [&](auto rows) {
       for (int column = 0; column < kPanelKeys; column += kTileColumns) {
-        F acc[rows.value][Simd::kColumns] = {};
-        add_products<Unit>(acc, q, t.depth, 1, p.k + column, kPanelKeys, t.depth);
-        for (int r = 0; r < rows.value; ++r)
-          for (int c = 0; c < Simd::kColumns; ++c)
-            Simd::store(to + r * kPanelKeys + column + c * Simd::kWidth,
-                        Unit::exp2(Simd::fma(acc[r][c], factor, Simd::set(-t.lse[g.row + r]))));
+        Sums<rows.value, Simd::kColumns> sums;
+        sums.template add_products<Unit>(q, t.depth, 1, p.k + column, kPanelKeys, t.depth);
+        sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
+          Simd::store(to + r * kPanelKeys + column + c * Simd::kWidth,
+                      Unit::exp2(Simd::fma(sum, factor, Simd::set(-t.lse[g.row + r]))));
+        });
       }
     });
     return;
@@ -103,10 +103,10 @@ inline void group_gradients(const BackwardTile& t, const Group& g, const Panel& 
   } else {
     with_rows(g.rows, [&](auto rows) {
       for (int column = 0; column < kPanelKeys; column += kTileColumns) {
-        F acc[rows.value][Simd::kColumns] = {};
-        add_products<Unit>(acc, d_out, t.value_depth, 1, p.v + column, kPanelKeys, t.value_depth);
-        for (int r = 0; r < rows.value; ++r)
-          for (int c = 0; c < Simd::kColumns; ++c) take(acc[r][c], r, column + c * Simd::kWidth);
+        Sums<rows.value, Simd::kColumns> sums;
+        sums.template add_products<Unit>(d_out, t.value_depth, 1, p.v + column, kPanelKeys, t.value_depth);
+        sums.for_each([&](int r, int c, F sum)
+                          __attribute__((always_inline)) { take(sum, r, column + c * Simd::kWidth); });
       }
     });
   }
@@ -134,15 +134,13 @@ inline void add_key_gradient(const float* pairs, const float* by_dim, int rows, 
     for (int key = 0; key < extent.width; key += kGroupRows)
       for_columns(width, [&](int column, auto columns) {
         with_rows(smaller(kGroupRows, extent.width - key), [&](auto keys) {
-          constexpr int R = keys.value, C = columns.value;
-          F acc[R][C] = {};
-          add_products<Unit>(acc, pairs + int64_t{skip} * kPanelKeys + key, 1, kPanelKeys, block + column, width,
-                             steps);
-          for (int r = 0; r < R; ++r)
-            for (int c = 0; c < C; ++c) {
-              float* at = to + int64_t{key + r} * dims + d + column + c * Simd::kWidth;
-              Simd::store(at, Simd::load(at) + acc[r][c]);
-            }
+          Sums<keys.value, columns.value> sums;
+          sums.template add_products<Unit>(pairs + int64_t{skip} * kPanelKeys + key, 1, kPanelKeys, block + column,
+                                           width, steps);
+          sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
+            float* at = to + int64_t{key + r} * dims + d + column + c * Simd::kWidth;
+            Simd::store(at, Simd::load(at) + sum);
+          });
         });
       });
   }

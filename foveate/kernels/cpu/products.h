@@ -18,25 +18,56 @@ struct Floats {
   static FOVEATE_INLINE F exp2(F x) { return Simd::exp2(x, kExp2); }
 };
 
-// acc[r][c] += sum over steps of a[r] * b[c]: R rows by C vectors stay in registers.
-template <class Unit, int R, int C>
-FOVEATE_INLINE void add_products(F (&acc)[R][C], const float* a, int64_t row_stride, int64_t step_stride,
-                                 const float* b, int64_t b_stride, int steps) {
-#pragma GCC unroll 4
-  for (int step = 0; step < steps; ++step) {
-    F columns[C];
-    for (int c = 0; c < C; ++c) columns[c] = Simd::load(b + c * Simd::kWidth);
-    for (int r = 0; r < R; ++r) {
-      const F one = Simd::set(a[r * row_stride]);
-      for (int c = 0; c < C; ++c) acc[r][c] = Unit::dot(one, columns[c], acc[r][c]);
-    }
-    a += step_stride, b += b_stride;
-  }
-}
-
 template <int N>
 struct Constant {
   static constexpr int value = N;
+};
+
+// Calls use(Constant<0>()) .. use(Constant<N - 1>()).
+template <int N, class Use>
+FOVEATE_INLINE void unrolled(const Use& use) {
+  if constexpr (N > 0) {
+    unrolled<N - 1>(use);
+    use(Constant<N - 1>());
+  }
+}
+
+// R rows by C vectors of sums that stay in registers.  Only constants may index them: g++ 12 unrolls plain loops too
+// late, and the sums went to memory and back around every product (140 cycles for 6 x 64 of them, Zen 4).
+template <int R, int C>
+struct Sums {
+  F at[R][C];
+
+  FOVEATE_INLINE Sums() {
+    for_each([](int, int, F& sum) __attribute__((always_inline)) { sum = Simd::set(0); });
+  }
+
+  // use(row, vector, sum)
+  template <class Use>
+  FOVEATE_INLINE void for_each(const Use& use) {
+    unrolled<R>([&](auto r) __attribute__((always_inline)) {
+      unrolled<C>([&](auto c) __attribute__((always_inline)) { use(r.value, c.value, at[r.value][c.value]); });
+    });
+  }
+
+  // sums[r][c] += sum over steps of a[r] * b[c]
+  template <class Unit>
+  FOVEATE_INLINE void add_products(const float* a, int64_t row_stride, int64_t step_stride, const float* b,
+                                   int64_t b_stride, int steps) {
+#pragma GCC unroll 4
+    for (int step = 0; step < steps; ++step) {
+      F columns[C];
+      unrolled<C>([&](auto c)
+                      __attribute__((always_inline)) { columns[c.value] = Simd::load(b + c.value * Simd::kWidth); });
+      unrolled<R>([&](auto r) __attribute__((always_inline)) {
+        const F one = Simd::set(a[r.value * row_stride]);
+        unrolled<C>([&](auto c) __attribute__((always_inline)) {
+          at[r.value][c.value] = Unit::dot(one, columns[c.value], at[r.value][c.value]);
+        });
+      });
+      a += step_stride, b += b_stride;
+    }
+  }
 };
 
 template <class Use>
@@ -140,16 +171,13 @@ template <class Unit, int R>
 FOVEATE_INLINE void group_products(const float* rows, int depth, const float* panel, float* to, int64_t stride,
                                    F* tops) {
   for (int column = 0; column < kPanelKeys; column += kTileColumns) {
-    F acc[R][Simd::kColumns] = {};
-    add_products<Unit>(acc, rows, depth, 1, panel + column, kPanelKeys, depth);
-    for (int r = 0; r < R; ++r) {
-      F top = acc[r][0];
-      for (int c = 0; c < Simd::kColumns; ++c) {
-        Simd::store(to + r * stride + column + c * Simd::kWidth, acc[r][c]);
-        if (c > 0) top = Simd::max(top, acc[r][c]);
-      }
-      if (tops) tops[r] = Simd::max(tops[r], top);
-    }
+    Sums<R, Simd::kColumns> sums;
+    sums.template add_products<Unit>(rows, depth, 1, panel + column, kPanelKeys, depth);
+    sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
+      Simd::store(to + r * stride + column + c * Simd::kWidth, sum);
+    });
+    if (tops)
+      sums.for_each([&](int r, int, F sum) __attribute__((always_inline)) { tops[r] = Simd::max(tops[r], sum); });
   }
 }
 
@@ -160,10 +188,11 @@ __attribute__((noinline)) void edge_products(const float* rows, int count, int d
   with_rows(count, [&](auto all_rows) {
     for_columns(width, [&](int column, auto columns) {
       constexpr int R = all_rows.value, C = columns.value;
-      F acc[R][C] = {};
-      add_products<Unit>(acc, rows, depth, 1, panel + column, kPanelKeys, depth);
-      for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) Simd::store(to + r * stride + column + c * Simd::kWidth, acc[r][c]);
+      Sums<R, C> sums;
+      sums.template add_products<Unit>(rows, depth, 1, panel + column, kPanelKeys, depth);
+      sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
+        Simd::store(to + r * stride + column + c * Simd::kWidth, sum);
+      });
     });
   });
 }
@@ -179,19 +208,16 @@ inline void add_by_dim(const Group& g, const float* weights, const int64_t* at, 
     for_columns(width, [&](int column, auto columns) {
       with_rows(g.rows, [&](auto rows) {
         constexpr int R = rows.value, C = columns.value;
-        F acc[R][C] = {};
+        Sums<R, C> sums;
         for (int i = 0; i < n; ++i) {
           const float* block = by_dim[i] + int64_t{steps} * dim + column;
-          if (widths[i] == kPanelKeys)
-            add_products<Unit>(acc, weights + at[i], stride, 1, block, width, steps);
-          else
-            add_products<Unit>(acc, weights + at[i], stride, 1, block, width, widths[i] / Unit::kStep);
+          const int seen = widths[i] == kPanelKeys ? steps : widths[i] / Unit::kStep;
+          sums.template add_products<Unit>(weights + at[i], stride, 1, block, width, seen);
         }
-        for (int r = 0; r < R; ++r)
-          for (int c = 0; c < C; ++c) {
-            float* place = to + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;
-            Simd::store(place, Simd::fma(Simd::load(place), Simd::set(shrink[r]), acc[r][c]));
-          }
+        sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
+          float* place = to + int64_t{g.row + r} * dims + dim + column + c * Simd::kWidth;
+          Simd::store(place, Simd::fma(Simd::load(place), Simd::set(shrink[r]), sum));
+        });
       });
     });
   }
