@@ -62,7 +62,27 @@ void pack_by_key(const void* const* rows, int count, int dim, DType type, int st
     }
 }
 
+// Pairs of bf16 rows as they are, `dim` a multiple of kLanes; returns false, not finished, where one is NaN or Inf.
+bool interleave_halves(const void* const* rows, int count, int all, int dim, float* to) {
+  for (int i = 0; i < count; i += 2) {
+    const uint16_t *low = (const uint16_t*)rows[i], *high = (const uint16_t*)rows[i + 1];
+    if (!low || !high) return false;
+    M sound = Simd::finite(Simd::set(0));
+    for (int d = 0; d < dim; d += kLanes) {
+      const int first = d / kPanelKeys * kPanelKeys, width = smaller(kPanelKeys, padded(dim) - first);
+      const F a = Simd::load_as(low + d, DType::bf16), b = Simd::load_as(high + d, DType::bf16);
+      sound = Simd::both(sound, Simd::both(Simd::finite(a), Simd::finite(b)));
+      Simd::store(to + int64_t{all / 2} * first + int64_t{i / 2} * width + d - first,
+                  (F)(Simd::shift_down<16>((I)a) | (I)b));
+    }
+    if (!Simd::all(sound)) return false;
+  }
+  return true;
+}
+
 bool pack_by_dim(const void* const* rows, int count, int all, int dim, DType type, int step, float* to) {
+  if (type == DType::bf16 && step == 2 && dim % kDimMultiple == 0 && interleave_halves(rows, count, all, dim, to))
+    return false;
   const int dims = padded(dim), steps = count / step;
   M sound = Simd::finite(Simd::set(0));
   const auto values = [&](const void* row, int at) {
