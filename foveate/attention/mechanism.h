@@ -39,6 +39,10 @@ struct Inputs {
   bool ends_prompt = true;                // false for the chunks of a prompt before its last
 };
 
+// Rows [first, first + count) of a call: of q and of all in rule and score that goes by query; keys and values stay.
+// The rule must not order queries.
+Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count);
+
 // The plan that served rows [first_row, first_row + rows) of a call.
 struct PlannedRows {
   int64_t first_row, rows;
@@ -136,5 +140,24 @@ class PlainState final : public CachedState {
 
 // The bound that a rule's own window sets, if any.
 std::optional<CachedState::Bound> bound_of(const Rule& rule);
+
+// The state of a mechanism for prompts alone: generated rows see all that the model itself shows.
+template <class Mechanism>
+class PromptState final : public CachedState {
+ public:
+  PromptState(Mechanism mechanism, const StateOptions& options)
+      : CachedState(bound_of(options.rule), options.rollback), mechanism_(std::move(mechanism)) {}
+  // Nothing is dropped between the chunks of a prompt: their plans count blocks from its first token.
+  Attended prefill(const Inputs& in) override { return mechanism_.attend(appended(in)); }
+  Attended decode(const Inputs& in) override {
+    const Inputs all = appended(in);
+    const ops::Attended attended = ops::attend(all.q, all.k, all.v, all.rule, all.score);
+    evict();
+    return {attended.out, attended.lse, {{0, all.q.size(2), all.rule}}};
+  }
+
+ private:
+  Mechanism mechanism_;
+};
 
 }  // namespace foveate::attention

@@ -8,13 +8,14 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/sparse/dhsa.h"
+#include "foveate/attention/sparse/dhsa_blocks.h"
 #include "foveate/attention/window.h"
 #include "foveate/base/options.h"
 #include "foveate/base/spec.h"
 
 namespace foveate::attention {
 
-using Mechanism = std::variant<Dense, Window, Dhsa>;
+using Mechanism = std::variant<Dense, Window, Dhsa, DhsaBlocks>;
 
 struct MechanismInfo {
   std::string name, summary;

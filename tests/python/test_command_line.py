@@ -65,11 +65,15 @@ def test_help_shows_examples(foveate, command):
 
 def test_list_shows_every_option(foveate):
     infos = {info["name"]: info for info in json.loads(foveate("list", "--json").stdout)}
-    assert set(infos) == {"dense", "window", "dhsa"}
+    assert set(infos) == {"dense", "window", "dhsa", "dhsa_blocks"}
     assert infos["dhsa"]["class"] == "block"
     budget = next(o for o in infos["dhsa"]["options"] if o["name"] == "budget")
     assert budget["default"] == "1024" and budget["range"] == ">= 1" and budget["doc"]
     assert b"query_block" in foveate("list", "dhsa").stdout
+    assert infos["dhsa_blocks"]["class"] == "prompt"
+    shown = foveate("list", "dhsa_blocks").stdout
+    for word in (b"decode dense", b"density", b"topk | a | vs | vsb", b"vertical_slash_ratio", b"own_blocks"):
+        assert word in shown
 
 
 def test_tokenize_and_back(foveate):
