@@ -277,6 +277,37 @@ TEST(DhsaBlocks, lists_hold_the_blocks_of_the_plain_loops) {
     }
 }
 
+// What the released functions (DHSA_patch.py of github.com/xiongsiheng/DHSA, commit cc8e9c7) keep: bit c of a row's
+// number is block c.  Equal blocks for vsb, where the release does not spend budget twice; its ties by lower index.
+TEST(DhsaBlocks, golden_masks_of_the_release) {
+  const at::NoGradGuard no_grad;
+  constexpr int64_t kLength = 256;
+  Array q(1, 1, kLength, 2), k(1, 1, kLength, 2);
+  for (int64_t i = 0; i < kLength; ++i) {
+    q.at(0, 0, i, 0) = double((37 * i) % 101 - 50) / 25, q.at(0, 0, i, 1) = double((53 * i) % 97 - 48) / 24;
+    k.at(0, 0, i, 0) = double((29 * i) % 89 - 44) / 22, k.at(0, 0, i, 1) = double((61 * i) % 83 - 41) / 20;
+  }
+  Inputs in;
+  in.q = to_tensor(q), in.k = to_tensor(k), in.v = in.k;
+  const std::pair<DhsaBlocks, std::vector<int64_t>> goldens[] = {
+      {{.query_block = 32, .mask = Mask::a}, {0x0003, 0x000f, 0x003f, 0x00b7, 0x034b, 0x0a4b, 0x2531, 0xa4a1}},
+      {{.query_block = 32, .mask = Mask::vs}, {0x0003, 0x000f, 0x003f, 0x00b7, 0x023d, 0x092d, 0x21b1, 0xffff}},
+      {{.query_block = 16, .mask = Mask::vsb},
+       {0x0001, 0x0003, 0x0007, 0x000f, 0x001f, 0x003f, 0x005f, 0x00af, 0x014f, 0x0297, 0x0527, 0x0e43, 0x1495, 0x2d09,
+        0x5611, 0xffff}}};
+  for (const auto& [golden, rows] : goldens) {
+    DhsaBlocks o = golden;
+    o.density = 0.4, o.vertical_slash_ratio = 0.25, o.key_block = 16, o.own_blocks = false;
+    const auto kept = planned_blocks(o, in);
+    ASSERT_EQ(kept.size(), rows.size());
+    for (size_t r = 0; r < rows.size(); ++r) {
+      int64_t bits = 0;
+      for (const int64_t c : kept[r]) bits |= int64_t{1} << c;
+      EXPECT_EQ(bits, rows[r]) << to_spec(o).text() << " row " << r;
+    }
+  }
+}
+
 TEST(DhsaBlocks, a_layer_with_its_own_window_selects_inside_it) {
   const at::NoGradGuard no_grad;
   Inputs in = make_inputs(151, 151);
