@@ -143,7 +143,7 @@ def test_compare_writes_what_it_promises(foveate, tmp_path):
 
 def test_full_budget_agrees_with_dense(foveate, tmp_path):
     foveate("compare", *SMALL, "--dtype", "fp32", "--attention", "dense", "--attention", "window:size=256", "--attention",
-            "dhsa:budget=400", "--out", str(tmp_path))
+            "dhsa:budget=400", "--attention", "dhsa_blocks:density=1", "--out", str(tmp_path))
     for row in json.loads((tmp_path / "compare.json").read_text())["rows"]:
         assert row["top1_agreement"] == 1 and abs(row["nats_vs_dense"]) < 1e-5 and row["kl_vs_dense"] < 1e-6
         assert row["density"] == pytest.approx(1)
