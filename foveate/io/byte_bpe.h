@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "foveate/io/merges.h"
 #include "foveate/io/text_split.h"
 #include "foveate/io/tokenizer.h"
 
@@ -23,20 +24,15 @@ class ByteBpe : public Tokenizer {
   std::vector<uint8_t> lost_bytes() const override;
 
  private:
-  struct Merge {
-    int32_t rank, id;  // the lower rank goes first; the token that the two become
-  };
-
   void encode_plain(std::string_view text, bool begins, std::vector<int32_t>& ids) const override;
   std::string plain_piece(int32_t id) const override;
   std::vector<int32_t> encode_piece(std::string_view piece) const;
-  const Merge* find_merge(int32_t left, int32_t right) const;
   void read_merges();
 
   TextSplitter splitter_;
   std::array<int32_t, 256> byte_ids_;            // -1: the file has no token for the byte
   std::unordered_map<std::string, char> bytes_;  // GPT-2's printable character -> byte
-  std::unordered_map<uint64_t, Merge> merges_;   // left id << 32 | right id
+  Merges merges_;
 };
 
 }  // namespace foveate::io
