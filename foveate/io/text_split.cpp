@@ -1,8 +1,5 @@
 #include "foveate/io/text_split.h"
 
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
-
 #include <array>
 
 #include "foveate/base/error.h"
@@ -61,37 +58,7 @@ std::string expand(std::string_view pattern) {
   return text;
 }
 
-// The text with every byte that is in no UTF-8 character replaced by a control character: PCRE2 accepts it, and the
-// offsets stay the same.
-std::string matchable_text(std::string_view text) {
-  std::string matchable(text);
-  for (size_t at = 0; at < text.size();) {
-    const size_t length = utf8_length(text, at);
-    if (length == 0) matchable[at] = '\x01';
-    at += length == 0 ? 1 : length;
-  }
-  return matchable;
-}
-
 }  // namespace
-
-struct TextSplitter::Pattern {
-  explicit Pattern(std::string_view pattern) {
-    const std::string text = expand(pattern);
-    int status = 0;
-    size_t where = 0;
-    code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), PCRE2_UTF | PCRE2_UCP, &status,
-                             &where, nullptr));
-    require(code != nullptr, "split: PCRE2 must accept the pattern, got status {} at {} of {}", status, where, text);
-    pcre2_jit_compile(code.get(), PCRE2_JIT_COMPLETE);  // where PCRE2 has no JIT it interprets: slower, same pieces
-  }
-
-  struct Free {
-    void operator()(pcre2_code* code) const { pcre2_code_free(code); }
-    void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
-  };
-  std::unique_ptr<pcre2_code, Free> code;
-};
 
 TextSplitter::TextSplitter(std::string_view pre, std::string_view source) {
   std::string known;
@@ -100,12 +67,10 @@ TextSplitter::TextSplitter(std::string_view pre, std::string_view source) {
     if (split.name != pre) continue;
     keeps_whole_tokens_ = split.keeps_whole_tokens;
     for (const std::string_view pattern : split.passes)
-      if (!pattern.empty()) passes_.push_back(std::make_unique<Pattern>(pattern));
+      if (!pattern.empty()) passes_.emplace_back(expand(pattern), "split");
   }
   require(!passes_.empty(), "{}: tokenizer.ggml.pre must be one of:{}; got '{}'", source, known, pre);
 }
-
-TextSplitter::~TextSplitter() = default;
 
 void TextSplitter::split(std::string_view text, const std::function<void(std::string_view)>& take) const {
   split_from(0, text, matchable_text(text), take);
@@ -119,17 +84,14 @@ void TextSplitter::split_from(size_t pass, std::string_view text, std::string_vi
   const auto deeper = [&](size_t begin, size_t end) {
     if (begin < end) split_from(pass + 1, text.substr(begin, end - begin), matchable.substr(begin, end - begin), take);
   };
-  const std::unique_ptr<pcre2_match_data, Pattern::Free> data(pcre2_match_data_create(1, nullptr));
+  Regex::Search search(passes_[pass], matchable);
   size_t done = 0;
   while (done < text.size()) {
-    const int status = pcre2_match(passes_[pass]->code.get(), reinterpret_cast<PCRE2_SPTR>(matchable.data()),
-                                   matchable.size(), done, PCRE2_NO_UTF_CHECK, data.get(), nullptr);
-    if (status == PCRE2_ERROR_NOMATCH) break;
-    require(status > 0, "split: PCRE2 must match a piece of {} bytes, got status {}", matchable.size(), status);
-    const size_t* bounds = pcre2_get_ovector_pointer(data.get());
-    deeper(done, bounds[0]);
-    deeper(bounds[0], bounds[1]);
-    done = bounds[1];
+    const std::optional<Regex::Match> match = search.find(done);
+    if (!match) break;
+    deeper(done, match->begin);
+    deeper(match->begin, match->end);
+    done = match->end;
   }
   deeper(done, text.size());
 }

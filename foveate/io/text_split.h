@@ -3,10 +3,11 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "foveate/io/regex.h"
 
 namespace foveate::io {
 
@@ -15,7 +16,6 @@ class TextSplitter {
  public:
   // `pre` is tokenizer.ggml.pre of the file `source`.  Throws Error for an unknown name, with the known ones.
   TextSplitter(std::string_view pre, std::string_view source);
-  ~TextSplitter();
 
   // Calls take(piece) for every piece in order; the pieces are views into text and cover it.  A byte that belongs to no
   // UTF-8 character counts as a symbol (neither letter, number nor space), like the U+FFFD llama.cpp puts in its place.
@@ -25,11 +25,10 @@ class TextSplitter {
   bool keeps_whole_tokens() const { return keeps_whole_tokens_; }
 
  private:
-  struct Pattern;
   void split_from(size_t pass, std::string_view text, std::string_view matchable,
                   const std::function<void(std::string_view)>& take) const;
 
-  std::vector<std::unique_ptr<Pattern>> passes_;
+  std::vector<Regex> passes_;
   bool keeps_whole_tokens_ = false;
 };
 

@@ -19,6 +19,25 @@ size_t utf8_length(std::string_view text, size_t at) {
   return overlong || too_large ? 0 : 4;
 }
 
+Character character_at(std::string_view text, size_t at) {
+  constexpr uint32_t kFirstBits[] = {0, 0x7F, 0x1F, 0x0F, 0x07};
+  const size_t length = utf8_length(text, at);
+  if (length == 0) return {0xFFFD, 1};
+  uint32_t code_point = uint8_t(text[at]) & kFirstBits[length];
+  for (size_t i = 1; i < length; ++i) code_point = code_point << 6 | (uint8_t(text[at + i]) & 0x3F);
+  return {code_point, length};
+}
+
+std::string matchable_text(std::string_view text) {
+  std::string matchable(text);
+  for (size_t at = 0; at < text.size();) {
+    const size_t length = utf8_length(text, at);
+    if (length == 0) matchable[at] = '\x01';
+    at += length == 0 ? 1 : length;
+  }
+  return matchable;
+}
+
 std::string to_utf8(uint32_t code_point) {
   const auto tail = [&](int shift) { return char(0x80 | ((code_point >> shift) & 0x3F)); };
   if (code_point < 0x80) return {char(code_point)};

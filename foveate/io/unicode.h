@@ -13,6 +13,18 @@ namespace foveate::io {
 // anything above U+10FFFF and cut sequences are no characters.  at < text.size().
 size_t utf8_length(std::string_view text, size_t at);
 
+struct Character {
+  uint32_t code_point;  // U+FFFD for a byte that belongs to no character
+  size_t length;        // bytes, >= 1
+};
+
+// The character that starts at text[at]; at < text.size().
+Character character_at(std::string_view text, size_t at);
+
+// The text with every byte that belongs to no character replaced by a control character: patterns accept it, and the
+// offsets stay the same.
+std::string matchable_text(std::string_view text);
+
 // The UTF-8 bytes of a code point up to U+10FFFF.
 std::string to_utf8(uint32_t code_point);
 
