@@ -26,6 +26,7 @@ need python3-venv "a place for torch beside the project" has_venv
 need libcli11-dev "command line" has_header CLI/CLI.hpp
 need nlohmann-json3-dev "JSON" has_header nlohmann/json.hpp
 need libpcre2-dev "Unicode-aware patterns of tokenizers" sh -c 'printf "#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n" | g++ -x c++ -fsyntax-only -'
+need libutf8proc-dev "normal forms, case and categories of Unicode, for tokenizers" has_header utf8proc.h
 if [ "$wanted" = test ]; then
   need libgtest-dev "tests" has_header gtest/gtest.h
   need clang-format "format check" clang-format --version

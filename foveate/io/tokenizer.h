@@ -54,17 +54,17 @@ class Tokenizer {
   // User-defined tokens are cut out of the text first, leftmost and longest, and with parse_special control tokens as
   // well; what lies between is tokenized by the model's rule.  Any bytes are accepted, NUL and invalid UTF-8 included:
   // the latter count byte by byte, so that decode gives them back (llama.cpp loses them).
-  std::vector<int32_t> encode(std::string_view text, EncodeOptions options = {}) const;
+  virtual std::vector<int32_t> encode(std::string_view text, EncodeOptions options = {}) const;
 
   // The bytes that the ids stand for; they may end inside a UTF-8 character.  Control and unknown tokens give their
   // text only if with_special.  decode(encode(x)) == x, except
   //   - for bytes in lost_bytes(), which encode drops;
   //   - for score-ordered BPE, U+2581 in the text comes back as a space.
   // Throws Error for an id outside [0, size).
-  std::string decode(std::span<const int32_t> ids, bool with_special = false) const;
+  virtual std::string decode(std::span<const int32_t> ids, bool with_special = false) const;
 
   // The bytes of one token as decode gives them; empty for control tokens.  Throws Error for an id outside [0, size).
-  std::string piece(int32_t id) const;
+  virtual std::string piece(int32_t id) const;
 
   int64_t size() const { return int64_t(vocabulary_.tokens.size()); }
   std::optional<int32_t> bos() const { return vocabulary_.bos; }

@@ -1,0 +1,16 @@
+// Patterns of tokenizer.json, which are written for Oniguruma, in PCRE2's syntax.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace foveate::io {
+
+// A PCRE2 pattern (for Regex) that matches what the `tokenizers` package matches: Ruby's syntax, Unicode 16.  Classes
+// name what PCRE2's own tables lack.
+// Throws Error, with `what` in front, for what has another meaning in PCRE2 or none: intersections and what is negated
+// inside classes (but for \S), POSIX brackets, callouts, named back references, {n}? and {n,m}+, unknown properties and
+// options.
+std::string pcre2_pattern(std::string_view pattern, const std::string& what);
+
+}  // namespace foveate::io
