@@ -1,6 +1,7 @@
 #include "foveate/io/chat.h"
 
 #include <algorithm>
+#include <ctime>
 
 #include "foveate/base/error.h"
 
@@ -40,6 +41,27 @@ bool is_chatml(std::string_view text) {
   if (contains(text, "'<|im_start|>system\n'") && !contains(text, "if tools")) return false;
   return contains(text, "'<|im_start|>'+message['role']+'\n'+message['content']+'<|im_end|>'") &&
          contains(text, "<|im_start|>assistant\n");
+}
+
+bool is_qwen3(std::string_view text) {
+  for (const std::string_view part :
+       {"set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1)",
+        "not(message['content'].startswith('<tool_response>') and message['content'].endswith('</tool_response>'))",
+        "if loop.index0 > ns.last_query_index", "if loop.last or (not loop.last and reasoning_content)",
+        "'+message['role']+'\n<think>\n'+reasoning_content.strip('\n')+'\n</think>\n\n'+content.lstrip('\n')",
+        "'<|im_start|>assistant\n'", "if enable_thinking is defined and enable_thinking is false"})
+    if (!contains(text, part)) return false;
+  return !contains(text, "strftime");
+}
+
+bool is_llama31(std::string_view text) {
+  for (const std::string_view part :
+       {"'<|start_header_id|>system<|end_header_id|>\n\n'", "'Cutting Knowledge Date: December 2023\n'",
+        "'Today Date: '+date_string+'\n\n'", "set date_string = '26 Jul 2024'",
+        "'<|start_header_id|>'+message['role']+'<|end_header_id|>\n\n'+message['content'] | trim+'<|eot_id|>'",
+        "'<|start_header_id|>assistant<|end_header_id|>\n\n'"})
+    if (!contains(text, part)) return false;
+  return !contains(text, "if system_message");  // there are copies without the turn where it would be empty
 }
 
 bool is_llama3(std::string_view text) {
@@ -84,7 +106,8 @@ std::string plain_prompt(std::span<const Message> messages) {
   return prompt;
 }
 
-std::string chatml_prompt(const std::string& chat_template, std::span<const Message> messages, ChatOptions options) {
+std::string chatml_prompt(const std::string& chat_template, std::span<const Message> messages,
+                          const ChatOptions& options) {
   std::string prompt;
   const auto add = [&](std::string_view role, std::string_view content) {
     prompt += fmt::format("<|im_start|>{}\n{}<|im_end|>\n", role, content);
@@ -103,7 +126,62 @@ std::string_view trimmed(std::string_view text) {
   return begin == std::string_view::npos ? "" : text.substr(begin, text.find_last_not_of(kSpaces) + 1 - begin);
 }
 
-std::string llama3_prompt(std::span<const Message> messages, ChatOptions options) {
+// What Python's strip, lstrip and rstrip do with '\n'.
+std::string_view without_breaks(std::string_view text, bool left, bool right) {
+  while (left && text.starts_with('\n')) text.remove_prefix(1);
+  while (right && text.ends_with('\n')) text.remove_suffix(1);
+  return text;
+}
+
+struct Thought {
+  std::string_view reasoning, content;
+};
+
+Thought split_thought(std::string_view text) {
+  constexpr std::string_view kOpen = "<think>", kClose = "</think>";
+  if (!contains(text, kClose)) return {"", text};
+  std::string_view before = without_breaks(text.substr(0, text.find(kClose)), false, true);
+  if (const size_t open = before.rfind(kOpen); open != std::string_view::npos)
+    before.remove_prefix(open + kOpen.size());
+  return {without_breaks(before, true, true),
+          without_breaks(text.substr(text.rfind(kClose) + kClose.size()), true, false)};
+}
+
+std::string qwen3_prompt(std::span<const Message> messages, const ChatOptions& options) {
+  size_t last_question = messages.size() - 1;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const std::string_view content = messages[i].content;
+    const bool is_response = content.starts_with("<tool_response>") && content.ends_with("</tool_response>");
+    if (messages[i].role == "user" && !is_response) last_question = i;
+  }
+  std::string prompt;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    prompt += fmt::format("<|im_start|>{}\n", messages[i].role);
+    if (messages[i].role == "assistant") {
+      const Thought thought = split_thought(messages[i].content);
+      if (i > last_question && (i + 1 == messages.size() || !thought.reasoning.empty()))
+        prompt +=
+            fmt::format("<think>\n{}\n</think>\n\n{}", thought.reasoning, without_breaks(thought.content, true, false));
+      else
+        prompt += thought.content;
+    } else {
+      prompt += messages[i].content;
+    }
+    prompt += "<|im_end|>\n";
+  }
+  if (options.add_generation_prompt) prompt += "<|im_start|>assistant\n";
+  return prompt;
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  std::tm local = {};
+  localtime_r(&now, &local);
+  constexpr std::string_view kMonths = "JanFebMarAprMayJunJulAugSepOctNovDec";
+  return fmt::format("{:02} {} {}", local.tm_mday, kMonths.substr(size_t(local.tm_mon) * 3, 3), local.tm_year + 1900);
+}
+
+std::string llama3_prompt(std::span<const Message> messages, const ChatOptions& options) {
   std::string prompt;
   for (const Message& message : messages)
     prompt +=
@@ -112,10 +190,30 @@ std::string llama3_prompt(std::span<const Message> messages, ChatOptions options
   return prompt;
 }
 
-std::string gemma_prompt(std::span<const Message> messages, ChatOptions options) {
+std::string llama31_prompt(const std::string& chat_template, std::span<const Message> messages,
+                           const ChatOptions& options) {
+  const std::string date = contains(chat_template, "strftime_now") ? options.date.value_or(today()) : "26 Jul 2024";
+  std::string_view system;
+  if (messages[0].role == "system") {
+    system = trimmed(messages[0].content);
+    messages = messages.subspan(1);
+  }
+  return fmt::format(
+             "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: {}\n\n"
+             "{}<|eot_id|>",
+             date, system) +
+         llama3_prompt(messages, options);
+}
+
+std::string gemma_prompt(const std::string& chat_template, std::span<const Message> messages,
+                         const ChatOptions& options) {
   std::string prefix;
   if (messages[0].role == "system") {
-    prefix = messages[0].content + "\n\n";
+    const std::string text = normalised(chat_template);
+    const bool apart = contains(text, "messages[0]['content']+'\n\n'");
+    require(apart || contains(text, "messages[0]['content']+'\n'"),
+            "chat: the file's chat template takes no system message, got one");
+    prefix = messages[0].content + (apart ? "\n\n" : "\n");
     messages = messages.subspan(1);
   }
   require(!messages.empty(), "chat: Gemma needs a user message beside the system message, got none");
@@ -138,13 +236,17 @@ ChatFamily chat_family(const std::optional<std::string>& chat_template) {
   if (!chat_template) return ChatFamily::plain;
   const std::string text = normalised(*chat_template);
   if (is_chatml(text)) return ChatFamily::chatml;
+  if (is_qwen3(text)) return ChatFamily::qwen3;
   if (is_llama3(text)) return ChatFamily::llama3;
+  if (is_llama31(text)) return ChatFamily::llama31;
   if (is_gemma(text)) return ChatFamily::gemma;
   constexpr size_t kShown = 60;
   std::string shown = chat_template->substr(0, kShown);
   std::ranges::replace(shown, '\n', ' ');
-  fail("chat: the file's chat template must be ChatML, Llama 3's or Gemma's (use --raw for plain text), got '{}{}'",
-       shown, chat_template->size() > kShown ? "..." : "");
+  fail(
+      "chat: the file's chat template must be ChatML, Qwen 3's, Llama 3's or Gemma's (use --raw for plain text), got "
+      "'{}{}'",
+      shown, chat_template->size() > kShown ? "..." : "");
 }
 
 std::string chat_prompt(const std::optional<std::string>& chat_template, std::span<const Message> messages,
@@ -157,12 +259,16 @@ std::string chat_prompt(const std::optional<std::string>& chat_template, std::sp
       return plain_prompt(messages);
     case ChatFamily::chatml:
       return chatml_prompt(*chat_template, messages, options);
+    case ChatFamily::qwen3:
+      return qwen3_prompt(messages, options);
     case ChatFamily::llama3:
       return llama3_prompt(messages, options);
+    case ChatFamily::llama31:
+      return llama31_prompt(*chat_template, messages, options);
     case ChatFamily::gemma:
       break;
   }
-  return gemma_prompt(messages, options);
+  return gemma_prompt(*chat_template, messages, options);
 }
 
 }  // namespace foveate::io
