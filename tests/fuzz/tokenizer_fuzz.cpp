@@ -1,0 +1,204 @@
+// Fuzz target of tokenizer.json: any text gives a tokenizer that takes any bytes, or an Error of one line.
+//   clang++ -fsanitize=fuzzer,address,undefined -DFOVEATE_LIBFUZZER ...          libFuzzer
+//   g++ -fsanitize=address,undefined ... && tokenizer_fuzz [SECONDS] [SEED]      mutates built-in files
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "foveate/base/error.h"
+#include "foveate/base/random.h"
+#include "foveate/base/timer.h"
+#include "tests/io/tiny_tokenizer_json.h"
+#include "tests/support/mixed_text.h"
+
+namespace {
+
+using foveate::Random;
+using foveate::test::json;
+
+// Runs `action`; an Error must be one line of bounded length, anything else is a crash.
+template <class Action>
+bool succeeds(Action&& action) {
+  try {
+    action();
+    return true;
+  } catch (const foveate::Error& error) {
+    const std::string message = error.what();
+    if (message.find('\n') != std::string::npos || message.size() > 2000) std::abort();
+    return false;
+  }
+}
+
+void use(const foveate::io::Tokenizer& tokenizer, std::string_view text) {
+  for (const bool special : {false, true})
+    succeeds([&] {  // a pattern may need more ways than it is given
+      const auto ids = tokenizer.encode(text, {.add_special = special, .parse_special = special});
+      for (const int32_t id : ids)
+        if (id < 0 || id >= tokenizer.size()) std::abort();
+      tokenizer.decode(ids, special);
+    });
+  succeeds([&] { tokenizer.lost_bytes(); });
+}
+
+}  // namespace
+
+// The bytes up to the first NUL are the file, the rest a text.
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const std::string_view all(reinterpret_cast<const char*>(data), size);
+  const size_t end = std::min(all.find('\0'), size);
+  foveate::io::TokenizerFiles files{.tokenizer = std::string(all.substr(0, end))};
+  files.config = files.tokenizer;
+  files.generation_config = files.tokenizer;
+  std::unique_ptr<foveate::io::Tokenizer> tokenizer;
+  for (const bool with_others : {true, false}) {
+    if (!with_others) files.config = files.generation_config = "";
+    succeeds([&] { tokenizer = foveate::io::parse_tokenizer_json(files, "fuzz/tokenizer.json"); });
+  }
+  if (!tokenizer) return 0;
+  use(*tokenizer, all.substr(end));
+  use(*tokenizer, " abc  a\u0301\u00E9 \u4E2D\xFF<tag></s>[SEP] 12.\n\u3000");
+  return 0;
+}
+
+#ifndef FOVEATE_LIBFUZZER
+namespace {
+
+json piece(const char* type, json options = json::object()) {
+  options["type"] = type;
+  return options;
+}
+
+json pattern(const char* text) { return {{"Regex", text}}; }
+
+std::vector<json> seed_files() {
+  namespace test = foveate::test;
+  std::vector<json> files = {test::tiny_bpe(), test::tiny_word_piece(), test::tiny_unigram(), test::tiny_word_level()};
+  json many = test::tiny_bpe();
+  many["normalizer"] =
+      piece("Sequence",
+            {{"normalizers",
+              {piece("NFC"), piece("NFKD"), piece("Lowercase"), piece("StripAccents"), piece("Nmt"),
+               piece("Prepend", {{"prepend", "_"}}), piece("Strip", {{"strip_left", true}, {"strip_right", true}}),
+               piece("Replace", {{"pattern", pattern("\\s+|[a-c]*?x")}, {"content", "-"}}),
+               piece("Precompiled", {{"precompiled_charsmap", "CAAAAAAEAAAABAAAYWIA"}})}}});
+  many["pre_tokenizer"] = piece(
+      "Sequence", {{"pretokenizers",
+                    {piece("Split", {{"pattern", pattern("(?i:'s|[^\\p{L}\\d]{1,3}+?)|\\b\\w*")},
+                                     {"behavior", "MergedWithNext"},
+                                     {"invert", false}}),
+                     piece("Digits", {{"individual_digits", true}}), piece("Punctuation", {{"behavior", "Contiguous"}}),
+                     piece("CharDelimiterSplit", {{"delimiter", "b"}}),
+                     piece("Metaspace", {{"replacement", "_"}, {"prepend_scheme", "first"}, {"split", true}}),
+                     piece("ByteLevel", {{"add_prefix_space", true}, {"trim_offsets", true}, {"use_regex", true}})}}});
+  many["decoder"] =
+      piece("Sequence", {{"decoders",
+                          {piece("ByteLevel"), piece("Strip", {{"content", "a"}, {"start", 1}, {"stop", 2}}),
+                           piece("BPEDecoder", {{"suffix", "b"}})}}});
+  files.push_back(many);
+  many["model"] = test::tiny_unigram()["model"];
+  many["added_tokens"] = json::array({{{"id", 7}, {"content", "<tag>"}, {"lstrip", true}, {"single_word", true}}});
+  many["post_processor"] = nullptr;
+  files.push_back(many);
+  return files;
+}
+
+// Any value of the file, by a walk from its root.
+json& pick(json& root, Random& random) {
+  json* at = &root;
+  while (at->is_structured() && !at->empty() && random.below(6) != 0) {
+    auto next = at->begin();
+    std::advance(next, ptrdiff_t(random.below(at->size())));
+    at = &*next;
+  }
+  return *at;
+}
+
+json odd_value(Random& random) {
+  const json values[] = {
+      nullptr, true, 0,           -1,       1.5,          2147483647, 2147483648U,   ~uint64_t{0},   "",   "a",
+      "a b",   "\n", "[^\\s(]*?", "(a*)*b", "{,3}\\p{L}", "\u4E2D",   json::array(), json::object(), "##", "<unk>"};
+  return values[random.below(std::size(values))];
+}
+
+void mutate_value(json& file, const std::vector<json>& seeds, Random& random) {
+  json& place = pick(file, random);
+  switch (random.below(5)) {
+    case 0:
+      place = odd_value(random);
+      break;
+    case 1: {
+      json other = seeds[random.below(seeds.size())];
+      place = json(pick(other, random));
+      break;
+    }
+    case 2:
+      if (place.is_structured() && !place.empty()) {
+        auto gone = place.begin();
+        std::advance(gone, ptrdiff_t(random.below(place.size())));
+        place.erase(gone);
+      }
+      break;
+    case 3:
+      if (place.is_array())
+        place.push_back(place.empty() ? odd_value(random) : json(place[random.below(place.size())]));
+      else if (place.is_object())
+        place["key"] = odd_value(random);
+      break;
+    default:
+      if (place.is_string() && !place.get_ref<const std::string&>().empty()) {
+        std::string text = place;
+        constexpr std::string_view kLetters = "()[]{}|*+?\\^$.&-,:#<>!=abcwsdpPLN019 ";
+        text[random.below(text.size())] = kLetters[random.below(kLetters.size())];
+        place = text;
+      } else if (place.is_number()) {
+        place = int64_t(random.below(20)) - 2;
+      }
+  }
+}
+
+void mutate_text(std::string& text, Random& random) {
+  if (text.empty()) return;
+  const size_t at = random.below(text.size()), length = random.below(std::min<size_t>(text.size() - at, 32) + 1);
+  switch (random.below(4)) {
+    case 0:
+      text[at] = char(1 + random.below(255));
+      break;
+    case 1:
+      text.resize(at);
+      break;
+    case 2:
+      text.erase(at, length);
+      break;
+    default:
+      text.insert(random.below(text.size()), text.substr(at, length));
+  }
+}
+
+std::string mutated(const std::vector<json>& seeds, Random& random) {
+  json file = seeds[random.below(seeds.size())];
+  for (uint64_t changes = random.below(5); changes > 0; --changes) mutate_value(file, seeds, random);
+  std::string text = file.dump(-1, ' ', false, json::error_handler_t::replace);
+  if (random.below(4) == 0) mutate_text(text, random);
+  return text;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const double seconds = count > 1 ? std::atof(arguments[1]) : 10;
+  Random random(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1);
+  const std::vector<json> seeds = seed_files();
+  for (const json& seed : seeds) foveate::test::open(seed);  // all of them are good
+  uint64_t runs = 0, accepted = 0;
+  for (const foveate::Timer timer; timer.seconds() < seconds; ++runs) {
+    const std::string file = mutated(seeds, random);
+    accepted += succeeds([&] { foveate::io::parse_tokenizer_json({.tokenizer = file}, "fuzz/tokenizer.json"); });
+    const std::string all = file + std::string(1, '\0') + foveate::test::random_bytes(random, random.below(60));
+    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(all.data()), all.size());
+  }
+  std::printf("%llu files, %llu of them good\n", (unsigned long long)runs, (unsigned long long)accepted);
+  return 0;
+}
+#endif
