@@ -9,6 +9,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/io/cache.h"
+#include "foveate/io/open_tokenizer.h"
 #include "foveate/ops/attend/explain.h"
 
 namespace foveate::app {
@@ -57,9 +58,7 @@ LoadedModel load_model(const ModelOptions& options) {
   return loaded;
 }
 
-std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model) {
-  return io::make_tokenizer(io::read_vocabulary(io::Gguf::open(io::find_model(model))));
-}
+std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model) { return io::open_tokenizer(model); }
 
 void require_context(const models::Decoder& decoder, int64_t tokens, bool force) {
   require(force || tokens <= decoder.config().context, "context: {} tokens exceed the model's {}; --force goes on",

@@ -31,7 +31,9 @@ void add_tokenize(CLI::App& app) {
   };
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("tokenize", "text to token ids, and back");
-  command->add_option("--model", options->model, "GGUF file, or the name of a fetched model")->capture_default_str();
+  command
+      ->add_option("--model", options->model, "GGUF file, tokenizer.json or its folder, or the name of a fetched model")
+      ->capture_default_str();
   command->add_option("file", options->file, "text (with --decode: a JSON array of ids); - reads standard input")
       ->required();
   command->add_flag("--decode", options->decode, "ids to text");

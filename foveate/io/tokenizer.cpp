@@ -7,6 +7,7 @@
 #include "foveate/base/error.h"
 #include "foveate/io/byte_bpe.h"
 #include "foveate/io/gguf.h"
+#include "foveate/io/pipeline/vocabulary_pipeline.h"
 #include "foveate/io/score_bpe.h"
 
 namespace foveate::io {
@@ -18,6 +19,8 @@ constexpr std::array<std::string_view, 12> kEndTexts = {
     "<|im_end|>", "<end_of_turn>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",
     "<|end|>",    "<eos>",         "</s>",          "<EOT>",      "[EOS]",      "<|return|>",
 };
+
+constexpr std::array<std::string_view, 4> kModels = {"gpt2", "llama", "bert", "t5"};
 
 bool is_end_text(std::string_view text) { return std::ranges::find(kEndTexts, text) != kEndTexts.end(); }
 
@@ -48,6 +51,21 @@ std::vector<int32_t> read_types(const Gguf& file) {
   return types;
 }
 
+// SentencePiece's normalisation, an array of bytes.
+std::string read_charsmap(const Gguf& file) {
+  std::string bytes;
+  if (const auto numbers = file.numbers("tokenizer.ggml.precompiled_charsmap"))
+    for (const double number : *numbers) bytes += char(uint8_t(int64_t(std::clamp(number, -128.0, 255.0))));
+  return bytes;
+}
+
+// BERT's two marks have names of their own, one of them misspelt in the format.
+void read_bert_marks(const Gguf& file, Vocabulary& vocabulary) {
+  if (!vocabulary.bos) vocabulary.bos = read_id(file, "cls");
+  if (const auto separator = read_id(file, "seperator")) vocabulary.eos = separator;
+  vocabulary.add_eos = file.boolean("tokenizer.ggml.add_sep_token").value_or(vocabulary.add_eos);
+}
+
 }  // namespace
 
 Vocabulary read_vocabulary(const Gguf& file) {
@@ -55,8 +73,8 @@ Vocabulary read_vocabulary(const Gguf& file) {
   Vocabulary vocabulary{.source = file.path()};
   const auto model = file.string(prefix + "model");
   require(model.has_value(), "{}: tokenizer.ggml.model must name the tokenizer, got no such key", file.path());
-  require(*model == "gpt2" || *model == "llama", "{}: tokenizer.ggml.model must be one of: gpt2 llama; got '{}'",
-          file.path(), *model);
+  require(std::ranges::find(kModels, *model) != kModels.end(), "{}: tokenizer.ggml.model must be one of: {}; got '{}'",
+          file.path(), fmt::join(kModels, " "), *model);
   vocabulary.model = *model;
   vocabulary.pre = file.string(prefix + "pre").value_or("");
   const std::vector<std::string>* tokens = file.strings(prefix + "tokens");
@@ -71,9 +89,13 @@ Vocabulary read_vocabulary(const Gguf& file) {
   for (const std::string_view name : {"eot", "eom"})
     if (const auto id = read_id(file, name)) vocabulary.ends.insert(*id);
   // The defaults where the file is silent are llama.cpp's.
-  vocabulary.add_bos = file.boolean(prefix + "add_bos_token").value_or(*model == "llama");
-  vocabulary.add_eos = file.boolean(prefix + "add_eos_token").value_or(false);
-  vocabulary.add_space_prefix = file.boolean(prefix + "add_space_prefix").value_or(*model == "llama");
+  const bool is_bert = *model == "bert", is_t5 = *model == "t5";
+  vocabulary.add_bos = file.boolean(prefix + "add_bos_token").value_or(*model == "llama" || is_bert);
+  vocabulary.add_eos = file.boolean(prefix + "add_eos_token").value_or(is_bert || is_t5);
+  vocabulary.add_space_prefix = file.boolean(prefix + "add_space_prefix").value_or(*model == "llama" || is_t5);
+  vocabulary.remove_extra_spaces = file.boolean(prefix + "remove_extra_whitespaces").value_or(is_t5);
+  if (is_bert) read_bert_marks(file, vocabulary);
+  if (is_t5) vocabulary.charsmap = read_charsmap(file);
   vocabulary.chat_template = file.string("tokenizer.chat_template");
   return vocabulary;
 }
@@ -81,7 +103,10 @@ Vocabulary read_vocabulary(const Gguf& file) {
 std::unique_ptr<Tokenizer> make_tokenizer(Vocabulary vocabulary) {
   if (vocabulary.model == "gpt2") return std::make_unique<ByteBpe>(std::move(vocabulary));
   if (vocabulary.model == "llama") return std::make_unique<ScoreBpe>(std::move(vocabulary));
-  fail("{}: the tokenizer model must be one of: gpt2 llama; got '{}'", vocabulary.source, vocabulary.model);
+  if (vocabulary.model == "bert") return make_bert_tokenizer(std::move(vocabulary));
+  if (vocabulary.model == "t5") return make_unigram_tokenizer(std::move(vocabulary));
+  fail("{}: the tokenizer model must be one of: {}; got '{}'", vocabulary.source, fmt::join(kModels, " "),
+       vocabulary.model);
 }
 
 Tokenizer::Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {

@@ -1,5 +1,5 @@
 // Text to token ids and back, as the vocabulary inside a GGUF file defines it.  llama.cpp is the reference: valid UTF-8
-// gives the same ids.
+// gives the same ids.  (The pipelines of tokenizer.json, bert and t5: pipeline/pipeline_tokenizer.h.)
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ enum class TokenType : int32_t { normal = 1, unknown = 2, control = 3, user_defi
 // What a file says about its tokenizer (tokenizer.ggml.* and tokenizer.chat_template), unchecked.
 struct Vocabulary {
   std::string source = "vocabulary";     // the file, for messages
-  std::string model = {};                // "gpt2": byte-level BPE, "llama": score-ordered BPE
+  std::string model = {};                // "gpt2": byte-level BPE, "llama": score-ordered BPE, "bert": WordPiece,
+                                         // "t5": Unigram
   std::string pre = {};                  // name of the split pattern (gpt2)
   std::vector<std::string> tokens = {};  // [size]
   std::vector<float> scores = {};        // [size] for llama, else empty
@@ -34,6 +35,8 @@ struct Vocabulary {
   bool add_bos = false, add_eos = false;
   bool add_space_prefix = false;  // llama: a space before text that starts or follows a special token
   std::optional<std::string> chat_template = {};
+  std::string charsmap = {};         // t5: SentencePiece's normalisation, or none
+  bool remove_extra_spaces = false;  // t5: of several spaces one, and none at the end
 };
 
 // Throws Error: a key missing or of the wrong kind, an unknown tokenizer.ggml.model (names the known ones).

@@ -318,7 +318,7 @@ TEST(Tokenizer, refuses_broken_vocabularies_and_says_why) {
       {"tiny: the unknown token must be one of the 273 tokens, got id 900", [](auto& v) { v.unknown = 900; }},
       {"tiny: the end token must be one of the 273 tokens, got id 900", [](auto& v) { v.ends = {900}; }},
       {"tiny: BOS must be named where it is to be added, got no id", [](auto& v) { v.bos.reset(); }},
-      {"tiny: the tokenizer model must be one of: gpt2 llama; got 'bert'", [](auto& v) { v.model = "bert"; }},
+      {"tiny: the tokenizer model must be one of: gpt2 llama bert t5; got 'rwkv'", [](auto& v) { v.model = "rwkv"; }},
   };
   for (const auto& [message, damage] : broken) {
     Vocabulary vocabulary = tiny_scores();
@@ -434,9 +434,9 @@ TEST(ReadVocabulary, names_the_file_and_what_it_lacks) {
   file.add("tokenizer.ggml.model", std::string("gpt2"));
   EXPECT_EQ(read(), path + ": tokenizer.ggml.tokens must list the tokens, got no such key");
   MetadataFile other("tokenizer_other.gguf");
-  other.add("tokenizer.ggml.model", std::string("bert"));
+  other.add("tokenizer.ggml.model", std::string("rwkv"));
   EXPECT_EQ(message_of([&] { read_vocabulary(io::Gguf::open(other.write())); }),
-            other.write() + ": tokenizer.ggml.model must be one of: gpt2 llama; got 'bert'");
+            other.write() + ": tokenizer.ggml.model must be one of: gpt2 llama bert t5; got 'rwkv'");
   MetadataFile far = vocabulary_file("tokenizer_far.gguf", tiny_bytes());
   far.add("tokenizer.ggml.bos_token_id", 4000000000U);
   EXPECT_EQ(message_of([&] { make_tokenizer(read_vocabulary(io::Gguf::open(far.write()))); }),
