@@ -3,12 +3,15 @@
 Small vocabularies are trained on the mixed text; MiniLM's own file is used where it has been fetched.
 """
 
+import base64
 import json
 import random
+import struct
 import subprocess
 
 import pytest
 
+gguf = pytest.importorskip("gguf")
 tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors  # noqa: E402
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordLevelTrainer, WordPieceTrainer  # noqa: E402
@@ -78,9 +81,11 @@ def answers(build, path, queries: list[tuple[str, bool, bool]]) -> list[tuple[li
     return found
 
 
-def compare(build, folder, tokenizer: Tokenizer, texts: dict[str, str], odd: list[str], decoded: bool = True) -> None:
-    path = folder / "tokenizer.json"
-    path.write_text(tokenizer.to_str(), encoding="utf-8")
+def compare(build, folder, tokenizer: Tokenizer, texts: dict[str, str], odd: list[str], decoded: bool = True, path=None):
+    """Every text by the tokenizer of `path` (written here if none is given) and by the package's."""
+    if path is None:
+        path = folder / "tokenizer.json"
+        path.write_text(tokenizer.to_str(), encoding="utf-8")
     every = [(kind, text) for kind, text in texts.items()] + [(f"odd {i}", text) for i, text in enumerate(odd)]
     for add, parse in [(True, True), (False, False)]:
         tokenizer.encode_special_tokens = not parse
@@ -273,7 +278,7 @@ def clip(texts):
     return tokenizer
 
 
-def bert(texts, **options):
+def bert(texts, add_tokens=True, **options):
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
     tokenizer.normalizer = normalizers.BertNormalizer(**options)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -282,7 +287,8 @@ def bert(texts, **options):
     train(tokenizer, trainer, texts)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.add_tokens([AddedToken("TAG", single_word=True), AddedToken("<tag>", normalized=False, lstrip=True)])
+    if add_tokens:
+        tokenizer.add_tokens([AddedToken("TAG", single_word=True), AddedToken("<tag>", normalized=False, lstrip=True)])
     return tokenizer
 
 
@@ -291,9 +297,10 @@ def unigram(texts, normalizer, pre_tokenizer, **options):
     if normalizer:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
-    trainer = UnigramTrainer(vocab_size=2500, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False,
+    trainer = UnigramTrainer(vocab_size=3000, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False,
                              n_sub_iterations=1, max_piece_length=8)
-    train(tokenizer, trainer, {kind: text[:6000] for kind, text in texts.items()})
+    kinds = ["prose", "code", "markup", "digits", "contractions", "european"]  # few characters: each becomes a token
+    train(tokenizer, trainer, {kind: texts[kind] for kind in kinds})
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.decoder = decoders.Metaspace(**options)
     return tokenizer
@@ -313,13 +320,55 @@ def unigram_with_bytes(texts):
     return with_bytes(unigram(texts, None, pre_tokenizers.Metaspace(prepend_scheme="first", split=False), prepend_scheme="first"))
 
 
+def double_array(replacements: dict[str, str]) -> bytes:
+    """A Darts trie of SentencePiece's precompiled_charsmap: units, each placed where all its children are free."""
+    offsets, blob = {}, b""
+    for source, target in replacements.items():
+        offsets[source.encode()] = len(blob)
+        blob += target.encode() + b"\0"
+    units: dict[int, int] = {}
+
+    def place(prefix: bytes, index: int) -> None:
+        following = sorted({key[len(prefix)] for key in offsets if key.startswith(prefix) and len(key) > len(prefix)})
+        labels = ([0] if prefix in offsets else []) + following
+        base = next(b for b in range(1, 1 << 20) if all(((index ^ b) ^ label) not in units for label in labels))
+        for label in labels:
+            units[index ^ base ^ label] = label
+        units[index] |= base << 10 | (1 << 8 if prefix in offsets else 0)
+        if prefix in offsets:
+            units[index ^ base] = 1 << 31 | offsets[prefix]
+        for label in following:
+            place(prefix + bytes([label]), index ^ base ^ label)
+
+    units[0] = 0
+    place(b"", 0)
+    size = (max(units) | 255) + 1
+    trie = struct.pack(f"<{size}I", *(units.get(i, 0) for i in range(size)))
+    return struct.pack("<I", len(trie)) + trie + blob
+
+
+# Some of what SentencePiece's nmt_nfkc does, and a beginning that hides what follows it.
+CHARSMAP = normalizers.Precompiled(
+    double_array(
+        {"\t": " ", "\n": " ", "\u00a0": " ", "\u3000": " ", "\ufb01": "fi", "A\u030a": "\u00c5", "e\u0301": "\u00e9",
+         "\u2460": "1", "\u30ab": "GA", "\u30ab\u3099": "hidden", "\u200b": " ", "\x01": "", "\ufe0f": "", "\uff41": "a",
+         "\u337f": "\u682a\u5f0f\u4f1a\u793e", "\u00e9": "E", "\r\n": "/", "\r": "\r", "\U0001f1e9": "D", "\u0334": ""}
+    )
+)
+
+
+def t5_with_charsmap(texts):
+    normalizer = normalizers.Sequence([CHARSMAP, normalizers.Strip(left=False, right=True), normalizers.Replace(Regex(" {2,}"), "▁")])
+    return unigram(texts, normalizer, pre_tokenizers.Metaspace())
+
+
 def word_level(texts):
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return train(tokenizer, WordLevelTrainer(vocab_size=2000, special_tokens=["<unk>"], show_progress=False), texts)
 
 
-FAMILIES = [gemma, llama2, llama3, qwen, gpt2, roberta, clip, bert, t5, albert, unigram_with_bytes, word_level]
+FAMILIES = [gemma, llama2, llama3, qwen, gpt2, roberta, clip, bert, t5, t5_with_charsmap, albert, unigram_with_bytes, word_level]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
@@ -329,6 +378,61 @@ def test_families(family, build, tmp_path, texts, odd):
 
 def test_bert_with_case(build, tmp_path, texts, odd):
     compare(build, tmp_path, bert(texts, lowercase=False), texts, odd)
+
+
+def to_gguf(path, tokenizer: Tokenizer, kind: str) -> None:
+    """The vocabulary as convert_hf_to_gguf.py of llama.cpp writes it."""
+    model = json.loads(tokenizer.to_str())["model"]
+    specials = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    if kind == "bert":
+        tokens = sorted(model["vocab"], key=model["vocab"].get)
+        shown = [t if t in specials else t[2:] if t.startswith("##") else "▁" + t for t in tokens]
+    else:
+        tokens = shown = [token for token, _ in model["vocab"]]
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list(shown)
+    writer.add_token_types([gguf.TokenType.CONTROL if t in specials else gguf.TokenType.NORMAL for t in tokens])
+    if kind == "bert":
+        writer.add_cls_token_id(tokenizer.token_to_id("[CLS]"))
+        writer.add_sep_token_id(tokenizer.token_to_id("[SEP]"))
+        writer.add_unk_token_id(tokenizer.token_to_id("[UNK]"))
+    else:
+        writer.add_token_scores([score for _, score in model["vocab"]])
+        writer.add_eos_token_id(tokenizer.token_to_id("</s>"))
+        writer.add_unk_token_id(tokenizer.token_to_id("<unk>"))
+        writer.add_add_space_prefix(True)
+        writer.add_remove_extra_whitespaces(True)
+        if tokenizer.normalizer:
+            charsmap = json.loads(tokenizer.to_str())["normalizer"]["normalizers"][0]["precompiled_charsmap"]
+            writer.add_precompiled_charsmap(base64.b64decode(charsmap))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_bert_vocabulary_in_gguf(build, tmp_path, texts, odd):
+    tokenizer = bert(texts, add_tokens=False)
+    path = tmp_path / "bert.gguf"
+    to_gguf(path, tokenizer, "bert")
+    compare(build, tmp_path, tokenizer, texts, odd, path=path)
+
+
+def test_t5_vocabulary_in_gguf(build, tmp_path, texts, odd):
+    tokenizer = t5_with_charsmap(texts)
+    path = tmp_path / "t5.gguf"
+    to_gguf(path, tokenizer, "t5")
+    # A GGUF file keeps fp32 scores: so does the reference.
+    data = json.loads(tokenizer.to_str())
+    data["model"]["vocab"] = [[t, struct.unpack("f", struct.pack("f", score))[0]] for t, score in data["model"]["vocab"]]
+    compare(build, tmp_path, Tokenizer.from_str(json.dumps(data)), texts, odd, path=path)
+
+
+def test_charsmap(build, tmp_path, short, odd):
+    tokenizer = Tokenizer(spelling())
+    tokenizer.normalizer = CHARSMAP
+    compare(build, tmp_path, tokenizer, short, odd, decoded=False)
 
 
 def test_minilm(build, tmp_path, cache, texts, odd):

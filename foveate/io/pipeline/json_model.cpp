@@ -16,9 +16,10 @@ using Ids = std::unordered_map<std::string_view, int32_t>;
 
 // {"token": id, ..}
 TokenTexts read_vocabulary_object(const JsonPlace& place) {
-  TokenTexts tokens(place.members().size());
+  const auto members = place.members();
+  TokenTexts tokens(members.size());
   std::vector<bool> has_token(tokens.size());
-  for (const auto& [text, id_place] : place.members()) {
+  for (const auto& [text, id_place] : members) {
     const int64_t id = id_place.integer(0, kLargestId);
     if (id >= int64_t(tokens.size())) id_place.reject(fmt::format("must leave no gap: < {}", tokens.size()));
     if (has_token[size_t(id)])

@@ -105,12 +105,14 @@ class Translator {
       at_ = end + 1;
       return;
     }
-    // Ruby's m is PCRE2's s.
+    // Ruby's m is PCRE2's s; in Ruby, options without a group also end where the alternative before them began.
+    const bool is_first = at_ == 2;
     for (; next() != ')' && next() != ':'; ++at_) {
       const char option = next();
       if (option != 'i' && option != 'm' && option != 'x' && option != '-') reject("this kind of group");
       out_ += option == 'm' ? 's' : option;
     }
+    if (next() == ')' && !is_first) reject("options behind the beginning");
   }
 
   // {n}, {n,}, {n,m} and {,m}; any other brace is itself.
