@@ -23,6 +23,8 @@ json parse_json(std::string_view text, const std::string& source) {
               printable(parsed.get<std::string>()));
     return true;
   };
+  const size_t zero = text.find('\0');  // where the parser would take the text to end
+  require(zero == std::string_view::npos, "{}: must be valid JSON, is not at byte {}", source, zero + 1);
   try {
     return json::parse(text, check);
   } catch (const json::parse_error& error) {
