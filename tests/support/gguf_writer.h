@@ -1,44 +1,16 @@
 // Writes GGUF files for tests: good ones, and the raw pieces from which broken ones are made.
 #pragma once
 
-#include <unistd.h>
-
 #include <cstdint>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <vector>
 
 #include "foveate/io/gguf.h"
+#include "tests/support/files.h"
 
 namespace foveate::test {
-
-// Little-endian bytes that grow at the end.
-class ByteWriter {
- public:
-  template <class T>
-  requires std::is_arithmetic_v<T> ByteWriter& put(T value) {
-    data_.append(reinterpret_cast<const char*>(&value), sizeof(value));
-    return *this;
-  }
-  ByteWriter& put(std::string_view text) { return put(uint64_t(text.size())).raw(text); }  // length, then bytes
-  ByteWriter& raw(std::string_view bytes) {
-    data_ += bytes;
-    return *this;
-  }
-  ByteWriter& pad_to(uint64_t alignment) {
-    data_.resize((data_.size() + alignment - 1) / alignment * alignment);
-    return *this;
-  }
-  const std::string& data() const { return data_; }
-
- private:
-  std::string data_;
-};
 
 // The format's number of a C++ value type.
 template <class T>
@@ -108,30 +80,6 @@ class GgufWriter {
  private:
   ByteWriter metadata_, infos_, data_;
   uint64_t tensors_ = 0, pairs_ = 0;
-};
-
-inline std::span<const std::byte> as_bytes(const std::string& text) { return std::as_bytes(std::span(text)); }
-
-// A path in the system's temporary folder that no other running test uses.
-inline std::string temporary_path(std::string_view name) {
-  const std::string unique = "foveate-" + std::to_string(::getpid()) + "-" + std::string(name);
-  return (std::filesystem::temp_directory_path() / unique).string();
-}
-
-// A file at temporary_path(name), removed at the end.
-class TemporaryFile {
- public:
-  TemporaryFile(std::string_view name, std::string_view bytes) : path_(temporary_path(name)) {
-    std::ofstream(path_, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
-  }
-  ~TemporaryFile() { std::filesystem::remove(path_); }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
 };
 
 }  // namespace foveate::test
