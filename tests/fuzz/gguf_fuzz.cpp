@@ -1,36 +1,15 @@
 // Fuzz target of the GGUF reader: any bytes give a file whose tensors can all be read, or an Error of one line.
-//   clang++ -fsanitize=fuzzer,address,undefined -DFOVEATE_LIBFUZZER ...     libFuzzer
-//   g++ -fsanitize=address,undefined ... && gguf_fuzz [SECONDS] [SEED]      mutates built-in files
-#include <cstdio>
-#include <cstdlib>
-#include <string>
-#include <vector>
-
-#include "foveate/base/random.h"
-#include "foveate/base/timer.h"
 #include "foveate/io/dequantize.h"
 #include "foveate/io/gguf.h"
+#include "tests/fuzz/file_fuzz.h"
 #include "tests/support/gguf_writer.h"
 
 namespace {
 
-using foveate::Random;
 using foveate::io::Gguf;
 using foveate::io::GgufTensor;
 using foveate::test::GgufWriter;
-
-// Runs `action`; an Error must be one line of bounded length, anything else is a crash.
-template <class Action>
-bool succeeds(Action&& action) {
-  try {
-    action();
-    return true;
-  } catch (const foveate::Error& error) {
-    const std::string message = error.what();
-    if (message.find('\n') != std::string::npos || message.size() > 1000) std::abort();
-    return false;
-  }
-}
+using foveate::test::succeeds;
 
 void read_metadata(const Gguf& file) {
   for (const char* key :
@@ -55,8 +34,7 @@ void read_tensors(const Gguf& file) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  const std::vector<std::byte> bytes(reinterpret_cast<const std::byte*>(data),
-                                     reinterpret_cast<const std::byte*>(data) + size);
+  const std::vector<std::byte> bytes = foveate::test::copy_of(data, size);
   succeeds([&] {
     const Gguf file = Gguf::parse(bytes, "fuzz");
     read_metadata(file);
@@ -85,73 +63,11 @@ std::vector<std::string> seed_files() {
   return {metadata.bytes(), tensors.bytes(), both.bytes()};
 }
 
-uint64_t interesting_number(Random& random, size_t size) {
-  const uint64_t numbers[] = {0,
-                              1,
-                              2,
-                              4,
-                              9,
-                              31,
-                              32,
-                              size,
-                              size - 1,
-                              size / 8,
-                              0x7FFFFFFF,
-                              0xFFFFFFFF,
-                              uint64_t(1) << 62,
-                              uint64_t(1) << 63,
-                              ~uint64_t{0},
-                              ~uint64_t{0} - 31};
-  return numbers[random.below(std::size(numbers))];
-}
-
-void mutate(std::string& bytes, const std::vector<std::string>& seeds, Random& random) {
-  if (bytes.empty()) bytes = "G";
-  const size_t at = random.below(bytes.size()), length = random.below(std::min<size_t>(bytes.size() - at, 64) + 1);
-  switch (random.below(8)) {
-    case 0:
-      bytes[at] = char(bytes[at] ^ (1 << random.below(8)));
-      break;
-    case 1:
-      bytes[at] = char(random.below(256));
-      break;
-    case 2:
-    case 3: {  // a count, size or offset
-      const uint64_t number = interesting_number(random, bytes.size());
-      const size_t width = std::min<size_t>(bytes.size() - at, random.below(2) ? 8 : 4);
-      std::memcpy(bytes.data() + at, &number, width);
-      break;
-    }
-    case 4:
-      bytes.resize(at);
-      break;
-    case 5:
-      bytes.erase(at, length);
-      break;
-    case 6:
-      bytes.insert(random.below(bytes.size()), bytes.substr(at, length));
-      break;
-    default: {
-      const std::string& other = seeds[random.below(seeds.size())];
-      bytes = bytes.substr(0, at) + other.substr(random.below(other.size()));
-    }
-  }
-}
-
 }  // namespace
 
 int main(int count, char** arguments) {
-  const double seconds = count > 1 ? std::atof(arguments[1]) : 10;
-  Random random(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1);
-  const std::vector<std::string> seeds = seed_files();
-  uint64_t runs = 0, accepted = 0;
-  for (const foveate::Timer timer; timer.seconds() < seconds; ++runs) {
-    std::string bytes = seeds[random.below(seeds.size())];
-    for (uint64_t changes = random.below(5); changes > 0; --changes) mutate(bytes, seeds, random);
-    accepted += succeeds([&] { Gguf::parse(foveate::test::as_bytes(bytes), "fuzz"); });
-    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
-  }
-  std::printf("%llu files, %llu of them good\n", (unsigned long long)runs, (unsigned long long)accepted);
-  return 0;
+  return foveate::test::mutate_files(count, arguments, seed_files(), [](const std::string& bytes) {
+    return succeeds([&] { Gguf::parse(foveate::test::as_bytes(bytes), "fuzz"); });
+  });
 }
 #endif

@@ -1,9 +1,10 @@
 // Prints what a file of tensors holds for the Python tests: FORMAT and PATH as arguments; one JSON line per tensor with
-// its bytes in hexadecimal, and its floats' where the type has any.
+// its bytes in hexadecimal, and its floats' where the type has any; then one per other value, with its name.
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "foveate/io/safetensors.h"
+#include "foveate/io/torch_file.h"
 
 namespace {
 
@@ -32,16 +33,19 @@ void print(const StoredTensor& tensor) {
   std::puts(line.dump().c_str());
 }
 
-std::vector<StoredTensor> read(const std::string& format, const std::string& path) {
-  if (format == "safetensors") {
-    static const auto file = foveate::io::Safetensors::open(path);
-    return file.tensors();
-  }
-  if (format == "folder") {
-    static const auto file = foveate::io::Safetensors::open_folder(path);
-    return file.tensors();
-  }
-  foveate::fail("stored_tensors_tool: format must be one of: safetensors folder; got '{}'", format);
+template <class File>
+void print_all(const File& file) {
+  for (const StoredTensor& tensor : file.tensors()) print(tensor);
+}
+
+void print_file(const std::string& format, const std::string& path) {
+  if (format == "safetensors") return print_all(foveate::io::Safetensors::open(path));
+  if (format == "folder") return print_all(foveate::io::Safetensors::open_folder(path));
+  foveate::require(format == "torch", "stored_tensors_tool: format must be one of: safetensors folder torch; got '{}'",
+                   format);
+  const auto file = foveate::io::TorchFile::open(path);
+  print_all(file);
+  for (const std::string& name : file.others()) std::puts(nlohmann::json{{"other", name}}.dump().c_str());
 }
 
 }  // namespace
@@ -49,7 +53,7 @@ std::vector<StoredTensor> read(const std::string& format, const std::string& pat
 int main(int count, char** arguments) {
   try {
     foveate::require(count == 3, "stored_tensors_tool: two arguments, FORMAT and PATH, got {}", count - 1);
-    for (const StoredTensor& tensor : read(arguments[1], arguments[2])) print(tensor);
+    print_file(arguments[1], arguments[2]);
   } catch (const foveate::Error& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;

@@ -33,7 +33,8 @@ def run(tool: str, form: str, path) -> subprocess.CompletedProcess:
 def read(tool: str, form: str, path) -> dict[str, dict]:
     done = run(tool, form, path)
     assert done.returncode == 0, done.stderr
-    tensors = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    tensors = [line for line in lines if "other" not in line]
     assert len({tensor["name"] for tensor in tensors}) == len(tensors)
     return {tensor["name"]: tensor for tensor in tensors}
 
