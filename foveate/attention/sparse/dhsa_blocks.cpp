@@ -21,7 +21,7 @@ namespace {
 using at::Tensor;
 using Mask = DhsaBlocks::Mask;
 
-// Blocks of one call.  Rows of blocks count from the first query; positions are key indices.
+// Blocks of one call: a row is a block of queries, a column a block of keys.  Positions are key indices.
 class Blocks {
  public:
   Blocks(const DhsaBlocks& o, const Inputs& in)
@@ -30,11 +30,11 @@ class Blocks {
         queries_(in.q.size(2)),
         keys_(in.k.size(2)),
         start_(in.rule.query_start.value_or(keys_ - queries_)),
-        columns_((keys_ + o.key_block - 1) / o.key_block),
-        budget_(std::max<int64_t>(1, int64_t(o.density * double(columns_)))) {}
+        key_blocks_((keys_ + o.key_block - 1) / o.key_block),
+        budget_(std::max<int64_t>(1, int64_t(o.density * double(key_blocks_)))) {}
 
   int64_t rows() const { return (queries_ + o_.query_block - 1) / o_.query_block; }
-  int64_t columns() const { return columns_; }
+  int64_t key_blocks() const { return key_blocks_; }
   int64_t budget() const { return budget_; }
   int64_t lines() const { return std::min(keys_, budget_ * o_.key_block); }  // of tokens, for vs
   int64_t asking() const { return std::min(o_.query_block, queries_); }      // the last queries, which vs and vsb read
@@ -54,13 +54,13 @@ class Blocks {
     return span_of(end - asking(), end);
   }
 
-  // [count, columns] bool: blocks of which a row sees a key.
+  // [count, key_blocks] bool: blocks of which a row sees a key.
   Tensor seen(const Span& s) const {
-    const Tensor column = at::arange(columns_, at::kLong);
+    const Tensor column = at::arange(key_blocks_, at::kLong);
     return column.le(s.latest).logical_and_(column.ge(s.oldest).logical_or_(column.lt(sink_blocks())));
   }
   Tensor forced(const Span& s) const {
-    const Tensor column = at::arange(columns_, at::kLong);
+    const Tensor column = at::arange(key_blocks_, at::kLong);
     Tensor all = column.lt(o_.mask == Mask::topk ? 0 : 1).logical_and(column.le(s.latest));
     if (o_.mask == Mask::vsb || o_.own_blocks)
       all = all.logical_or_(column.ge(s.own).logical_and_(column.le(s.latest)));
@@ -86,14 +86,14 @@ class Blocks {
   Span span_of(const Tensor& begin, const Tensor& end) const {
     const auto block = [&](const Tensor& position) { return position.div(o_.key_block, "floor"); };
     const auto left = in_.rule.window_left;
-    return {begin, end, block(begin), block(end - 1).clamp_max_(columns_ - 1),
+    return {begin, end, block(begin), block(end - 1).clamp_max_(key_blocks_ - 1),
             left ? block((begin - *left).clamp_min_(0)) : at::zeros_like(begin)};
   }
   int64_t sink_blocks() const { return (in_.rule.sinks + o_.key_block - 1) / o_.key_block; }
 
   const DhsaBlocks& o_;
   const Inputs& in_;
-  int64_t queries_, keys_, start_, columns_, budget_;
+  int64_t queries_, keys_, start_, key_blocks_, budget_;
 };
 
 // The `count` best entries of x along the last axis where they stand, 0 elsewhere.
@@ -105,7 +105,7 @@ Tensor keep_top(const Tensor& x, int64_t count, const std::optional<Tensor>& ban
 
 // What blocks score in every row alike, and what the distances between a row and a block add.
 struct Lines {
-  Tensor columns;    // [B, Hq, 1, columns] fp64
+  Tensor columns;    // [B, Hq, 1, key_blocks] fp64
   Tensor distances;  // [B, Hq, n + 1] fp64: entry d is the sum of the kept distances below d
 };
 
@@ -118,9 +118,10 @@ Lines token_lines(const DhsaBlocks& o, const Blocks& blocks, const Inputs& askin
   };
   const int64_t columns = int64_t(double(blocks.lines()) * o.vertical_slash_ratio);
   const Tensor kept = keep_top(sums(ops::SumBy::key), columns);
-  const Tensor whole = at::constant_pad_nd(kept, {0, blocks.columns() * o.key_block - kept.size(2)});
-  return {whole.unflatten(2, {blocks.columns(), o.key_block}).sum(c10::IntArrayRef{3}, false, at::kDouble).unsqueeze(2),
-          sums_below(keep_top(sums(ops::SumBy::diagonal), blocks.lines() - columns))};
+  const Tensor whole = at::constant_pad_nd(kept, {0, blocks.key_blocks() * o.key_block - kept.size(2)});
+  return {
+      whole.unflatten(2, {blocks.key_blocks(), o.key_block}).sum(c10::IntArrayRef{3}, false, at::kDouble).unsqueeze(2),
+      sums_below(keep_top(sums(ops::SumBy::diagonal), blocks.lines() - columns))};
 }
 
 Lines block_lines(const DhsaBlocks& o, const Blocks& blocks, const Inputs& asking, const Tensor& means) {
@@ -135,13 +136,13 @@ Lines block_lines(const DhsaBlocks& o, const Blocks& blocks, const Inputs& askin
           sums_below(slashes.narrow(2, 0, latest + 1).flip(2))};  // from the nearest to the farthest
 }
 
-// Scores of rows of blocks, [B, Hq, count, columns].
+// Scores of rows of blocks, [B, Hq, count, key_blocks].
 using Scores = std::function<Tensor(int64_t first, int64_t count)>;
 
 Scores scores_by_lines(const DhsaBlocks& o, const Blocks& blocks, const Lines& lines) {
   return [&o, &blocks, lines](int64_t first, int64_t count) {
     const Blocks::Span s = blocks.span(first, count);
-    const Tensor column = at::arange(blocks.columns(), at::kLong);
+    const Tensor column = at::arange(blocks.key_blocks(), at::kLong);
     const bool by_block = o.mask == Mask::vsb;
     // distances [nearest, farthest) lead from the row's queries to keys of the block
     const Tensor nearest = by_block ? s.own - column : s.begin - (column + 1) * o.key_block + 1;
@@ -150,7 +151,8 @@ Scores scores_by_lines(const DhsaBlocks& o, const Blocks& blocks, const Lines& l
       const Tensor index = distance.clamp(0, lines.distances.size(2) - 1).view({1, 1, -1});
       const Tensor sums =
           lines.distances.gather(2, index.expand({lines.distances.size(0), lines.distances.size(1), -1}));
-      return sums.unflatten(2, {count, blocks.columns()});  // index_select along the last axis took six times as long
+      return sums.unflatten(2,
+                            {count, blocks.key_blocks()});  // index_select along the last axis took six times as long
     };
     return below(farthest).sub_(below(nearest)).add_(lines.columns);
   };
@@ -176,7 +178,7 @@ Scores scores_of(const DhsaBlocks& o, const Blocks& blocks, const Inputs& in, co
 // Kept blocks of rows [first, first + count): [B, Hq, count, longest] int32, ascending, -1 behind the end.
 Tensor select_blocks(const Blocks& blocks, const Scores& scores, int64_t first, int64_t count, int64_t lists) {
   constexpr int64_t kMostScores = int64_t{1} << 21;  // held at a time
-  const int64_t most_rows = std::max<int64_t>(1, kMostScores / std::max<int64_t>(1, lists * blocks.columns()));
+  const int64_t most_rows = std::max<int64_t>(1, kMostScores / std::max<int64_t>(1, lists * blocks.key_blocks()));
   const Tensor forced_counts = blocks.forced(blocks.span(first, count)).sum(-1).clamp_min_(blocks.budget());
   const int64_t* takes = forced_counts.const_data_ptr<int64_t>();
   const int64_t longest = *std::max_element(takes, takes + count);
@@ -198,8 +200,7 @@ bool shows_all_before(const Rule& rule) {
          !rule.row_end;
 }
 
-// Where the rule is causality alone, blocks behind which all rows of the block sit are told to be full: they come
-// first.
+// Where the rule is causality alone, blocks that end before the first row are full; they stand first in a list.
 BlockPlan plan_of(const DhsaBlocks& o, const Blocks& blocks, const Tensor& index, int64_t first, const Rule& rule) {
   BlockPlan plan{.query_block = o.query_block, .key_block = o.key_block, .count = {}, .index = index, .rule = rule};
   const Tensor listed = index.ge(0), total = listed.sum(c10::IntArrayRef{-1}, false, at::kInt);
