@@ -11,5 +11,6 @@ void add_score(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_list(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_embed(CLI::App& app);
 
 }  // namespace foveate::app

@@ -25,7 +25,8 @@ void on_interrupt(int) {
 }  // namespace
 
 void add_model_options(CLI::App& command, ModelOptions& options) {
-  command.add_option("--model", options.model, "GGUF file, or the name of a fetched model")->capture_default_str();
+  command.add_option("--model", options.model, "GGUF file, Hugging Face folder, or the name of a fetched model")
+      ->capture_default_str();
   command.add_option("--dtype", options.dtype, "of matrices, keys and values")
       ->check(CLI::IsMember({"bf16", "fp32"}))
       ->capture_default_str();
@@ -47,11 +48,9 @@ LoadedModel load_model(const ModelOptions& options) {
   if (options.threads > 0) at::set_num_threads(options.threads);
   LoadedModel loaded;
   loaded.path = io::find_model(options.model);
-  const io::Gguf file = io::Gguf::open(loaded.path);
-  loaded.is_tied = file.find("output.weight") == nullptr;
-  loaded.tokenizer = io::make_tokenizer(io::read_vocabulary(file));
-  loaded.decoder = std::make_unique<models::Decoder>(
-      models::Decoder::load(file, options.dtype == "bf16" ? at::kBFloat16 : at::kFloat));
+  loaded.tokenizer = io::open_tokenizer(loaded.path);
+  loaded.decoder = std::make_unique<models::Decoder>(models::Decoder::load(
+      models::Checkpoint::open(loaded.path), options.dtype == "bf16" ? at::kBFloat16 : at::kFloat));
   require(loaded.tokenizer->size() <= loaded.decoder->config().vocabulary,
           "{}: the tokenizer has {} tokens, the model only {}", loaded.path, loaded.tokenizer->size(),
           loaded.decoder->config().vocabulary);

@@ -25,7 +25,6 @@ struct LoadedModel {
   std::string path;
   std::unique_ptr<io::Tokenizer> tokenizer;
   std::unique_ptr<models::Decoder> decoder;
-  bool is_tied = false;  // the head is the embedding
 };
 LoadedModel load_model(const ModelOptions& options);  // also sets the number of threads
 std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model);

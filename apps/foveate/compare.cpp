@@ -82,7 +82,7 @@ report::CompareReport describe(const Options& options, const LoadedModel& loaded
   report.level = ops::kernel_level();
   int64_t parameters = 0;
   for (const auto& [name, tensor] : loaded.decoder->weights().named())
-    if (name != "output.weight" || !loaded.is_tied) parameters += tensor.numel();
+    if (name != "output.weight" || !loaded.decoder->config().is_tied) parameters += tensor.numel();
   const models::DecoderConfig& config = loaded.decoder->config();
   report.model = {.name = config.name,
                   .path = loaded.path,

@@ -28,6 +28,7 @@ int main(int argc, char** argv) {
   foveate::app::add_run(app);
   foveate::app::add_score(app);
   foveate::app::add_tokenize(app);
+  foveate::app::add_embed(app);
   foveate::app::add_list(app);
   foveate::app::add_bench(app);
   try {

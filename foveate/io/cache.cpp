@@ -15,17 +15,31 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string find(std::string_view name, std::string_view kind, const std::string& folder, const std::string& ending) {
+// A kind of thing that can be fetched.
+struct Fetched {
+  std::string_view kind;
+  std::string folder, ending;
+  bool may_be_folder;
+  std::string example;
+};
+
+std::string find(std::string_view name, const Fetched& what) {
   std::error_code ignored;
-  if (fs::is_regular_file(fs::path(name), ignored)) return std::string(name);
-  require(!fs::is_directory(fs::path(name), ignored), "{}: a file is needed, got the folder '{}'", kind, name);
-  const fs::path fetched = fs::path(cache_folder()) / folder / (std::string(name) + ending);
-  if (name.find('/') == std::string_view::npos && fs::is_regular_file(fetched, ignored)) return fetched.string();
+  const auto fits = [&](const fs::path& path) {
+    return fs::is_regular_file(path, ignored) || (what.may_be_folder && fs::is_directory(path, ignored));
+  };
+  if (fits(fs::path(name))) return std::string(name);
+  require(!fs::is_directory(fs::path(name), ignored), "{}: a file is needed, got the folder '{}'", what.kind, name);
+  const fs::path folder = fs::path(cache_folder()) / what.folder;
+  if (name.find('/') == std::string_view::npos)
+    for (const std::string& ending : {what.ending, std::string()})
+      if (const fs::path path = folder / (std::string(name) + ending); fits(path)) return path.string();
   std::string known;
-  for (const auto& entry : fs::directory_iterator(fetched.parent_path(), ignored))
-    if (entry.path().extension() == ending) known += fmt::format(" {}", entry.path().stem().string());
-  fail("{}: no file and no fetched {} '{}'; fetched:{}; fetch with: python3 tools/fetch.py {}", kind, kind, name,
-       known.empty() ? " none" : known, kind == "model" ? "smollm2" : "book");
+  for (const auto& entry : fs::directory_iterator(folder, ignored))
+    if (fs::is_directory(entry.path(), ignored) || entry.path().extension() == what.ending)
+      known += fmt::format(" {}", entry.path().stem().string());
+  fail("{}: no file and no fetched {} '{}'; fetched:{}; fetch with: python3 tools/fetch.py {}", what.kind, what.kind,
+       name, known.empty() ? " none" : known, what.example);
 }
 
 }  // namespace
@@ -36,9 +50,9 @@ std::string cache_folder() {
   return (fs::path(home ? home : ".") / ".cache" / "foveate").string();
 }
 
-std::string find_model(std::string_view name) { return find(name, "model", "models", ".gguf"); }
+std::string find_model(std::string_view name) { return find(name, {"model", "models", ".gguf", true, "smollm2"}); }
 
-std::string find_text(std::string_view name) { return find(name, "text", "texts", ".txt"); }
+std::string find_text(std::string_view name) { return find(name, {"text", "texts", ".txt", false, "book"}); }
 
 std::string read_text(const std::string& path) {
   if (path == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});

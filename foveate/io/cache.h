@@ -10,8 +10,8 @@ namespace foveate::io {
 // FOVEATE_CACHE, or ~/.cache/foveate.
 std::string cache_folder();
 
-// The file of a model or a text: a path as it is, or the name of a fetched one ("smollm2", "book").
-// Throws Error: no such file (names the fetched ones and how to fetch).
+// The file of a model or a text, or the folder of a model: a path as it is, or the name of a fetched one ("smollm2",
+// "book").  Throws Error: no such file (names the fetched ones and how to fetch).
 std::string find_model(std::string_view name_or_path);
 std::string find_text(std::string_view name_or_path);
 

@@ -10,11 +10,9 @@ namespace foveate::io {
 
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name_or_path) {
   namespace fs = std::filesystem;
-  const fs::path path(name_or_path), fetched = fs::path(cache_folder()) / "models" / path;
-  if (fs::is_directory(path) || (path.extension() == ".json" && fs::is_regular_file(path)))
-    return read_tokenizer_json(name_or_path);
-  if (!path.has_parent_path() && fs::is_directory(fetched)) return read_tokenizer_json(fetched.string());
-  return make_tokenizer(read_vocabulary(Gguf::open(find_model(name_or_path))));
+  const fs::path path(find_model(name_or_path));
+  if (fs::is_directory(path) || path.extension() == ".json") return read_tokenizer_json(path.string());
+  return make_tokenizer(read_vocabulary(Gguf::open(path.string())));
 }
 
 }  // namespace foveate::io

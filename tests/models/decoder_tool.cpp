@@ -25,7 +25,7 @@ void write(const at::Tensor& values) {
 }
 
 models::Decoder load(const std::string& path, const std::string& dtype) {
-  return models::Decoder::load(io::Gguf::open(path), dtype == "bf16" ? at::kBFloat16 : at::kFloat);
+  return models::Decoder::load(models::Checkpoint::open(path), dtype == "bf16" ? at::kBFloat16 : at::kFloat);
 }
 
 std::vector<attention::Mechanism> dense(const models::Decoder& decoder) {

@@ -1,4 +1,5 @@
-"""Tiny random models of every architecture: transformers' own, written as GGUF, against the decoder that reads it."""
+"""Tiny random models of every architecture: transformers' own, written as GGUF and as its own folder, against the
+decoder that reads them."""
 
 import json
 import re
@@ -38,7 +39,13 @@ MODELS = {
                                                                       partial_rotary_factor=0.5))),
     "gptneox serial": ("gptneox", "GPTNeoXConfig", dict(use_parallel_residual=False, rope_parameters=dict(
         rope_type="default", rope_theta=1e4, partial_rotary_factor=0.25))),
+    "gemma3": ("gemma3", "Gemma3TextConfig", dict(head_dim=16, query_pre_attn_scalar=32, sliding_window=9, rms_norm_eps=1e-6,
+                                                   layer_types=["sliding_attention", "full_attention"] * 2,
+                                                   num_hidden_layers=LAYERS + 1, tie_word_embeddings=True)),
+    "mistral": ("llama", "MistralConfig", dict(sliding_window=13, head_dim=8)),
+    "llama biased": ("llama", "LlamaConfig", dict(attention_bias=True, mlp_bias=True)),
 }
+FOLDER_ONLY = {"gemma3", "mistral", "llama biased"}  # their GGUF form is held elsewhere, or says no more
 BLOCK = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
@@ -57,7 +64,7 @@ GPT2 = {
     "ln_1": "attn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "ln_2": "ffn_norm",
     "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down",
 }
-BLOCKS = {"gemma2": BRANCH_NORMS, "olmo2": BRANCH_NORMS, "gptneox": NEOX, "gpt2": GPT2}
+BLOCKS = {"gemma2": BRANCH_NORMS, "gemma3": BRANCH_NORMS, "olmo2": BRANCH_NORMS, "gptneox": NEOX, "gpt2": GPT2}
 OUTER = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "transformer.wte": "token_embd",
     "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm", "gpt_neox.embed_in": "token_embd",
@@ -131,9 +138,15 @@ def write(path, name: str, model) -> None:
     writer.close()
 
 
-@pytest.fixture(scope="module", params=MODELS)
+FORMS = ("gguf", "folder", "folder in parts")
+
+
+@pytest.fixture(scope="module", params=[(name, form) for name in MODELS for form in FORMS
+                                        if (form == "folder" or name not in FOLDER_ONLY)
+                                        and (form != "folder in parts" or name == "qwen2")], ids=" as ".join)
 def model(request, tmp_path_factory):
-    architecture, kind, settings = MODELS[request.param]
+    name, form = request.param
+    architecture, kind, settings = MODELS[name]
     torch.manual_seed(3)
     common = {} if architecture == "gpt2" else COMMON
     config = getattr(transformers, kind)(**(common | dict(vocab_size=VOCABULARY) | settings))
@@ -141,8 +154,12 @@ def model(request, tmp_path_factory):
     reference = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     for parameter in reference.parameters():  # norms and biases must matter as well
         torch.nn.init.normal_(parameter, mean=1.0 if parameter.dim() == 1 else 0.0, std=0.3)
-    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
-    write(path, request.param, reference)
+    path = tmp_path_factory.mktemp("models") / ("tiny.gguf" if form == "gguf" else "tiny")
+    if form == "gguf":
+        write(path, name, reference)
+    else:
+        reference.save_pretrained(path, max_shard_size="20KB" if form == "folder in parts" else "5GB")
+        assert (path / "model.safetensors").exists() == (form == "folder")
     return path, reference, architecture
 
 
@@ -177,7 +194,7 @@ def test_gradients_equal_transformers(model, build):
         offset += count
     assert offset == len(values)
     for kind in ("weight", "bias"):  # transformers keeps some matrices as one
-        for layer in range(LAYERS):
+        for layer in range(reference.config.num_hidden_layers):
             parts = [seen.pop(f"blk.{layer}.attn_{part}.{kind}", None) for part in "qkv"]
             if architecture in ("gpt2", "gptneox", "phi3"):
                 if parts[0] is not None:

@@ -4,50 +4,13 @@
 
 #include "foveate/base/error.h"
 #include "foveate/io/dequantize.h"
+#include "foveate/models/language/gguf_fields.h"
 
 namespace foveate::models {
 namespace {
 
-// Reads "{architecture}.{key}" values and names file and key where one is missing or out of range.
-class Keys {
- public:
-  Keys(const io::Gguf& file, std::string architecture) : file_(file), prefix_(std::move(architecture) + ".") {}
-
-  int64_t count(std::string_view key) const {
-    const auto value = file_.integer(full(key));
-    require(value.has_value(), "{}: key '{}' is missing", file_.path(), full(key));
-    return checked(key, *value);
-  }
-  int64_t count_or(std::string_view key, int64_t otherwise) const {
-    const auto value = file_.integer(full(key));
-    return value ? checked(key, *value) : otherwise;
-  }
-  double number(std::string_view key) const {
-    const auto value = file_.number(full(key));
-    require(value.has_value(), "{}: key '{}' is missing", file_.path(), full(key));
-    return *value;
-  }
-  double number_or(std::string_view key, double otherwise) const { return file_.number(full(key)).value_or(otherwise); }
-  bool truth_or(std::string_view key, bool otherwise) const { return file_.boolean(full(key)).value_or(otherwise); }
-  std::string text_or(std::string_view key, const std::string& otherwise) const {
-    return file_.string(full(key)).value_or(otherwise);
-  }
-  const std::string& path() const { return file_.path(); }
-
- private:
-  std::string full(std::string_view key) const { return prefix_ + std::string(key); }
-  int64_t checked(std::string_view key, int64_t value) const {
-    require(value >= 1 && value <= (int64_t{1} << 32), "{}: key '{}' must be 1 .. 2^32, got {}", file_.path(),
-            full(key), value);
-    return value;
-  }
-
-  const io::Gguf& file_;
-  std::string prefix_;
-};
-
 // The rotation of every layer: base and scaling.
-void read_rope(const Keys& keys, DecoderConfig& c) {
+void read_rope(const GgufFields& keys, DecoderConfig& c) {
   const std::string scaling = keys.text_or("rope.scaling.type", "none");
   require(scaling == "none" || scaling == "linear", "{}: rope.scaling.type must be one of: none linear; got '{}'",
           keys.path(), scaling);
@@ -57,42 +20,42 @@ void read_rope(const Keys& keys, DecoderConfig& c) {
   }
 }
 
-void read_llama(const Keys& keys, DecoderConfig& c) {
+void read_llama(const GgufFields& keys, DecoderConfig& c) {
   c.rotates_pairs = true;
   read_rope(keys, c);
 }
 
-void read_qwen2(const Keys& keys, DecoderConfig& c) {
+void read_qwen2(const GgufFields& keys, DecoderConfig& c) {
   c.has_query_biases = true;
   read_rope(keys, c);
 }
 
-void read_qwen3(const Keys& keys, DecoderConfig& c) {
+void read_qwen3(const GgufFields& keys, DecoderConfig& c) {
   c.query_norm = QueryNorm::by_head;
   read_rope(keys, c);
 }
 
-void read_olmo2(const Keys& keys, DecoderConfig& c) {
+void read_olmo2(const GgufFields& keys, DecoderConfig& c) {
   c.query_norm = QueryNorm::by_width;
   c.norms_inputs = false, c.norms_branches = true;
   read_rope(keys, c);
 }
 
-void read_phi3(const Keys& keys, DecoderConfig& c) {
+void read_phi3(const GgufFields& keys, DecoderConfig& c) {
   c.fuses_query = c.fuses_gate = true;
   read_rope(keys, c);
   if (const auto window = keys.count_or("attention.sliding_window", 0))
     for (LayerConfig& layer : c.layers) layer.window = window;
 }
 
-void read_gpt2(const Keys&, DecoderConfig& c) {
+void read_gpt2(const GgufFields&, DecoderConfig& c) {
   c.norm = NormKind::layer;
   c.activation = Activation::gelu_tanh;
   c.gated = false, c.has_biases = c.fuses_query = true;
   c.rope_dim = 0;
 }
 
-void read_gptneox(const Keys& keys, DecoderConfig& c) {
+void read_gptneox(const GgufFields& keys, DecoderConfig& c) {
   c.norm = NormKind::layer;
   c.activation = Activation::gelu;
   c.gated = false, c.has_biases = c.fuses_query = true;
@@ -101,7 +64,7 @@ void read_gptneox(const Keys& keys, DecoderConfig& c) {
 }
 
 // Windows and full attention take turns.
-void read_gemma2(const Keys& keys, DecoderConfig& c) {
+void read_gemma2(const GgufFields& keys, DecoderConfig& c) {
   c.activation = Activation::gelu_tanh;
   c.norms_branches = true;
   c.embedding_scale = std::sqrt(double(c.width));
@@ -115,7 +78,7 @@ void read_gemma2(const Keys& keys, DecoderConfig& c) {
 }
 
 // Layers alternate between a window with its own rotation base and full attention (every 6th).
-void read_gemma3(const Keys& keys, DecoderConfig& c) {
+void read_gemma3(const GgufFields& keys, DecoderConfig& c) {
   c.activation = Activation::gelu_tanh;
   c.query_norm = QueryNorm::by_head;
   c.norms_branches = true;
@@ -132,7 +95,7 @@ void read_gemma3(const Keys& keys, DecoderConfig& c) {
 
 struct Architecture {
   std::string_view name;
-  void (*read)(const Keys&, DecoderConfig&);
+  void (*read)(const GgufFields&, DecoderConfig&);
 };
 constexpr Architecture kArchitectures[] = {
     {"llama", read_llama}, {"gemma2", read_gemma2},   {"gemma3", read_gemma3},
@@ -171,7 +134,7 @@ DecoderConfig read_config(const io::Gguf& file) {
   c.architecture = *name;
   const Architecture& architecture = find_architecture(c.architecture, file.path());
   c.name = file.string("general.name").value_or(file.path());
-  const Keys keys(file, c.architecture);
+  const GgufFields keys(file, c.architecture);
   c.width = keys.count("embedding_length");
   c.heads = keys.count("attention.head_count");
   c.kv_heads = keys.count_or("attention.head_count_kv", c.heads);
@@ -185,6 +148,7 @@ DecoderConfig read_config(const io::Gguf& file) {
   c.feed_forward = keys.count("feed_forward_length");
   c.context = keys.count("context_length");
   c.vocabulary = file.tensor("token_embd.weight").shape.at(0);
+  c.is_tied = file.find("output.weight") == nullptr;
   c.attention_scale = 1 / std::sqrt(double(c.head_dim));
   const int64_t layers = keys.count("block_count");
   require(layers <= int64_t(file.tensors().size()), "{}: block_count must be <= the file's {} tensors, got {}",

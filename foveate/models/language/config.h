@@ -41,6 +41,7 @@ struct DecoderConfig {
   bool has_query_biases = false;           // those of queries, keys and values do
   bool fuses_query = false;                // the file holds queries, keys and values in one matrix
   bool fuses_gate = false;                 // gate and up in one
+  bool is_tied = false;                    // the head is the embedding
   bool rotates_pairs = false;              // the file's query and key rows are permuted for rotation of adjacent pairs
   std::vector<LayerConfig> layers;
 };

@@ -18,10 +18,8 @@ namespace foveate::models {
 
 using at::Tensor;
 
-Decoder Decoder::load(const io::Gguf& file, at::ScalarType dtype) {
-  DecoderConfig config = read_config(file);
-  DecoderWeights weights = load_weights(file, config, dtype);
-  return Decoder(std::move(config), std::move(weights));
+Decoder Decoder::load(const Checkpoint& checkpoint, at::ScalarType dtype) {
+  return Decoder(checkpoint.config, load_weights(*checkpoint.parameters, checkpoint.config, dtype));
 }
 
 Decoder::Decoder(DecoderConfig config, DecoderWeights weights)

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "foveate/attention/registry.h"
+#include "foveate/models/language/checkpoint.h"
 #include "foveate/models/language/config.h"
 #include "foveate/models/language/weights.h"
 
@@ -13,7 +14,7 @@ namespace foveate::models {
 class Decoder {
  public:
   // dtype: fp32 or bf16, of matrices and of queries, keys and values; the residual stream and norms are fp32.
-  static Decoder load(const io::Gguf& file, at::ScalarType dtype);
+  static Decoder load(const Checkpoint& checkpoint, at::ScalarType dtype);
   Decoder(DecoderConfig config, DecoderWeights weights);
 
   const DecoderConfig& config() const { return config_; }

@@ -1,9 +1,6 @@
 #include "foveate/models/language/weights.h"
 
-#include <ATen/ops/empty.h>
-
 #include "foveate/base/error.h"
-#include "foveate/io/dequantize.h"
 
 namespace foveate::models {
 namespace {
@@ -29,35 +26,10 @@ constexpr LayerField kLayerFields[] = {
     {&LayerWeights::post_feed_forward_norm, "post_ffw_norm"},
 };
 
-class Loader {
- public:
-  Loader(const io::Gguf& file, at::ScalarType dtype) : file_(file), dtype_(dtype) {}
-
-  at::Tensor read(const std::string& name, const std::vector<int64_t>& shape) const {
-    const io::GgufTensor& stored = file_.tensor(name);
-    require(stored.shape == shape, "{}: tensor '{}' must be [{}], got [{}]", file_.path(), name, fmt::join(shape, ", "),
-            fmt::join(stored.shape, ", "));
-    const at::Tensor values = at::empty(shape, at::kFloat);
-    io::dequantize(stored.type, stored.bytes, {values.mutable_data_ptr<float>(), size_t(values.numel())});
-    return values;
-  }
-  at::Tensor matrix(const std::string& name, int64_t out, int64_t in) const { return read(name, {out, in}).to(dtype_); }
-  Affine linear(const std::string& name, int64_t out, int64_t in, bool has_bias) const {
-    return {matrix(name + ".weight", out, in), has_bias ? read(name + ".bias", {out}).to(dtype_) : at::Tensor()};
-  }
-  Affine norm(const std::string& name, int64_t width, NormKind kind) const {
-    return {read(name + ".weight", {width}), kind == NormKind::layer ? read(name + ".bias", {width}) : at::Tensor()};
-  }
-
-  // Rows (pair, half) of each head become (half, pair): rotation of adjacent pairs becomes rotate-half.
-  static at::Tensor unpermuted(const at::Tensor& rows, int64_t heads) {
-    return rows.unflatten(0, {heads, rows.size(0) / heads / 2, 2}).transpose(1, 2).flatten(0, 2);
-  }
-
- private:
-  const io::Gguf& file_;
-  at::ScalarType dtype_;
-};
+// Rows (pair, half) of each head become (half, pair): rotation of adjacent pairs becomes rotate-half.
+at::Tensor unpermuted(const at::Tensor& rows, int64_t heads) {
+  return rows.unflatten(0, {heads, rows.size(0) / heads / 2, 2}).transpose(1, 2).flatten(0, 2);
+}
 
 // Rows [first, first + rows) of a fused matrix.
 Affine part(const Affine& fused, int64_t first, int64_t rows) {
@@ -65,7 +37,7 @@ Affine part(const Affine& fused, int64_t first, int64_t rows) {
   return {cut(fused.weight), cut(fused.bias)};
 }
 
-void load_queries(const Loader& loader, const DecoderConfig& c, const std::string& prefix, LayerWeights& w) {
+void load_queries(const ParameterReader& loader, const DecoderConfig& c, const std::string& prefix, LayerWeights& w) {
   const bool biased = c.has_biases || c.has_query_biases;
   const int64_t queries = c.heads * c.head_dim, keys = c.kv_heads * c.head_dim, values = c.kv_heads * c.value_dim;
   if (c.fuses_query) {
@@ -77,10 +49,9 @@ void load_queries(const Loader& loader, const DecoderConfig& c, const std::strin
     w.value = loader.linear(prefix + "attn_v", values, c.width, biased);
   }
   if (c.rotates_pairs) {
-    w.query.weight = Loader::unpermuted(w.query.weight, c.heads),
-    w.key.weight = Loader::unpermuted(w.key.weight, c.kv_heads);
-    if (w.query.bias.defined()) w.query.bias = Loader::unpermuted(w.query.bias, c.heads);
-    if (w.key.bias.defined()) w.key.bias = Loader::unpermuted(w.key.bias, c.kv_heads);
+    w.query.weight = unpermuted(w.query.weight, c.heads), w.key.weight = unpermuted(w.key.weight, c.kv_heads);
+    if (w.query.bias.defined()) w.query.bias = unpermuted(w.query.bias, c.heads);
+    if (w.key.bias.defined()) w.key.bias = unpermuted(w.key.bias, c.kv_heads);
   }
   if (c.query_norm == QueryNorm::none) return;
   const bool by_head = c.query_norm == QueryNorm::by_head;
@@ -88,7 +59,7 @@ void load_queries(const Loader& loader, const DecoderConfig& c, const std::strin
   w.key_norm = loader.norm(prefix + "attn_k_norm", by_head ? c.head_dim : keys, c.norm);
 }
 
-LayerWeights load_layer(const Loader& loader, const DecoderConfig& c, const std::string& prefix) {
+LayerWeights load_layer(const ParameterReader& loader, const DecoderConfig& c, const std::string& prefix) {
   LayerWeights w;
   load_queries(loader, c, prefix, w);
   w.output = loader.linear(prefix + "attn_output", c.width, c.heads * c.value_dim, c.has_biases);
@@ -113,6 +84,20 @@ LayerWeights load_layer(const Loader& loader, const DecoderConfig& c, const std:
 
 }  // namespace
 
+at::Tensor ParameterReader::matrix(const std::string& name, int64_t out, int64_t in) const {
+  return parameters_.read(name, {out, in}).to(dtype_);
+}
+
+Affine ParameterReader::linear(const std::string& name, int64_t out, int64_t in, bool has_bias) const {
+  return {matrix(name + ".weight", out, in),
+          has_bias ? parameters_.read(name + ".bias", {out}).to(dtype_) : at::Tensor()};
+}
+
+Affine ParameterReader::norm(const std::string& name, int64_t width, NormKind kind) const {
+  return {parameters_.read(name + ".weight", {width}),
+          kind == NormKind::layer ? parameters_.read(name + ".bias", {width}) : at::Tensor()};
+}
+
 std::vector<std::pair<std::string, at::Tensor>> DecoderWeights::named() const {
   std::vector<std::pair<std::string, at::Tensor>> all = {{"token_embd.weight", embedding}};
   const auto add = [&](const std::string& name, const Affine& parameters) {
@@ -127,15 +112,14 @@ std::vector<std::pair<std::string, at::Tensor>> DecoderWeights::named() const {
   return all;
 }
 
-DecoderWeights load_weights(const io::Gguf& file, const DecoderConfig& c, at::ScalarType dtype) {
+DecoderWeights load_weights(const Parameters& parameters, const DecoderConfig& c, at::ScalarType dtype) {
   require(dtype == at::kFloat || dtype == at::kBFloat16, "decoder: dtype must be fp32 or bf16, got {}",
           c10::toString(dtype));
-  const Loader loader(file, dtype);
+  const ParameterReader loader(parameters, dtype);
   DecoderWeights w;
-  const bool is_tied = file.find("output.weight") == nullptr;
-  w.head = loader.read(is_tied ? "token_embd.weight" : "output.weight", {c.vocabulary, c.width});
-  w.embedding = is_tied ? w.head.to(dtype) : loader.matrix("token_embd.weight", c.vocabulary, c.width);
-  if (c.rope_dim == 0) w.positions = loader.read("position_embd.weight", {c.context, c.width});
+  w.head = parameters.read(c.is_tied ? "token_embd.weight" : "output.weight", {c.vocabulary, c.width});
+  w.embedding = c.is_tied ? w.head.to(dtype) : loader.matrix("token_embd.weight", c.vocabulary, c.width);
+  if (c.rope_dim == 0) w.positions = parameters.read("position_embd.weight", {c.context, c.width});
   w.output_norm = loader.norm("output_norm", c.width, c.norm);
   for (size_t i = 0; i < c.layers.size(); ++i) w.layers.push_back(load_layer(loader, c, fmt::format("blk.{}.", i)));
   return w;

@@ -1,4 +1,4 @@
-// The parameters of a decoder and their names in a GGUF file.
+// The parameters of a decoder.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "foveate/io/gguf.h"
 #include "foveate/models/language/config.h"
+#include "foveate/models/language/parameters.h"
 
 namespace foveate::models {
 
@@ -17,6 +17,19 @@ namespace foveate::models {
 struct Affine {
   at::Tensor weight, bias;
   bool defined() const { return weight.defined(); }
+};
+
+// Reads parameters in the types that a model computes in.
+class ParameterReader {
+ public:
+  ParameterReader(const Parameters& parameters, at::ScalarType dtype) : parameters_(parameters), dtype_(dtype) {}
+  at::Tensor matrix(const std::string& name, int64_t out, int64_t in) const;
+  Affine linear(const std::string& name, int64_t out, int64_t in, bool has_bias) const;  // name.weight, name.bias
+  Affine norm(const std::string& name, int64_t width, NormKind kind) const;
+
+ private:
+  const Parameters& parameters_;
+  at::ScalarType dtype_;
 };
 
 struct LayerWeights {
@@ -35,8 +48,8 @@ struct DecoderWeights {
   std::vector<std::pair<std::string, at::Tensor>> named() const;
 };
 
-// Dequantises every matrix to `dtype` (fp32 or bf16) and un-permutes query and key rows for rotate-half.
+// Reads every matrix as `dtype` (fp32 or bf16) and un-permutes query and key rows for rotate-half.
 // Throws Error: a tensor missing or of a shape that contradicts the config (names file, tensor, both shapes).
-DecoderWeights load_weights(const io::Gguf& file, const DecoderConfig& config, at::ScalarType dtype);
+DecoderWeights load_weights(const Parameters& parameters, const DecoderConfig& config, at::ScalarType dtype);
 
 }  // namespace foveate::models
