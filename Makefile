@@ -45,9 +45,10 @@ SECONDS ?= 1800
 SEED ?= 1000000
 fuzz-attend: test-build
 	@./$(BUILD)/tests/attend_fuzz $(SECONDS) $(SEED)
-# Damaged files for each reader, SECONDS each; in build/asan after `tools/build.sh asan tests` with BUILD=build/asan.
-fuzz-readers: test-build
-	@for reader in gguf safetensors torch_file; do ./$(BUILD)/tests/$${reader}_fuzz $(SECONDS) $(SEED) || exit 1; done
+# Damaged files for each reader under the sanitizers, SECONDS each.
+fuzz-readers: setup-test
+	@./tools/build.sh asan tests
+	@for reader in gguf safetensors torch_file; do ./build/asan/tests/$${reader}_fuzz $(SECONDS) $(SEED) || exit 1; done
 .PHONY: fuzz-attend fuzz-readers test-build
 test-build: setup-test
 	@./tools/build.sh release tests

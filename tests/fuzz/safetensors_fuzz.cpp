@@ -25,20 +25,20 @@ bool read_index(std::string_view index) {
   return has_shards && succeeds([&] { foveate::test::read_stored(Safetensors::open_folder(folder.path())); });
 }
 
-bool read(std::string_view input) {
+bool accepts(std::string_view input) {
   if (input.empty()) return false;
   const std::string_view rest = input.substr(1);
   if (input[0] == kIndex) return read_index(rest);
-  const std::string file =
+  const std::string whole =
       input[0] == kHeader ? foveate::test::safetensors_file(rest, std::string(kHeaderData, 'x')) : std::string(rest);
-  const auto bytes = foveate::test::copy_of(reinterpret_cast<const uint8_t*>(file.data()), file.size());
+  const auto bytes = foveate::test::copy_of(reinterpret_cast<const uint8_t*>(whole.data()), whole.size());
   return succeeds([&] { foveate::test::read_stored(Safetensors::parse(bytes, "fuzz")); });
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  read({reinterpret_cast<const char*>(data), size});
+  accepts({reinterpret_cast<const char*>(data), size});
   return 0;
 }
 
@@ -61,5 +61,5 @@ std::vector<std::string> seed_files() {
 
 }  // namespace
 
-int main(int count, char** arguments) { return foveate::test::mutate_files(count, arguments, seed_files(), read); }
+int main(int count, char** arguments) { return foveate::test::mutate_files(count, arguments, seed_files(), accepts); }
 #endif

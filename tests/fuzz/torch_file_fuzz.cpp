@@ -18,22 +18,22 @@ const std::vector<foveate::test::Storage>& storages() {
   return list;
 }
 
-bool read(std::string_view input) {
+bool accepts(std::string_view input) {
   if (input.empty()) return false;
   const std::string_view rest = input.substr(1);
-  const std::string file = input[0] == kPickle ? foveate::test::torch_file(rest, storages()) : std::string(rest);
-  const auto bytes = foveate::test::copy_of(reinterpret_cast<const uint8_t*>(file.data()), file.size());
+  const std::string whole = input[0] == kPickle ? foveate::test::torch_file(rest, storages()) : std::string(rest);
+  const auto bytes = foveate::test::copy_of(reinterpret_cast<const uint8_t*>(whole.data()), whole.size());
   return succeeds([&] {
-    const TorchFile read = TorchFile::parse(bytes, "fuzz");
-    foveate::test::read_stored(read);
-    if (read.others().size() > 4 * (size_t(1) << 20)) std::abort();
+    const TorchFile file = TorchFile::parse(bytes, "fuzz");
+    foveate::test::read_stored(file);
+    if (file.others().size() > 4 * (size_t(1) << 20)) std::abort();
   });
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  read({reinterpret_cast<const char*>(data), size});
+  accepts({reinterpret_cast<const char*>(data), size});
   return 0;
 }
 
@@ -63,5 +63,5 @@ std::vector<std::string> seed_files() {
 
 }  // namespace
 
-int main(int count, char** arguments) { return foveate::test::mutate_files(count, arguments, seed_files(), read); }
+int main(int count, char** arguments) { return foveate::test::mutate_files(count, arguments, seed_files(), accepts); }
 #endif
