@@ -50,7 +50,7 @@ std::string refusal(const Vocabulary& vocabulary) {
 
 TEST(BertVocabulary, turns_word_starts_into_continuations) {
   const auto tokenizer = io::make_tokenizer(tiny_bert());
-  EXPECT_EQ(tokenizer->encode("Un\u00E4ble \u00C1."), (Ids{2, 1, 6, 8, 3}));
+  EXPECT_EQ(tokenizer->encode("Un\u00E4ble \u00C1."), (Ids{2, 4, 5, 6, 8, 3}));
   EXPECT_EQ(tokenizer->encode("unable aa\u4E2D\u4E2D", kPlain), (Ids{4, 5, 6, 7, 9, 9}));
   EXPECT_EQ(tokenizer->find("##able"), 5);
   EXPECT_EQ(tokenizer->decode(Ids{2, 4, 5, 6, 8, 3}), "unable a.");
@@ -65,6 +65,12 @@ TEST(BertVocabulary, needs_an_unknown_token) {
   EXPECT_EQ(refusal(vocabulary), "tiny: the unknown token must be named, got no id and no token [UNK]");
   vocabulary.unknown = 1;
   EXPECT_EQ(refusal(vocabulary), "no error");
+}
+
+TEST(BertVocabulary, refuses_tokens_that_become_one) {
+  Vocabulary vocabulary = tiny_bert();
+  vocabulary.tokens[7] = "▁un";
+  EXPECT_EQ(refusal(vocabulary), "tiny: a token must be listed once, got 'un' as 4 and 7");
 }
 
 TEST(T5Vocabulary, takes_the_best_sum_over_marked_spaces) {

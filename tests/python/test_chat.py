@@ -168,9 +168,10 @@ def test_prompts_equal_the_rendered_template(name, build):
     compared = 0
     for (messages, opens), prompt in zip(cases, json.loads(done.stdout)):
         expected = render(template, messages, opens)
-        if "gemma" in name and [m["role"] for m in messages] == ["system"]:
-            assert "error" in prompt  # the template writes nothing of it
-        elif expected is None:
+        roles = [message["role"] for message in messages]
+        # Gemma's templates write a late system message as a turn that no model has seen, and nothing of a lone one.
+        is_odd = "gemma" in name and ("system" in roles[1:] or roles == ["system"])
+        if expected is None or is_odd:
             assert "error" in prompt, messages
         else:
             assert prompt == expected, messages

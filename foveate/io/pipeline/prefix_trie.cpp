@@ -16,8 +16,8 @@ PrefixTrie::PrefixTrie(std::vector<std::pair<std::string_view, int32_t>> entries
   std::vector<Run> runs = {{kRoot, 0, entries.size(), 0}};
   for (size_t next = 0; next < runs.size(); ++next) {
     Run run = runs[next];
-    if (run.first < run.last && entries[run.first].first.size() == run.depth)
-      nodes_[run.node].value = entries[run.first++].second;
+    for (; run.first < run.last && entries[run.first].first.size() == run.depth; ++run.first)
+      if (nodes_[run.node].value < 0) nodes_[run.node].value = entries[run.first].second;
     nodes_[run.node].children = uint32_t(nodes_.size());
     while (run.first < run.last) {
       const char byte = entries[run.first].first[run.depth];

@@ -13,7 +13,7 @@ namespace foveate::io {
 
 class PrefixTrie {
  public:
-  // Texts that are not empty, each once, with a number >= 0.
+  // Texts with a number >= 0; of equal texts the least number counts.
   explicit PrefixTrie(std::vector<std::pair<std::string_view, int32_t>> entries);
 
   static constexpr uint32_t kRoot = 0, kNone = 0;
