@@ -231,12 +231,14 @@ DecoderConfig read_hf_config(const std::string& folder) {
   c.name = fields.text_or("_name_or_path", folder);
   c.width = fields.count(family.width);
   c.heads = fields.count(family.heads);
-  c.kv_heads = fields.count_or("num_key_value_heads", c.heads);
+  const bool has_groups = c.architecture != "gpt2" && c.architecture != "gptneox";  // these ignore keys about them
+  c.kv_heads = has_groups ? fields.count_or("num_key_value_heads", c.heads) : c.heads;
   require(c.heads % c.kv_heads == 0, "{}: {} must be a multiple of num_key_value_heads, got {} and {}", fields.place(),
           family.heads, c.heads, c.kv_heads);
-  require(fields.has("head_dim") || c.width % c.heads == 0, "{}: {} must be a multiple of {}, got {} and {}",
-          fields.place(), family.width, family.heads, c.width, c.heads);
-  c.head_dim = c.value_dim = fields.count_or("head_dim", c.width / c.heads);
+  const bool has_head_dim = has_groups && fields.has("head_dim");
+  require(has_head_dim || c.width % c.heads == 0, "{}: {} must be a multiple of {}, got {} and {}", fields.place(),
+          family.width, family.heads, c.width, c.heads);
+  c.head_dim = c.value_dim = has_head_dim ? fields.count("head_dim") : c.width / c.heads;
   c.feed_forward =
       c.architecture == "gpt2" ? fields.count_or(family.feed_forward, 4 * c.width) : fields.count(family.feed_forward);
   c.context = fields.count(family.context);
