@@ -157,6 +157,41 @@ struct Finish {
   float* const* lse;  // [rows]
 };
 
+constexpr int kPackedRows = 16;     // output rows of a row block of packed weights
+constexpr int kPackedInputs = 32;   // inputs whose codes stand together
+constexpr int kPackedVectors = 16;  // vectors of x against which packed weights are read once
+constexpr int kPackedPass = 4;      // of them whose sums stand in registers at a time
+
+// Row blocks of packed weights (packed.h).
+struct PackedView {
+  const char* data = nullptr;
+  int64_t block_bytes = 0;  // of a row block
+  int in = 0, bits = 0, lowest = 0, group = 0, block = 0;
+  bool has_minimum = false;
+  int64_t first = 0, count = 0;  // output rows, the first counted in the first row block
+};
+
+// A row block is a row of pieces: scales of so many inputs (fewer in the last), padded to whole cache lines, and codes.
+constexpr int packed_piece(int block) { return block == kPackedInputs ? 2 * kPackedInputs : block; }
+constexpr int packed_scale_bytes(int group, int block, bool has_minimum) {  // of a block
+  return kPackedRows * (2 + (block > group ? block / group : 0)) * (has_minimum ? 2 : 1);
+}
+constexpr int packed_codes_at(int group, int block, bool has_minimum) {  // in a piece
+  return (packed_scale_bytes(group, block, has_minimum) * (packed_piece(block) / block) + 63) / 64 * 64;
+}
+constexpr int packed_code_bytes(int bits) { return 4 * kPackedRows * bits; }  // of kPackedInputs
+
+// y[v / terms][row] = sum of x[v][..] * weights[row][..] over the `terms` vectors that make up a row of x.  Vectors are
+// read in passes of kPackedPass, the last perhaps fewer, side by side: x [pass][unit][vector of it], units floats or
+// pairs of bf16, and likewise sums [pass][in / group][vector of it] of the numbers in x.
+struct PackedTile {
+  PackedView weights;  // first = 0
+  const float *x = nullptr, *sums = nullptr;
+  int vectors = 0, terms = 1;
+  float* y = nullptr;
+  int64_t y_stride = 0;
+};
+
 // One level of instructions.  What stands at [1] is null where bf16 is not multiplied as it is.
 struct Table {
   const char* name;
@@ -179,6 +214,11 @@ struct Table {
   void (*add_scaled)(const void* from, int dim, DType type, float factor, float* to);
   // to[d] += from[d]
   void (*add_row)(const float* from, int dim, float* to);
+  // Sums of each 16 of `count` numbers of x; and, at levels with pairs, x as the sum of `terms` rows of bf16: then the
+  // sums are those of each term.  Rows of sums and of units are `strides` apart.
+  void (*packed_inputs)(const float* x, int count, int terms, float* units, float* sums);
+  void (*packed_multiply)(const PackedTile&);
+  void (*packed_values)(const PackedView&, DType type, void* to, int64_t stride);
   // What the machine can do: products in registers alone, returns the operations done; and reading memory.
   double (*peak_products[2])(int64_t rounds);  // [step - 1]
   float (*read)(const float* from, int64_t count);

@@ -6,6 +6,7 @@
 #include "foveate/kernels/cpu/backward_kernel.h"
 #include "foveate/kernels/cpu/sums_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"
+#include "foveate/kernels/cpu/packed_kernels.h"
 #include "foveate/kernels/cpu/peak_kernels.h"
 // clang-format on
 
@@ -23,6 +24,10 @@ constexpr Table make_table(const char* name) {
   ((table.forward[1] = forward<Pairs>, table.backward[1] = backward<Pairs>, table.sums[1] = sums<Pairs>,
     table.peak_products[1] = peak_products<Pairs>),
    ...);
+  table.packed_inputs = packed_inputs<Floats>;
+  table.packed_multiply = packed_multiply<Floats>;
+  ((table.packed_inputs = packed_inputs<Pairs>, table.packed_multiply = packed_multiply<Pairs>), ...);
+  table.packed_values = packed_values;
   table.finish = finish;
   table.row_dots = row_dots;
   table.scale_row = scale_row;

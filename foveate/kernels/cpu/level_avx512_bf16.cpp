@@ -40,6 +40,45 @@ struct Pairs {
   }
 };
 
+// The bf16 of codes' numbers are looked up; of eight bits the low and the high four apart, both times the same x.
+template <int kBits>
+struct CodeReader<Pairs, kBits> {
+  static constexpr int kParts = kBits == 8 ? 2 : 1;
+  static constexpr int unit(int step, int) { return step; }
+  // Written out because g++ 12 broadcasts into a register first: 2.1 cycles a step instead of 1.45 on Zen 4.
+  static FOVEATE_INLINE F dot(const float* x, F value, F sum) {
+    __asm__("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(value), "m"(*x));
+    return sum;
+  }
+  I tables[2];
+
+  explicit FOVEATE_INLINE CodeReader(int lowest) {
+    if constexpr (kBits == 8) {
+      tables[0] = table(0, 15, 1, 0), tables[1] = table(0, 15, 16, lowest);
+    } else {  // bits above the code do not matter: numbers repeat
+      tables[0] = table(0, (1 << kBits) - 1, 1, lowest), tables[1] = table(32, (1 << kBits) - 1, 1, lowest);
+    }
+  }
+  // bf16 of lowest + factor * (code & mask) for 32 codes from `first` on.
+  static FOVEATE_INLINE I table(int first, int mask, int factor, int lowest) {
+    const auto numbers = [&](int from) {
+      const I code = Simd::bits_and(Simd::count_from(from), mask);
+      return Simd::to_floats(Simd::add(Simd::multiply(code, factor), Simd::set_i(lowest)));
+    };
+    return (I)_mm512_cvtne2ps_pbh(numbers(first + 16), numbers(first));
+  }
+  template <int kStep>
+  FOVEATE_INLINE void read(const CodeWords<kBits>& words, F (&to)[kParts]) const {
+    const I code = words.template at<kStep>();
+    if constexpr (kBits == 6) {
+      to[0] = (F)_mm512_permutex2var_epi16(tables[0], code, tables[1]);
+    } else {
+      to[0] = (F)_mm512_permutexvar_epi16(code, tables[0]);
+      if constexpr (kBits == 8) to[1] = (F)_mm512_permutexvar_epi16(Simd::shift_down<4>(code), tables[1]);
+    }
+  }
+};
+
 }  // namespace
 
 extern const Table kAvx512Bf16;

@@ -86,6 +86,9 @@ struct Simd {
     return _mm256_srli_epi32(x, N);
   }
   static I shift_up(I x) { return _mm256_slli_epi32(x, 16); }
+  static I bits_and(I a, int32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(mask)); }
+  static I bits_or(I a, I b) { return _mm256_or_si256(a, b); }
+  static I load_bytes(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
 
   // 8 rows of 8 units become 8 columns.
   static void transpose(const F (&r)[8], float* to, int64_t stride) {

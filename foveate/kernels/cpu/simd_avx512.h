@@ -71,6 +71,9 @@ struct Simd {
     return _mm512_srli_epi32(x, N);
   }
   static I shift_up(I x) { return _mm512_slli_epi32(x, 16); }
+  static I bits_and(I a, int32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(mask)); }
+  static I bits_or(I a, I b) { return _mm512_or_si512(a, b); }
+  static I load_bytes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
 
   // 16 rows of 16 units become 16 columns: to[column * stride + row].
   static void transpose(const F (&rows)[16], float* to, int64_t stride) {

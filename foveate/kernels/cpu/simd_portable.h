@@ -118,6 +118,9 @@ struct Simd {
     return (I)((U)x >> N);
   }
   static I shift_up(I x) { return x << 16; }
+  static I bits_and(I a, int32_t mask) { return a & mask; }
+  static I bits_or(I a, I b) { return a | b; }
+  static I load_bytes(const int8_t* p) { return I{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}; }
 
   static void transpose(const F (&rows)[8], float* to, int64_t stride) {
     for (int c = 0; c < 8; ++c)
