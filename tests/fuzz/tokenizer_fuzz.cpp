@@ -85,7 +85,7 @@ std::vector<json> seed_files() {
                piece("Precompiled", {{"precompiled_charsmap", "CAAAAAAEAAAABAAAYWIA"}})}}});
   many["pre_tokenizer"] = piece(
       "Sequence", {{"pretokenizers",
-                    {piece("Split", {{"pattern", pattern("(?i:'s|[^\\p{L}\\d]{1,3}+?)|\\b\\w*")},
+                    {piece("Split", {{"pattern", pattern("(?i:'s|[^\\p{L}\\d]{1,3}?)|\\b\\w*")},
                                      {"behavior", "MergedWithNext"},
                                      {"invert", false}}),
                      piece("Digits", {{"individual_digits", true}}), piece("Punctuation", {{"behavior", "Contiguous"}}),
