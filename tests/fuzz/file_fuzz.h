@@ -99,6 +99,11 @@ template <class IsGood>
 int mutate_files(int count, char** arguments, const std::vector<std::string>& seeds, const IsGood& is_good) {
   const double seconds = count > 1 ? std::atof(arguments[1]) : 10;
   Random random(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1);
+  for (size_t i = 0; i < seeds.size(); ++i) {
+    if (is_good(seeds[i])) continue;
+    std::fprintf(stderr, "seed %zu is not a good file\n", i);
+    return 1;
+  }
   uint64_t runs = 0, accepted = 0;
   for (const Timer timer; timer.seconds() < seconds; ++runs) {
     std::string bytes = seeds[random.below(seeds.size())];

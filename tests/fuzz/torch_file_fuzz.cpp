@@ -51,7 +51,7 @@ std::vector<std::string> seed_files() {
   wrapped.storage("UntypedStorage", "3", 16, "torch.storage").view(2, {7}, {2}).global("torch", "float8_e5m2");
   wrapped.raw("tR").text("again").raw("](h\1h\1NK\1M\1\1G........\x88\x89").integer(-7).raw("e");
   wrapped.text("size").global("torch", "Size").raw("K\1K\2\x86\x85Ru");
-  framed.raw("\x95........").raw("}\x94(\x8c\1a\x94\x8c\5torch\x94\x8c\4Size\x94\x93\x94)R\x8f(K\1\x90(N\x91u");
+  framed.raw("\x95........").raw("}\x94(\x8c\1a\x94\x8c\5torch\x94\x8c\4Size\x94\x93\x94)RK\5\x8f(K\1\x90K\6(N\x91u");
   const std::string pickles[] = {views.end(), wrapped.end(), framed.end()};
   std::vector<std::string> seeds;
   for (const std::string& pickle : pickles) {
