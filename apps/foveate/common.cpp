@@ -30,6 +30,11 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
   command.add_option("--dtype", options.dtype, "of matrices, keys and values")
       ->check(CLI::IsMember({"bf16", "fp32"}))
       ->capture_default_str();
+  command
+      .add_option("--weights", options.weights,
+                  "quantised matrices: packed as in the file, or dense; auto: packed with bf16, dense with fp32")
+      ->check(CLI::IsMember({"auto", "packed", "dense"}))
+      ->capture_default_str();
   command.add_option("--threads", options.threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
   command.add_flag("--explain", options.explain, "at the end, say which attention kernels ran, or why none did");
 }
@@ -49,8 +54,11 @@ LoadedModel load_model(const ModelOptions& options) {
   LoadedModel loaded;
   loaded.path = io::find_model(options.model);
   loaded.tokenizer = io::open_tokenizer(loaded.path);
-  loaded.decoder = std::make_unique<models::Decoder>(models::Decoder::load(
-      models::Checkpoint::open(loaded.path), options.dtype == "bf16" ? at::kBFloat16 : at::kFloat));
+  const bool is_bf16 = options.dtype == "bf16";
+  const bool is_packed = options.weights == "packed" || (options.weights == "auto" && is_bf16);
+  loaded.decoder = std::make_unique<models::Decoder>(
+      models::Decoder::load(models::Checkpoint::open(loaded.path), is_bf16 ? at::kBFloat16 : at::kFloat,
+                            is_packed ? models::WeightForm::packed : models::WeightForm::dense));
   require(loaded.tokenizer->size() <= loaded.decoder->config().vocabulary,
           "{}: the tokenizer has {} tokens, the model only {}", loaded.path, loaded.tokenizer->size(),
           loaded.decoder->config().vocabulary);

@@ -15,7 +15,7 @@ namespace foveate::app {
 
 struct ModelOptions {
   std::string model = "smollm2";
-  std::string dtype = "bf16";
+  std::string dtype = "bf16", weights = "auto";
   int threads = 0;  // 0: all
   bool explain = false;
 };

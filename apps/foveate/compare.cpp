@@ -80,14 +80,11 @@ report::CompareReport describe(const Options& options, const LoadedModel& loaded
   report.machine = this_machine();
   report.versions = this_build();
   report.level = ops::kernel_level();
-  int64_t parameters = 0;
-  for (const auto& [name, tensor] : loaded.decoder->weights().named())
-    if (name != "output.weight" || !loaded.decoder->config().is_tied) parameters += tensor.numel();
   const models::DecoderConfig& config = loaded.decoder->config();
   report.model = {.name = config.name,
                   .path = loaded.path,
                   .architecture = config.architecture,
-                  .parameters = parameters,
+                  .parameters = loaded.decoder->weights().count(),
                   .dtype = options.model.dtype};
   report.text = {.name = options.text, .path = text_path, .tokens = options.eval.context};
   report.context = options.eval.context;

@@ -1,6 +1,8 @@
 #include "foveate/ops/linear.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/ones.h>
 
@@ -11,6 +13,8 @@
 
 #include "foveate/base/error.h"
 #include "foveate/base/timer.h"
+#include "foveate/ops/level.h"
+#include "foveate/ops/parallel.h"
 
 namespace foveate::ops {
 namespace {
@@ -48,6 +52,69 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
     return at::linear(x, weight, bias);
   const at::Tensor wide = bias.defined() ? bias.to(at::kFloat) : bias;
   return at::linear(x.to(at::kFloat), weight.to(at::kFloat), wide).to(x.scalar_type());
+}
+
+namespace {
+
+// Packed weights have no form in plain ATen: where that is forced, the portable kernels read them.
+const kernels::Table& packed_table() {
+  const kernels::Table* table = kernel_table();
+  return table ? *table : *kernels::levels().front();
+}
+
+at::Tensor multiply_tiles(const at::Tensor& x, const kernels::PackedMatrix& weight) {
+  constexpr int64_t kTileElements = int64_t{1} << 23;  // bounds what is dequantised at a time
+  const int64_t tile = std::clamp<int64_t>(kTileElements / weight.in() / 16 * 16, 16, weight.out());
+  const auto type = x.scalar_type() == at::kFloat ? kernels::DType::f32 : kernels::DType::bf16;
+  const auto part = [&](int64_t first, int64_t count) {
+    const at::Tensor rows = at::empty({count, weight.in()}, x.scalar_type());
+    kernels::dequantize_rows(packed_table(), weight, first, count, type, rows.mutable_data_ptr(), weight.in(),
+                             torch_pool());
+    return foveate::ops::linear(x, rows);
+  };
+  if (tile >= weight.out()) return part(0, weight.out());
+  const at::Tensor y = at::empty({x.size(0), weight.out()}, x.options());
+  for (int64_t first = 0; first < weight.out(); first += tile) {
+    const int64_t count = std::min(tile, weight.out() - first);
+    y.narrow(1, first, count).copy_(part(first, count));
+  }
+  return y;
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const kernels::PackedMatrix& weight, const at::Tensor& bias) {
+  require(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
+          "linear: x must be fp32 or bf16 where the weight is packed, got {}", c10::toString(x.scalar_type()));
+  require(x.dim() >= 1 && x.size(-1) == weight.in(), "linear: x must be [.., {}], got [{}]", weight.in(),
+          fmt::join(x.sizes(), ", "));
+  require(!(at::GradMode::is_enabled() && x.requires_grad()),
+          "linear: packed weights pass no gradient, load them dense to train");
+  constexpr int64_t kFewRows = 16;
+  const at::Tensor flat = x.reshape({-1, weight.in()});
+  auto shape = x.sizes().vec();
+  shape.back() = weight.out();
+  if (flat.size(0) > kFewRows) {
+    const at::Tensor y = multiply_tiles(flat, weight);
+    return (bias.defined() ? y + bias : y).view(shape);
+  }
+  const at::Tensor rows = flat.to(at::kFloat).contiguous(), y = at::empty({flat.size(0), weight.out()}, at::kFloat);
+  const kernels::PackedProduct product{&weight, y.mutable_data_ptr<float>(), weight.out()};
+  kernels::multiply(packed_table(), rows.const_data_ptr<float>(), weight.in(), rows.size(0), {&product, 1},
+                    x.scalar_type() == at::kFloat ? 2 : 1, torch_pool());
+  return (bias.defined() ? y + bias : y).to(x.scalar_type()).view(shape);
+}
+
+at::Tensor packed_rows(const kernels::PackedMatrix& weight, const at::Tensor& ids) {
+  const at::Tensor list = ids.reshape({-1}).contiguous();
+  auto shape = ids.sizes().vec();
+  shape.push_back(weight.in());
+  const at::Tensor rows = at::empty({list.numel(), weight.in()}, at::kFloat);
+  const int64_t* id = list.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < list.numel(); ++i)
+    kernels::dequantize_rows(packed_table(), weight, id[i], 1, kernels::DType::f32,
+                             rows.mutable_data_ptr<float>() + i * weight.in(), weight.in(), Pool{});
+  return rows.view(shape);
 }
 
 }  // namespace foveate::ops

@@ -1,4 +1,5 @@
 // Shows a decoder's insides to the Python tests, which hold them against an independent implementation.
+// MODEL: a GGUF file or a Hugging Face folder.  DTYPE: fp32 or bf16, with "-packed" behind it weights stay packed.
 //   decoder_tool logits MODEL DTYPE       ids (JSON, standard input) -> fp32 [ids, vocabulary] on standard output
 //   decoder_tool decoded_logits MODEL DTYPE     the same, the ids given one by one
 //   decoder_tool greedy MODEL DTYPE N     ids -> JSON array of N greedy tokens
@@ -25,7 +26,8 @@ void write(const at::Tensor& values) {
 }
 
 models::Decoder load(const std::string& path, const std::string& dtype) {
-  return models::Decoder::load(models::Checkpoint::open(path), dtype == "bf16" ? at::kBFloat16 : at::kFloat);
+  return models::Decoder::load(models::Checkpoint::open(path), dtype.starts_with("bf16") ? at::kBFloat16 : at::kFloat,
+                               dtype.ends_with("-packed") ? models::WeightForm::packed : models::WeightForm::dense);
 }
 
 std::vector<attention::Mechanism> dense(const models::Decoder& decoder) {

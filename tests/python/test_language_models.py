@@ -91,6 +91,24 @@ def test_bf16_stays_close_to_fp32(model, build):
     assert abs(nats[0] - nats[1]) <= 0.02
 
 
+def test_packed_weights_lose_nothing(model, build):
+    path, _, ids = model
+    part = ids[:96]
+    logits = {}
+    for dtype in ("fp32", "fp32-packed", "bf16", "bf16-packed"):
+        for words in ("logits", "decoded_logits"):  # many rows at a time, and one by one
+            values = np.frombuffer(run_tool(build, part, words, path, dtype), np.float32).copy()
+            logits[dtype, words] = torch.from_numpy(values).view(len(part), -1)
+    exact = logits["fp32", "logits"]
+    assert (logits["fp32-packed", "logits"] - exact).abs().max() <= 2e-3
+    assert (logits["fp32-packed", "decoded_logits"] - exact).abs().max() <= 5e-3  # 16 bits of each input
+    target = torch.tensor(part[1:])
+    nats = {key: torch.nn.functional.cross_entropy(x[:-1], target).item() for key, x in logits.items()}
+    dense = abs(nats["bf16", "decoded_logits"] - nats["fp32", "logits"])
+    for words in ("logits", "decoded_logits"):
+        assert abs(nats["bf16-packed", words] - nats["fp32", "logits"]) <= dense + 0.01
+
+
 def test_gradients_equal_transformers(model, build):
     path, reference, ids = model
     names = GEMMA_NAMES if "gemma" in path.name else NAMES

@@ -18,8 +18,8 @@ namespace foveate::models {
 
 using at::Tensor;
 
-Decoder Decoder::load(const Checkpoint& checkpoint, at::ScalarType dtype) {
-  return Decoder(checkpoint.config, load_weights(*checkpoint.parameters, checkpoint.config, dtype));
+Decoder Decoder::load(const Checkpoint& checkpoint, at::ScalarType dtype, WeightForm form) {
+  return Decoder(checkpoint.config, load_weights(*checkpoint.parameters, checkpoint.config, dtype, form));
 }
 
 Decoder::Decoder(DecoderConfig config, DecoderWeights weights)
@@ -43,12 +43,12 @@ Tensor Decoder::norm(const Tensor& x, const Affine& w) const {
 
 Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& positions, const Attend& attend) const {
   const LayerWeights& w = weights_.layers[layer];
-  const Tensor h = norm(x, w.attention_norm).to(w.query.weight.scalar_type());
+  const Tensor h = norm(x, w.attention_norm).to(weights_.dtype);
   const auto heads = [&](const Tensor& rows, int64_t count) {  // [B, heads, L, dim]
     return rows.unflatten(2, {count, rows.size(2) / count}).transpose(1, 2);
   };
   const auto rotated = [&](const Affine& weight, int64_t count, const Affine& norm_weight) {
-    Tensor part = ops::linear(h, weight.weight, weight.bias);
+    Tensor part = linear(h, weight);
     if (config_.query_norm == QueryNorm::by_width) part = norm(part.to(at::kFloat), norm_weight);
     part = heads(part, count);
     if (config_.query_norm == QueryNorm::by_head) part = norm(part.to(at::kFloat), norm_weight);
@@ -57,13 +57,13 @@ Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& p
   attention::Inputs in;
   in.q = rotated(w.query, config_.heads, w.query_norm);
   in.k = rotated(w.key, config_.kv_heads, w.key_norm);
-  in.v = heads(ops::linear(h, w.value.weight, w.value.bias), config_.kv_heads);
+  in.v = heads(linear(h, w.value), config_.kv_heads);
   in.rule = rule_of(layer);
   in.score = {.scale = config_.attention_scale, .soft_cap = config_.attention_soft_cap};
   in.layer = layer;
   in.rotary = rotaries_.empty() ? nullptr : &rotaries_[layer];
   const Tensor mixed = attend(in).out.transpose(1, 2).flatten(2);
-  return norm(ops::linear(mixed, w.output.weight, w.output.bias).to(at::kFloat), w.post_attention_norm);
+  return norm(linear(mixed, w.output).to(at::kFloat), w.post_attention_norm);
 }
 
 Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& x) const {
@@ -74,10 +74,10 @@ Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& x) const {
                : at::gelu(t, config_.activation == Activation::gelu ? "none" : "tanh");
   };
   const auto rows = [&](const Tensor& part) {
-    const Tensor h = norm(part, w.feed_forward_norm).to(w.up.weight.scalar_type());
-    const Tensor up = ops::linear(h, w.up.weight, w.up.bias);
-    const Tensor wide = config_.gated ? activate(ops::linear(h, w.gate.weight, w.gate.bias)) * up : activate(up);
-    return norm(ops::linear(wide, w.down.weight, w.down.bias).to(at::kFloat), w.post_feed_forward_norm);
+    const Tensor h = norm(part, w.feed_forward_norm).to(weights_.dtype);
+    const Tensor up = linear(h, w.up);
+    const Tensor wide = config_.gated ? activate(linear(h, w.gate)) * up : activate(up);
+    return norm(linear(wide, w.down).to(at::kFloat), w.post_feed_forward_norm);
   };
   constexpr int64_t kRows = 2048;  // bounds the feed_forward-wide activations of long segments
   if (at::GradMode::is_enabled() || x.size(1) <= kRows) return rows(x);
@@ -93,7 +93,9 @@ Tensor Decoder::forward(const Tensor& tokens, int64_t first_position, const Atte
             "decoder: tokens must be 0 .. {}, got {} .. {}", config_.vocabulary - 1, tokens.min().item<int64_t>(),
             tokens.max().item<int64_t>());
   const Tensor positions = at::arange(first_position, first_position + tokens.size(1), at::kLong);
-  Tensor x = at::embedding(weights_.embedding, tokens).to(at::kFloat) * config_.embedding_scale;
+  const Tensor embedded = weights_.packed_embedding ? ops::packed_rows(*weights_.packed_embedding, tokens)
+                                                    : at::embedding(weights_.embedding, tokens).to(at::kFloat);
+  Tensor x = embedded * config_.embedding_scale;
   if (weights_.positions.defined()) {
     require(first_position + tokens.size(1) <= config_.context,
             "decoder: a text must be <= {} tokens, for which positions were learned, got {}", config_.context,
@@ -114,7 +116,8 @@ Tensor Decoder::forward(const Tensor& tokens, const std::vector<attention::Mecha
 }
 
 Tensor Decoder::logits(const Tensor& hidden) const {
-  const Tensor logits = at::linear(hidden, weights_.head);
+  const Tensor logits =
+      weights_.packed_head ? ops::linear(hidden, *weights_.packed_head) : at::linear(hidden, weights_.head);
   if (!config_.logit_soft_cap) return logits;
   return (logits / *config_.logit_soft_cap).tanh() * *config_.logit_soft_cap;
 }

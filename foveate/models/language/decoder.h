@@ -14,7 +14,7 @@ namespace foveate::models {
 class Decoder {
  public:
   // dtype: fp32 or bf16, of matrices and of queries, keys and values; the residual stream and norms are fp32.
-  static Decoder load(const Checkpoint& checkpoint, at::ScalarType dtype);
+  static Decoder load(const Checkpoint& checkpoint, at::ScalarType dtype, WeightForm form = WeightForm::dense);
   Decoder(DecoderConfig config, DecoderWeights weights);
 
   const DecoderConfig& config() const { return config_; }

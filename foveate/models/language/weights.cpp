@@ -1,6 +1,7 @@
 #include "foveate/models/language/weights.h"
 
 #include "foveate/base/error.h"
+#include "foveate/ops/linear.h"
 
 namespace foveate::models {
 namespace {
@@ -31,28 +32,17 @@ at::Tensor unpermuted(const at::Tensor& rows, int64_t heads) {
   return rows.unflatten(0, {heads, rows.size(0) / heads / 2, 2}).transpose(1, 2).flatten(0, 2);
 }
 
-// Rows [first, first + rows) of a fused matrix.
-Affine part(const Affine& fused, int64_t first, int64_t rows) {
-  const auto cut = [&](const at::Tensor& t) { return t.defined() ? t.narrow(0, first, rows).clone() : t; };
-  return {cut(fused.weight), cut(fused.bias)};
-}
-
 void load_queries(const ParameterReader& loader, const DecoderConfig& c, const std::string& prefix, LayerWeights& w) {
   const bool biased = c.has_biases || c.has_query_biases;
   const int64_t queries = c.heads * c.head_dim, keys = c.kv_heads * c.head_dim, values = c.kv_heads * c.value_dim;
-  if (c.fuses_query) {
-    const Affine all = loader.linear(prefix + "attn_qkv", queries + keys + values, c.width, biased);
-    w.query = part(all, 0, queries), w.key = part(all, queries, keys), w.value = part(all, queries + keys, values);
-  } else {
-    w.query = loader.linear(prefix + "attn_q", queries, c.width, biased);
-    w.key = loader.linear(prefix + "attn_k", keys, c.width, biased);
-    w.value = loader.linear(prefix + "attn_v", values, c.width, biased);
-  }
-  if (c.rotates_pairs) {
-    w.query.weight = unpermuted(w.query.weight, c.heads), w.key.weight = unpermuted(w.key.weight, c.kv_heads);
-    if (w.query.bias.defined()) w.query.bias = unpermuted(w.query.bias, c.heads);
-    if (w.key.bias.defined()) w.key.bias = unpermuted(w.key.bias, c.kv_heads);
-  }
+  const auto read = [&](const char* name, int64_t first, int64_t count, int64_t heads) {
+    const RowChoice rows =
+        c.fuses_query ? RowChoice{queries + keys + values, first, count, heads} : RowChoice{count, 0, count, heads};
+    return loader.linear(prefix + (c.fuses_query ? "attn_qkv" : name), rows, c.width, biased);
+  };
+  w.query = read("attn_q", 0, queries, c.rotates_pairs ? c.heads : 0);
+  w.key = read("attn_k", queries, keys, c.rotates_pairs ? c.kv_heads : 0);
+  w.value = read("attn_v", queries + keys, values, 0);
   if (c.query_norm == QueryNorm::none) return;
   const bool by_head = c.query_norm == QueryNorm::by_head;
   w.query_norm = loader.norm(prefix + "attn_q_norm", by_head ? c.head_dim : queries, c.norm);
@@ -72,8 +62,9 @@ LayerWeights load_layer(const ParameterReader& loader, const DecoderConfig& c, c
     w.post_feed_forward_norm = loader.norm(prefix + "post_ffw_norm", c.width, c.norm);
   }
   if (c.fuses_gate) {
-    const Affine both = loader.linear(prefix + "ffn_up", 2 * c.feed_forward, c.width, c.has_biases);
-    w.gate = part(both, 0, c.feed_forward), w.up = part(both, c.feed_forward, c.feed_forward);
+    const int64_t wide = c.feed_forward;
+    w.gate = loader.linear(prefix + "ffn_up", RowChoice{2 * wide, 0, wide}, c.width, c.has_biases);
+    w.up = loader.linear(prefix + "ffn_up", RowChoice{2 * wide, wide, wide}, c.width, c.has_biases);
   } else {
     if (c.gated) w.gate = loader.linear(prefix + "ffn_gate", c.feed_forward, c.width, c.has_biases);
     w.up = loader.linear(prefix + "ffn_up", c.feed_forward, c.width, c.has_biases);
@@ -84,13 +75,29 @@ LayerWeights load_layer(const ParameterReader& loader, const DecoderConfig& c, c
 
 }  // namespace
 
-at::Tensor ParameterReader::matrix(const std::string& name, int64_t out, int64_t in) const {
-  return parameters_.read(name, {out, in}).to(dtype_);
+at::Tensor linear(const at::Tensor& x, const Affine& w) {
+  return w.packed ? ops::linear(x, *w.packed, w.bias) : ops::linear(x, w.weight, w.bias);
 }
 
-Affine ParameterReader::linear(const std::string& name, int64_t out, int64_t in, bool has_bias) const {
-  return {matrix(name + ".weight", out, in),
-          has_bias ? parameters_.read(name + ".bias", {out}).to(dtype_) : at::Tensor()};
+int64_t RowChoice::source(int64_t row) const {
+  if (heads == 0) return first + row;
+  const int64_t head_rows = count / heads, pairs = head_rows / 2, within = row % head_rows;
+  return first + row - within + within % pairs * 2 + within / pairs;
+}
+
+Affine ParameterReader::linear(const std::string& name, const RowChoice& rows, int64_t in, bool has_bias) const {
+  const auto choose = [&](const at::Tensor& all) {
+    const at::Tensor part = all.narrow(0, rows.first, rows.count);
+    return (rows.heads > 0 ? unpermuted(part, rows.heads) : part).to(dtype_).contiguous();
+  };
+  Affine w;
+  if (has_bias) w.bias = choose(parameters_.read(name + ".bias", {rows.stored}));
+  const std::vector<int64_t> shape = {rows.stored, in};
+  if (form_ == WeightForm::packed)
+    w.packed = parameters_.read_packed(
+        name + ".weight", shape, rows.count, [&](int64_t row) { return rows.source(row); }, *memory_);
+  if (!w.packed) w.weight = choose(parameters_.read(name + ".weight", shape));
+  return w;
 }
 
 Affine ParameterReader::norm(const std::string& name, int64_t width, NormKind kind) const {
@@ -99,26 +106,44 @@ Affine ParameterReader::norm(const std::string& name, int64_t width, NormKind ki
 }
 
 std::vector<std::pair<std::string, at::Tensor>> DecoderWeights::named() const {
-  std::vector<std::pair<std::string, at::Tensor>> all = {{"token_embd.weight", embedding}};
+  std::vector<std::pair<std::string, at::Tensor>> all;
+  if (embedding.defined()) all.emplace_back("token_embd.weight", embedding);
   const auto add = [&](const std::string& name, const Affine& parameters) {
     if (parameters.weight.defined()) all.emplace_back(name + ".weight", parameters.weight);
     if (parameters.bias.defined()) all.emplace_back(name + ".bias", parameters.bias);
   };
   add("position_embd", {positions, {}});
   add("output_norm", output_norm);
-  if (!head.is_same(embedding)) all.emplace_back("output.weight", head);
+  if (head.defined() && !head.is_same(embedding)) all.emplace_back("output.weight", head);
   for (size_t i = 0; i < layers.size(); ++i)
     for (const LayerField& field : kLayerFields) add(fmt::format("blk.{}.{}", i, field.name), layers[i].*field.member);
   return all;
 }
 
-DecoderWeights load_weights(const Parameters& parameters, const DecoderConfig& c, at::ScalarType dtype) {
+int64_t DecoderWeights::count() const {
+  int64_t sum = 0;
+  const auto add = [&](const Packed& packed) { sum += packed ? packed->out() * packed->in() : 0; };
+  for (const auto& [name, tensor] : named())
+    if (name != "output.weight" || !is_tied) sum += tensor.numel();
+  add(packed_embedding);
+  if (packed_head != packed_embedding) add(packed_head);
+  for (const LayerWeights& layer : layers)
+    for (const LayerField& field : kLayerFields) add((layer.*field.member).packed);
+  return sum;
+}
+
+DecoderWeights load_weights(const Parameters& parameters, const DecoderConfig& c, at::ScalarType dtype,
+                            WeightForm form) {
   require(dtype == at::kFloat || dtype == at::kBFloat16, "decoder: dtype must be fp32 or bf16, got {}",
           c10::toString(dtype));
-  const ParameterReader loader(parameters, dtype);
+  const ParameterReader loader(parameters, dtype, form), fp32(parameters, at::kFloat, form);
   DecoderWeights w;
-  w.head = parameters.read(c.is_tied ? "token_embd.weight" : "output.weight", {c.vocabulary, c.width});
-  w.embedding = c.is_tied ? w.head.to(dtype) : loader.matrix("token_embd.weight", c.vocabulary, c.width);
+  w.dtype = dtype, w.is_tied = c.is_tied;
+  const Affine head = fp32.linear(c.is_tied ? "token_embd" : "output", c.vocabulary, c.width, false);
+  w.head = head.weight, w.packed_head = head.packed;
+  const Affine embedding = c.is_tied ? head : loader.linear("token_embd", c.vocabulary, c.width, false);
+  w.packed_embedding = embedding.packed;
+  if (!embedding.packed) w.embedding = embedding.weight.to(dtype);
   if (c.rope_dim == 0) w.positions = parameters.read("position_embd.weight", {c.context, c.width});
   w.output_norm = loader.norm("output_norm", c.width, c.norm);
   for (size_t i = 0; i < c.layers.size(); ++i) w.layers.push_back(load_layer(loader, c, fmt::format("blk.{}.", i)));

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,23 +14,43 @@
 namespace foveate::models {
 
 // A matrix [out, in] and its bias [out] in the compute dtype, or a norm's [width] in fp32; undefined where the
-// architecture has none.
+// architecture has none.  A quantised matrix may stay packed instead.
 struct Affine {
   at::Tensor weight, bias;
-  bool defined() const { return weight.defined(); }
+  Packed packed = nullptr;
+  bool defined() const { return weight.defined() || packed; }
+};
+
+// x [..., in] -> [..., out] in x's dtype.
+at::Tensor linear(const at::Tensor& x, const Affine& w);
+
+// packed: matrices that the file holds in blocks stay as small as they are and cannot be trained; others are dense.
+enum class WeightForm { dense, packed };
+
+// Which rows of a stored matrix: [first, first + count) of `stored`; with heads > 0 each head's rows (pair, half)
+// become (half, pair), and rotation of adjacent pairs becomes rotate-half.
+struct RowChoice {
+  int64_t stored, first, count, heads = 0;
+  int64_t source(int64_t row) const;
 };
 
 // Reads parameters in the types that a model computes in.
 class ParameterReader {
  public:
-  ParameterReader(const Parameters& parameters, at::ScalarType dtype) : parameters_(parameters), dtype_(dtype) {}
-  at::Tensor matrix(const std::string& name, int64_t out, int64_t in) const;
-  Affine linear(const std::string& name, int64_t out, int64_t in, bool has_bias) const;  // name.weight, name.bias
+  ParameterReader(const Parameters& parameters, at::ScalarType dtype, WeightForm form = WeightForm::dense)
+      : parameters_(parameters), dtype_(dtype), form_(form), memory_(std::make_unique<kernels::PackedMemory>()) {}
+  // name.weight [rows.stored, in] and name.bias
+  Affine linear(const std::string& name, const RowChoice& rows, int64_t in, bool has_bias) const;
+  Affine linear(const std::string& name, int64_t out, int64_t in, bool has_bias) const {
+    return linear(name, RowChoice{out, 0, out}, in, has_bias);
+  }
   Affine norm(const std::string& name, int64_t width, NormKind kind) const;
 
  private:
   const Parameters& parameters_;
   at::ScalarType dtype_;
+  WeightForm form_;
+  std::unique_ptr<kernels::PackedMemory> memory_;
 };
 
 struct LayerWeights {
@@ -38,18 +59,23 @@ struct LayerWeights {
 };
 
 struct DecoderWeights {
-  at::Tensor embedding;  // [vocabulary, width] compute dtype
-  at::Tensor head;       // [vocabulary, width] fp32: bf16 products would round a logit of 20 to steps of 1/8
+  at::ScalarType dtype = at::kFloat;  // that matrices compute in
+  at::Tensor embedding;               // [vocabulary, width] compute dtype, or packed_embedding
+  at::Tensor head;  // [vocabulary, width] fp32: bf16 products would round a logit of 20 to steps of 1/8; or packed_head
+  Packed packed_embedding, packed_head;
+  bool is_tied = false;  // the head is the embedding, if in another dtype
   at::Tensor positions;  // [context, width] fp32, where they are learned
   Affine output_norm;
   std::vector<LayerWeights> layers;
 
-  // Every parameter once, by its GGUF name; the head only where it is not the embedding itself.
+  // Every parameter that is not packed once, by its GGUF name; the head only where it is not the embedding itself.
   std::vector<std::pair<std::string, at::Tensor>> named() const;
+  int64_t count() const;  // of numbers in all parameters, packed ones too; a tied head counts once
 };
 
 // Reads every matrix as `dtype` (fp32 or bf16) and un-permutes query and key rows for rotate-half.
 // Throws Error: a tensor missing or of a shape that contradicts the config (names file, tensor, both shapes).
-DecoderWeights load_weights(const Parameters& parameters, const DecoderConfig& config, at::ScalarType dtype);
+DecoderWeights load_weights(const Parameters& parameters, const DecoderConfig& config, at::ScalarType dtype,
+                            WeightForm form = WeightForm::dense);
 
 }  // namespace foveate::models
