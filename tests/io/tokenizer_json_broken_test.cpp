@@ -139,12 +139,6 @@ TEST(BrokenTokenizerJson, added_tokens_and_post_processors) {
 }
 
 TEST(BrokenTokenizerJson, stages) {
-  const auto pattern = [](std::string_view text) {
-    return [text](json& f) {
-      f["pre_tokenizer"] = {
-          {"type", "Split"}, {"pattern", {{"Regex", text}}}, {"behavior", "Isolated"}, {"invert", false}};
-    };
-  };
   expect_refusals({
       {"unknown normalizer", test::tiny_bpe, [](json& f) { f["normalizer"]["type"] = "Rot13"; },
        ": normalizer.type must be one of: BertNormalizer ByteLevel Lowercase NFC NFD NFKC NFKD Nmt Precompiled Prepend "
@@ -169,17 +163,6 @@ TEST(BrokenTokenizerJson, stages) {
        "'Kept'"},
       {"replacement of two characters", test::tiny_unigram, [](json& f) { f["pre_tokenizer"]["replacement"] = "ab"; },
        ": pre_tokenizer.replacement must be one character, got 'ab'"},
-      {"bad pattern", test::tiny_bpe, pattern("(a"),
-       ": pre_tokenizer.pattern.Regex: PCRE2 must accept the pattern '(a', says at byte 2: missing closing "
-       "parenthesis"},
-      {"pattern with an intersection", test::tiny_bpe, pattern("[a&&b]"),
-       ": pre_tokenizer.pattern.Regex: patterns must do without && in a class, got it at byte 2 of '[a&&b]'"},
-      {"pattern with options in its middle", test::tiny_bpe, pattern("a(?i)b"),
-       ": pre_tokenizer.pattern.Regex: patterns must do without options behind the beginning, got it at byte 4 of "
-       "'a(?i)b'"},
-      {"pattern that sets PCRE2's limits", test::tiny_bpe, pattern("(*LIMIT_MATCH=4000000000)a"),
-       ": pre_tokenizer.pattern.Regex: patterns must do without '(*', got it at byte 0 of "
-       "'(*LIMIT_MATCH=4000000000)a'"},
       {"charsmap is not base64", test::tiny_bpe,
        [](json& f) {
          f["normalizer"] = {{"type", "Precompiled"}, {"precompiled_charsmap", "?"}};
@@ -195,6 +178,33 @@ TEST(BrokenTokenizerJson, stages) {
        " must have only the keys version truncation padding added_tokens normalizer pre_tokenizer post_processor "
        "decoder model; got 'postnormalizer'"},
       {"later version", test::tiny_bpe, [](json& f) { f["version"] = "2.0"; }, ": version must be '1.0', got '2.0'"},
+  });
+}
+
+TEST(BrokenTokenizerJson, patterns) {
+  const auto pattern = [](std::string_view text) {
+    return [text](json& f) {
+      f["pre_tokenizer"] = {
+          {"type", "Split"}, {"pattern", {{"Regex", text}}}, {"behavior", "Isolated"}, {"invert", false}};
+    };
+  };
+  expect_refusals({
+      {"bad pattern", test::tiny_bpe, pattern("(a"),
+       ": pre_tokenizer.pattern.Regex: PCRE2 must accept the pattern '(a', says at byte 2: missing closing "
+       "parenthesis"},
+      {"pattern with an intersection", test::tiny_bpe, pattern("[a&&b]"),
+       ": pre_tokenizer.pattern.Regex: patterns must do without && in a class, got it at byte 2 of '[a&&b]'"},
+      {"pattern with options in its middle", test::tiny_bpe, pattern("a(?i)b"),
+       ": pre_tokenizer.pattern.Regex: patterns must do without options behind the beginning, got it at byte 4 of "
+       "'a(?i)b'"},
+      {"pattern with an unknown property", test::tiny_bpe, pattern("\\p{Cn}"),
+       ": pre_tokenizer.pattern.Regex: a property must be one of: Cc Cf Co Cs L Ll Lm Lo Lt Lu M Mc Me Mn N Nd Nl No P "
+       "Pc Pd Pe Pf Pi Po Ps S Sc Sk Sm So Z Zl Zp Zs Arabic Armenian Bengali Common Cyrillic Devanagari Georgian "
+       "Greek "
+       "Han Hangul Hebrew Hiragana Inherited Katakana Latin Thai; got 'Cn'"},
+      {"pattern that sets PCRE2's limits", test::tiny_bpe, pattern("(*LIMIT_MATCH=4000000000)a"),
+       ": pre_tokenizer.pattern.Regex: patterns must do without '(*', got it at byte 0 of "
+       "'(*LIMIT_MATCH=4000000000)a'"},
   });
 }
 

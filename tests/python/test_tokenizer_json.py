@@ -109,7 +109,7 @@ def compare(build, folder, tokenizer, texts: dict[str, str], odd: list[str], dec
 @pytest.fixture(scope="module")
 def short(texts) -> dict[str, str]:
     """A part of every kind of text, for the many single stages."""
-    return {kind: text[:10000] for kind, text in texts.items()}
+    return {kind: text[:5000] for kind, text in texts.items()}
 
 
 def spelling() -> models.BPE:
@@ -143,12 +143,12 @@ NORMALIZERS = {
 def test_normalizers(name, build, tmp_path, short, odd):
     tokenizer = Tokenizer(spelling())
     tokenizer.normalizer = NORMALIZERS[name]
-    compare(build, tmp_path, tokenizer, short, odd, decoded=False)
+    compare(build, tmp_path, tokenizer, short, odd[:1500], decoded=False)
     if name.startswith("bert") or name == "strip accents":
         return  # a first character that loses the first part of its decomposition has no place of its own here
     # Where a piece begins decides what "first" prepends to.
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-    compare(build, tmp_path, tokenizer, {}, odd, decoded=False)
+    compare(build, tmp_path, tokenizer, {}, odd[:1500], decoded=False)
 
 
 BEHAVIORS = ["removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"]
@@ -171,7 +171,7 @@ PRE_TOKENIZERS = {
     "llama 3": pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
     "clip": pre_tokenizers.Split(Regex(CLIP), "removed", invert=True),
     "bloom": pre_tokenizers.Split(Regex(BLOOM), "isolated"),
-    "classes": pre_tokenizers.Split(Regex(r"\w+|\d|[&x]|\p{P}\p{M}*|\p{^C}\P{L}"), "isolated"),
+    "classes": pre_tokenizers.Split(Regex(r"\w+|\d|[&x]|\p{P}\p{M}*|\p{^Cc}\P{L}"), "isolated"),
     "empty matches": pre_tokenizers.Split(Regex(r"(?=a)|\b"), "isolated"),
     "lines": pre_tokenizers.Split(Regex(r"^.|.$|(?m:9.0)|\h{2,}|[\S&[ab]]{,2}\x{e9}"), "isolated"),
 } | {
@@ -185,7 +185,7 @@ PRE_TOKENIZERS = {
 def test_pre_tokenizers(name, build, tmp_path, short, odd):
     tokenizer = Tokenizer(spelling())
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]
-    compare(build, tmp_path, tokenizer, short, odd, decoded=False)
+    compare(build, tmp_path, tokenizer, short, odd[:1500], decoded=False)
 
 
 def with_bytes(tokenizer: Tokenizer) -> Tokenizer:
@@ -438,7 +438,7 @@ def test_t5_vocabulary_in_gguf(build, tmp_path, texts, odd):
 def test_charsmap(build, tmp_path, short, odd):
     tokenizer = Tokenizer(spelling())
     tokenizer.normalizer = CHARSMAP
-    compare(build, tmp_path, tokenizer, short, odd, decoded=False)
+    compare(build, tmp_path, tokenizer, short, odd[:1500], decoded=False)
 
 
 def test_minilm(build, tmp_path, cache, texts, odd):
