@@ -14,8 +14,9 @@ constexpr int64_t kItemBytes = int64_t{32} << 10;  // of weights that a thread t
 constexpr int64_t kSerialBytes = int64_t{64} << 10;
 
 bool is_known(const QuantFormat& f) {
-  const bool of_32 = f.bits == 4 || f.bits == 5 || f.bits == 8, of_16 = f.bits == 2 || f.bits == 3 || f.bits == 6;
-  return (of_32 || of_16) && f.group == (of_32 ? 32 : 16) && (f.block == f.group || f.block == 256);
+  if (f.bits == 2 || f.bits == 3 || f.bits == 6) return f.group == 16 && f.block == 256;
+  return f.group == 32 &&
+         (f.bits == 8 ? f.block == 32 : (f.bits == 4 || f.bits == 5) && (f.block == 32 || f.block == 256));
 }
 
 // Bytes of `inputs` inputs of a row block, at most a piece.

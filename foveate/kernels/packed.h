@@ -38,8 +38,8 @@ class PackedMatrix {
 
   PackedMatrix() = default;
   // [out, in] with out >= 1 and in a positive multiple of 32 and of format.block.  Throws Error where sizes do not fit
-  // or the kernels do not know the format: bits 4, 5 or 8 with groups of 32, or bits 2, 3 or 6 with groups of 16;
-  // blocks of one group or of 256.
+  // or the kernels do not know the format.  Of bits, group and block they know 4 or 5, 32, 32 or 256; 8, 32, 32; and
+  // 2, 3 or 6, 16, 256.
   PackedMatrix(const QuantFormat& format, int64_t out, int64_t in, const RowReader& read, PackedMemory& memory,
                const Pool& pool);
 

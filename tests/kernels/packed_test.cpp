@@ -352,6 +352,8 @@ TEST(Packed, formats_and_sizes_that_do_not_fit_are_refused) {
   EXPECT_THROW(pack({7, 0, 32, 32, false}, 1, 32), Error);
   EXPECT_THROW(pack({4, 0, 16, 16, false}, 1, 32), Error);
   EXPECT_THROW(pack({4, 0, 32, 64, false}, 1, 64), Error);
+  EXPECT_THROW(pack({8, -128, 32, 256, false}, 1, 256), Error);
+  EXPECT_THROW(pack({6, -32, 16, 16, false}, 1, 256), Error);
 }
 
 }  // namespace
