@@ -33,11 +33,18 @@ class Coverage {
       has_mass_ = false;
       return;
     }
-    constexpr int64_t kRows = 128;
-    const int64_t rows = std::min(kRows, in.q.size(2)), first = in.q.size(2) - rows;
-    const ops::Attended dense = ops::attend(in.q.narrow(2, first, rows), in.k, in.v, in.rule, in.score);
-    mass_ += (attended.lse->narrow(2, first, rows) - dense.lse).exp().mean().item<double>();
-    ++layers_;
+    // Rows at the ends of the text's quarters: some mechanisms attend densely with the last ones.
+    constexpr int64_t kParts = 4, kRows = 32;
+    const int64_t length = in.q.size(2);
+    for (int64_t part = 1; part <= kParts; ++part) {
+      const int64_t end = length * part / kParts, rows = std::min(kRows, end), first = end - rows;
+      if (rows == 0) continue;
+      Rule rule = in.rule;
+      rule.query_start = in.rule.query_start.value_or(in.k.size(2) - length) + first;
+      const ops::Attended dense = ops::attend(in.q.narrow(2, first, rows), in.k, in.v, rule, in.score);
+      mass_ += (attended.lse->narrow(2, first, rows) - dense.lse).exp().mean().item<double>();
+      ++parts_;
+    }
   }
 
   double density() const {
@@ -47,7 +54,7 @@ class Coverage {
   }
   // Kept mass is exp(lse - dense lse): both normalise the same logits.
   std::optional<double> kept_mass() const {
-    return has_mass_ && layers_ > 0 ? std::optional(mass_ / double(layers_)) : std::nullopt;
+    return has_mass_ && parts_ > 0 ? std::optional(mass_ / double(parts_)) : std::nullopt;
   }
 
  private:
@@ -57,7 +64,7 @@ class Coverage {
   };
   std::vector<Visited> visited_;
   double causal_ = 0, mass_ = 0;
-  int64_t layers_ = 0;
+  int64_t parts_ = 0;
   bool has_mass_ = true;
 };
 
