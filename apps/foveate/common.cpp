@@ -55,10 +55,14 @@ LoadedModel load_model(const ModelOptions& options) {
   loaded.path = io::find_model(options.model);
   loaded.tokenizer = io::open_tokenizer(loaded.path);
   const bool is_bf16 = options.dtype == "bf16";
-  const bool is_packed = options.weights == "packed" || (options.weights == "auto" && is_bf16);
+  const bool must_pack = options.weights == "packed";
+  const bool is_packed = must_pack || (options.weights == "auto" && is_bf16);
   loaded.decoder = std::make_unique<models::Decoder>(
       models::Decoder::load(models::Checkpoint::open(loaded.path), is_bf16 ? at::kBFloat16 : at::kFloat,
                             is_packed ? models::WeightForm::packed : models::WeightForm::dense));
+  loaded.has_packed_weights = loaded.decoder->weights().packed_count() > 0;
+  require(loaded.has_packed_weights || !must_pack,
+          "{}: no matrix is quantised, so that none can stay packed; use --weights dense", loaded.path);
   require(loaded.tokenizer->size() <= loaded.decoder->config().vocabulary,
           "{}: the tokenizer has {} tokens, the model only {}", loaded.path, loaded.tokenizer->size(),
           loaded.decoder->config().vocabulary);

@@ -25,6 +25,7 @@ struct LoadedModel {
   std::string path;
   std::unique_ptr<io::Tokenizer> tokenizer;
   std::unique_ptr<models::Decoder> decoder;
+  bool has_packed_weights = false;
 };
 LoadedModel load_model(const ModelOptions& options);  // also sets the number of threads
 std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model);

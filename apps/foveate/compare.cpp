@@ -84,8 +84,8 @@ report::CompareReport describe(const Options& options, const LoadedModel& loaded
   report.model = {.name = config.name,
                   .path = loaded.path,
                   .architecture = config.architecture,
-                  .parameters = loaded.decoder->weights().count(),
-                  .dtype = options.model.dtype};
+                  .parameters = loaded.decoder->parameter_count(),
+                  .dtype = options.model.dtype + (loaded.has_packed_weights ? ", packed weights" : "")};
   report.text = {.name = options.text, .path = text_path, .tokens = options.eval.context};
   report.context = options.eval.context;
   report.seed = options.eval.seed;

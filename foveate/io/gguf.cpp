@@ -161,10 +161,10 @@ void Gguf::add_parts() {
   const auto path_of = [&](int64_t part) { return fmt::format("{}-{:05}-of-{:05}.gguf", name, part + 1, count); };
   require(number == 0, "{}: of a file in parts the first must be opened: {}", path_, path_of(0));
   for (int64_t part = 1; part < count; ++part) add_part(path_of(part), part, count);
-  const int64_t wanted = integer("split.tensors.count").value_or(std::ssize(tensors_));
-  require(wanted == std::ssize(tensors_),
+  const int64_t wanted = integer("split.tensors.count").value_or(std::ssize(tensors()));
+  require(wanted == std::ssize(tensors()),
           "{}: key 'split.tensors.count' must be the tensors of all {} parts, {}, got {}", path_, count,
-          tensors_.size(), wanted);
+          tensors().size(), wanted);
 }
 
 void Gguf::add_part(const std::string& path, int64_t number, int64_t count) {
@@ -176,11 +176,8 @@ void Gguf::add_part(const std::string& path, int64_t number, int64_t count) {
   require(no == number && of == count, "{}: keys 'split.no' and 'split.count' must be {} and {}, got {} and {}", path,
           number, count, no, of);
   files_.push_back(part.files_.front());
-  for (GgufTensor& tensor : part.tensors_) {
-    require(index_.emplace(tensor.name, tensors_.size()).second, "{}: tensor {} must stand in one part", path,
-            printable(tensor.name));
-    tensors_.push_back(std::move(tensor));
-  }
+  for (const GgufTensor& tensor : part.tensors())
+    require(tensors_.add(tensor), "{}: tensor {} must stand in one part", path, printable(tensor.name));
 }
 
 Gguf Gguf::parse(std::span<const std::byte> bytes, std::string name) {
@@ -242,8 +239,7 @@ void Gguf::read_tensor(ByteReader& reader) {
   require(tensor.shape.back() % unit == 0, "{}: {} at byte {}: rows of {} must be a multiple of {}, got {}", path_,
           what, start, type_name(type), unit, tensor.shape.back());
   tensor.offset = reader.number<uint64_t>(what);  // in the data section, whose start is not known yet
-  require(index_.emplace(tensor.name, tensors_.size()).second, "{}: {} at byte {} must stand once", path_, what, start);
-  tensors_.push_back(std::move(tensor));
+  require(tensors_.add(std::move(tensor)), "{}: {} at byte {} must stand once", path_, what, start);
 }
 
 // Turns offsets in the data section into offsets in the file, and finds each tensor's bytes.
@@ -253,7 +249,7 @@ void Gguf::place_tensors(std::span<const std::byte> bytes, uint64_t infos_end) {
           "{}: key 'general.alignment' must be a power of two <= 2^20, got {}", path_, given);
   const uint64_t alignment = uint64_t(given), data_start = (infos_end + alignment - 1) / alignment * alignment;
   const uint64_t room = data_start <= bytes.size() ? bytes.size() - data_start : 0;
-  for (GgufTensor& tensor : tensors_) {
+  for (GgufTensor& tensor : tensors_.all()) {
     const uint64_t block = uint64_t(block_bytes(tensor.type));
     const uint64_t blocks = uint64_t(tensor.elements() / block_elements(tensor.type));
     require(tensor.offset % alignment == 0, "{}: tensor {} at byte {} + {} must be aligned to {} bytes", path_,
@@ -268,7 +264,7 @@ void Gguf::place_tensors(std::span<const std::byte> bytes, uint64_t infos_end) {
 
 void Gguf::check_overlaps() const {
   std::vector<const GgufTensor*> order;
-  for (const GgufTensor& tensor : tensors_) order.push_back(&tensor);
+  for (const GgufTensor& tensor : tensors()) order.push_back(&tensor);
   std::ranges::sort(order, {}, &GgufTensor::offset);
   for (size_t i = 1; i < order.size(); ++i) {
     const GgufTensor &before = *order[i - 1], &after = *order[i];
@@ -276,17 +272,6 @@ void Gguf::check_overlaps() const {
             "{}: tensors {} and {} must not overlap, got {} bytes at byte {} and a start at byte {}", path_,
             printable(before.name), printable(after.name), before.bytes.size(), before.offset, after.offset);
   }
-}
-
-const GgufTensor* Gguf::find(std::string_view name) const {
-  const auto found = index_.find(name);
-  return found == index_.end() ? nullptr : &tensors_[found->second];
-}
-
-const GgufTensor& Gguf::tensor(std::string_view name) const {
-  const GgufTensor* found = find(name);
-  require(found != nullptr, "{}: tensor {} is missing", path_, printable(name));
-  return *found;
 }
 
 const GgufValue* Gguf::value(std::string_view key) const {

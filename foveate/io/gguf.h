@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "foveate/io/bytes.h"
+#include "foveate/io/tensor_list.h"
 
 namespace foveate::io {
 
@@ -62,9 +63,9 @@ class Gguf {
   static Gguf parse(std::span<const std::byte> bytes, std::string name);
 
   const std::string& path() const { return path_; }
-  const std::vector<GgufTensor>& tensors() const { return tensors_; }  // in the order of the file
-  const GgufTensor* find(std::string_view name) const;                 // null if absent
-  const GgufTensor& tensor(std::string_view name) const;               // throws Error if absent
+  const std::vector<GgufTensor>& tensors() const { return tensors_.all(); }            // in the order of the file
+  const GgufTensor* find(std::string_view name) const { return tensors_.find(name); }  // null if absent
+  const GgufTensor& tensor(std::string_view name) const { return tensors_.get(name, path_); }  // throws Error if absent
 
   // Metadata; unset or null if absent.  Throws Error where the key holds another type.
   bool has(std::string_view key) const { return values_.contains(key); }
@@ -89,8 +90,7 @@ class Gguf {
   std::string path_;
   std::vector<std::shared_ptr<const MappedFile>> files_;  // none after parse()
   std::map<std::string, GgufValue, std::less<>> values_;
-  std::vector<GgufTensor> tensors_;
-  std::map<std::string, size_t, std::less<>> index_;  // name -> place in tensors_
+  TensorList<GgufTensor> tensors_;
 };
 
 }  // namespace foveate::io

@@ -181,11 +181,8 @@ void Safetensors::read(std::span<const std::byte> bytes, const std::string& path
       tensors.push_back(read_entry(path, name, value, bytes, reader.offset()));
   }
   check_cover(tensors, path, reader.offset(), bytes.size());
-  for (StoredTensor& tensor : tensors) {
-    require(index_.emplace(tensor.name, tensors_.size()).second, "{}: tensor {} must stand in one file", path,
-            printable(tensor.name));
-    tensors_.push_back(std::move(tensor));
-  }
+  for (const StoredTensor& tensor : tensors)
+    require(tensors_.add(tensor), "{}: tensor {} must stand in one file", path, printable(tensor.name));
 }
 
 Safetensors Safetensors::open_folder(const std::string& folder) {
@@ -210,17 +207,6 @@ Safetensors Safetensors::open_folder(const std::string& folder) {
             printable(tensor), printable(file), found ? "in " + found->file : "nowhere");
   }
   return all;
-}
-
-const StoredTensor* Safetensors::find(std::string_view name) const {
-  const auto found = index_.find(name);
-  return found == index_.end() ? nullptr : &tensors_[found->second];
-}
-
-const StoredTensor& Safetensors::tensor(std::string_view name) const {
-  const StoredTensor* found = find(name);
-  require(found != nullptr, "{}: tensor {} is missing", path_, printable(name));
-  return *found;
 }
 
 }  // namespace foveate::io

@@ -12,6 +12,7 @@
 
 #include "foveate/io/bytes.h"
 #include "foveate/io/stored_tensor.h"
+#include "foveate/io/tensor_list.h"
 
 namespace foveate::io {
 
@@ -28,9 +29,11 @@ class Safetensors {
   static Safetensors parse(std::span<const std::byte> bytes, const std::string& name);
 
   const std::string& path() const { return path_; }
-  const std::vector<StoredTensor>& tensors() const { return tensors_; }  // file by file, in each by name
-  const StoredTensor* find(std::string_view name) const;                 // null if absent
-  const StoredTensor& tensor(std::string_view name) const;               // throws Error if absent
+  const std::vector<StoredTensor>& tensors() const { return tensors_.all(); }  // file by file, in each by name
+  const StoredTensor* find(std::string_view name) const { return tensors_.find(name); }  // null if absent
+  const StoredTensor& tensor(std::string_view name) const {
+    return tensors_.get(name, path_);
+  }  // throws Error if absent
 
  private:
   void read(std::span<const std::byte> bytes, const std::string& path);
@@ -38,8 +41,7 @@ class Safetensors {
 
   std::string path_;
   std::vector<std::shared_ptr<const MappedFile>> files_;  // none after parse()
-  std::vector<StoredTensor> tensors_;
-  std::map<std::string, size_t, std::less<>> index_;  // name -> place in tensors_
+  TensorList<StoredTensor> tensors_;
 };
 
 }  // namespace foveate::io

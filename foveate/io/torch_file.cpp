@@ -331,21 +331,9 @@ void TorchFile::read(Bytes bytes) {
   const Rebuilder rebuilder(archive, pickle);
   const auto keep = [&](const std::string& name, const PickleValue& value) {
     if (!rebuilder.is_tensor(value)) return others_.push_back(name);
-    tensors_.push_back(rebuilder.rebuild(value, name));
-    require(index_.emplace(name, tensors_.size() - 1).second, "{}: tensor {} must stand once", path_, printable(name));
+    require(tensors_.add(rebuilder.rebuild(value, name)), "{}: tensor {} must stand once", path_, printable(name));
   };
   Walker(pickle, data.bytes.size(), path_, keep).walk(pickle.root(), "", 0);
-}
-
-const StoredTensor* TorchFile::find(std::string_view name) const {
-  const auto found = index_.find(name);
-  return found == index_.end() ? nullptr : &tensors_[found->second];
-}
-
-const StoredTensor& TorchFile::tensor(std::string_view name) const {
-  const StoredTensor* found = find(name);
-  require(found != nullptr, "{}: tensor {} is missing", path_, printable(name));
-  return *found;
 }
 
 }  // namespace foveate::io

@@ -13,6 +13,7 @@
 
 #include "foveate/io/bytes.h"
 #include "foveate/io/stored_tensor.h"
+#include "foveate/io/tensor_list.h"
 
 namespace foveate::io {
 
@@ -27,9 +28,11 @@ class TorchFile {
   static TorchFile parse(std::span<const std::byte> bytes, const std::string& name);
 
   const std::string& path() const { return path_; }
-  const std::vector<StoredTensor>& tensors() const { return tensors_; }  // in the order of the file
-  const StoredTensor* find(std::string_view name) const;                 // null if absent
-  const StoredTensor& tensor(std::string_view name) const;               // throws Error if absent
+  const std::vector<StoredTensor>& tensors() const { return tensors_.all(); }            // in the order of the file
+  const StoredTensor* find(std::string_view name) const { return tensors_.find(name); }  // null if absent
+  const StoredTensor& tensor(std::string_view name) const {
+    return tensors_.get(name, path_);
+  }  // throws Error if absent
   // The paths of what is neither a tensor nor a container, as "epoch".
   const std::vector<std::string>& others() const { return others_; }
 

@@ -22,15 +22,15 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace foveate::test {
 
-// Runs `action`; an Error must be one line of bounded length, anything else is a crash.
+// Runs `action`; an Error must be one line of at most `longest` bytes, anything else is a crash.
 template <class Action>
-bool succeeds(Action&& action) {
+bool succeeds(Action&& action, size_t longest = 1000) {
   try {
     action();
     return true;
   } catch (const foveate::Error& error) {
     const std::string message = error.what();
-    if (message.find('\n') != std::string::npos || message.size() > 1000) std::abort();
+    if (message.find('\n') != std::string::npos || message.size() > longest) std::abort();
     return false;
   }
 }
@@ -94,9 +94,10 @@ inline void mutate(std::string& bytes, const std::vector<std::string>& seeds, Ra
   }
 }
 
-// Runs the target on mutations of `seeds` for SECONDS with SEED; `is_good` tells which of them are still good files.
-template <class IsGood>
-int mutate_files(int count, char** arguments, const std::vector<std::string>& seeds, const IsGood& is_good) {
+// Runs the target on what next(random) makes for SECONDS with SEED; `is_good` tells which of it is a good file.
+template <class IsGood, class Next>
+int run_target(int count, char** arguments, const std::vector<std::string>& seeds, const IsGood& is_good,
+               const Next& next) {
   const double seconds = count > 1 ? std::atof(arguments[1]) : 10;
   Random random(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1);
   for (size_t i = 0; i < seeds.size(); ++i) {
@@ -106,13 +107,22 @@ int mutate_files(int count, char** arguments, const std::vector<std::string>& se
   }
   uint64_t runs = 0, accepted = 0;
   for (const Timer timer; timer.seconds() < seconds; ++runs) {
-    std::string bytes = seeds[random.below(seeds.size())];
-    for (uint64_t changes = random.below(5); changes > 0; --changes) mutate(bytes, seeds, random);
+    const std::string bytes = next(random);
     accepted += is_good(bytes);
     LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
   }
   std::printf("%llu files, %llu of them good\n", (unsigned long long)runs, (unsigned long long)accepted);
   return 0;
+}
+
+// The same with mutations of the seeds.
+template <class IsGood>
+int mutate_files(int count, char** arguments, const std::vector<std::string>& seeds, const IsGood& is_good) {
+  return run_target(count, arguments, seeds, is_good, [&](Random& random) {
+    std::string bytes = seeds[random.below(seeds.size())];
+    for (uint64_t changes = random.below(5); changes > 0; --changes) mutate(bytes, seeds, random);
+    return bytes;
+  });
 }
 
 }  // namespace foveate::test

@@ -1,15 +1,10 @@
 // Fuzz target of tokenizer.json: any text gives a tokenizer that takes any bytes, or an Error of one line.
-//   clang++ -fsanitize=fuzzer,address,undefined -DFOVEATE_LIBFUZZER ...          libFuzzer
-//   g++ -fsanitize=address,undefined ... && tokenizer_fuzz [SECONDS] [SEED]      mutates built-in files
 #include <algorithm>
-#include <cstdio>
 #include <cstdlib>
 #include <string>
 #include <vector>
 
-#include "foveate/base/error.h"
-#include "foveate/base/random.h"
-#include "foveate/base/timer.h"
+#include "tests/fuzz/file_fuzz.h"
 #include "tests/io/tiny_tokenizer_json.h"
 #include "tests/support/mixed_text.h"
 
@@ -18,17 +13,11 @@ namespace {
 using foveate::Random;
 using foveate::test::json;
 
-// Runs `action`; an Error must be one line of bounded length, anything else is a crash.
+constexpr size_t kLongest = 2000;  // bytes of a message: some list every stage that there is
+
 template <class Action>
 bool succeeds(Action&& action) {
-  try {
-    action();
-    return true;
-  } catch (const foveate::Error& error) {
-    const std::string message = error.what();
-    if (message.find('\n') != std::string::npos || message.size() > 2000) std::abort();
-    return false;
-  }
+  return foveate::test::succeeds(action, kLongest);
 }
 
 void use(const foveate::io::Tokenizer& tokenizer, std::string_view text) {
@@ -187,18 +176,15 @@ std::string mutated(const std::vector<json>& seeds, Random& random) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const double seconds = count > 1 ? std::atof(arguments[1]) : 10;
-  Random random(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 1);
   const std::vector<json> seeds = seed_files();
-  for (const json& seed : seeds) foveate::test::open(seed);  // all of them are good
-  uint64_t runs = 0, accepted = 0;
-  for (const foveate::Timer timer; timer.seconds() < seconds; ++runs) {
-    const std::string file = mutated(seeds, random);
-    accepted += succeeds([&] { foveate::io::parse_tokenizer_json({.tokenizer = file}, "fuzz/tokenizer.json"); });
-    const std::string all = file + std::string(1, '\0') + foveate::test::random_bytes(random, random.below(60));
-    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(all.data()), all.size());
-  }
-  std::printf("%llu files, %llu of them good\n", (unsigned long long)runs, (unsigned long long)accepted);
-  return 0;
+  std::vector<std::string> texts;
+  for (const json& seed : seeds) texts.push_back(seed.dump());
+  const auto is_good = [](const std::string& bytes) {
+    const std::string file = bytes.substr(0, bytes.find('\0'));
+    return succeeds([&] { foveate::io::parse_tokenizer_json({.tokenizer = file}, "fuzz/tokenizer.json"); });
+  };
+  return foveate::test::run_target(count, arguments, texts, is_good, [&](Random& random) {
+    return mutated(seeds, random) + '\0' + foveate::test::random_bytes(random, random.below(60));
+  });
 }
 #endif

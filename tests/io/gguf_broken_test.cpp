@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "foveate/base/random.h"
 #include "foveate/io/gguf.h"
+#include "tests/support/damage.h"
 #include "tests/support/gguf_writer.h"
 
 namespace foveate::io {
@@ -331,24 +331,11 @@ std::string good_file() {
 }
 
 TEST(BrokenGguf, every_truncation_of_a_good_file) {
-  const std::string bytes = good_file();
-  ASSERT_EQ(error_of(bytes), "no error");
-  for (size_t size = 0; size < bytes.size(); ++size) {
-    const std::string message = error_of(std::string(bytes.data(), size));
-    EXPECT_TRUE(message.starts_with("f: ")) << size << " bytes: " << message;
-    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-  }
+  test::expect_truncations_are_refused(good_file(), "f: ", error_of);
 }
 
 TEST(BrokenGguf, random_damage_gives_a_file_or_one_line) {
-  const std::string good = good_file();
-  Random random(1);
-  for (int i = 0; i < 20000; ++i) {
-    std::string bytes = good;
-    for (uint64_t changes = 1 + random.below(4); changes > 0; --changes)
-      bytes[random.below(bytes.size())] = char(random.below(256));
-    EXPECT_EQ(error_of(bytes).find('\n'), std::string::npos);
-  }
+  test::expect_damage_gives_a_file_or_one_line(good_file(), error_of);
 }
 
 }  // namespace

@@ -4,8 +4,8 @@
 
 #include <cstring>
 
-#include "foveate/base/random.h"
 #include "tests/io/torch_defects.h"
+#include "tests/support/damage.h"
 
 namespace foveate::io {
 namespace {
@@ -320,24 +320,11 @@ std::string good_file() {
 }
 
 TEST(BrokenTorchFile, every_truncation_of_a_good_file) {
-  const std::string bytes = good_file();
-  ASSERT_EQ(file_error(bytes), "no error");
-  for (size_t size = 0; size < bytes.size(); ++size) {
-    const std::string message = file_error(std::string(bytes.data(), size));
-    EXPECT_TRUE(message.starts_with("f: ")) << size << " bytes: " << message;
-    EXPECT_EQ(message.find('\n'), std::string::npos) << message;
-  }
+  test::expect_truncations_are_refused(good_file(), "f: ", file_error);
 }
 
 TEST(BrokenTorchFile, random_damage_gives_a_file_or_one_line) {
-  const std::string good = good_file();
-  Random random(1);
-  for (int i = 0; i < 20000; ++i) {
-    std::string bytes = good;
-    for (uint64_t changes = 1 + random.below(4); changes > 0; --changes)
-      bytes[random.below(bytes.size())] = char(random.below(256));
-    EXPECT_EQ(file_error(bytes).find('\n'), std::string::npos);
-  }
+  test::expect_damage_gives_a_file_or_one_line(good_file(), file_error);
 }
 
 }  // namespace

@@ -130,7 +130,7 @@ TEST(Load, names_what_is_wrong) {
       {[](FileParts& p) { p.counts.erase("embedding_length"); }, "key 'llama.embedding_length' is missing"},
       {[](FileParts& p) { p.counts["block_count"] = 0; }, "'llama.block_count' must be"},
       {[](FileParts& p) { p.counts["block_count"] = 4000000000u; }, "block_count must be <= the file's"},
-      {[](FileParts& p) { p.counts["attention.head_count_kv"] = 3; }, "multiple of head_count_kv, got 4 and 3"},
+      {[](FileParts& p) { p.counts["attention.head_count_kv"] = 3; }, "multiple of key heads, got 4 and 3"},
       {[](FileParts& p) { p.counts["rope.dimension_count"] = 6; }, "rope.dimension_count must be even and <= 4, got 6"},
       {[](FileParts& p) { p.texts["rope.scaling.type"] = "yarn"; },
        "rope.scaling.type must be one of: none linear; got 'yarn'"},

@@ -28,3 +28,16 @@ def build() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def cache() -> pathlib.Path:
     return pathlib.Path(os.environ.get("FOVEATE_CACHE") or pathlib.Path.home() / ".cache" / "foveate")
+
+
+@pytest.fixture(scope="session")
+def texts(build) -> dict[str, str]:
+    """The mixed text of the tokenizer tests, by kind."""
+    data = subprocess.run([build / "tests" / "mixed_text_tool"], capture_output=True, check=True).stdout
+    found = {}
+    while data:
+        head, data = data.split(b"\n", 1)
+        kind, size = head.split()
+        found[kind.decode()] = found.get(kind.decode(), "") + data[: int(size)].decode()
+        data = data[int(size) + 1 :]
+    return found

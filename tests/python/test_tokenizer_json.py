@@ -36,18 +36,6 @@ SPECIALS = ["<s>", "</s>", "<unk>", "<mask>", " <mask> ", "[CLS]", "[SEP]", "[MA
 
 
 @pytest.fixture(scope="module")
-def texts(build) -> dict[str, str]:
-    data = subprocess.run([build / "tests" / "mixed_text_tool"], capture_output=True, check=True).stdout
-    found = {}
-    while data:
-        head, data = data.split(b"\n", 1)
-        kind, size = head.split()
-        found[kind.decode()] = found.get(kind.decode(), "") + data[: int(size)].decode()
-        data = data[int(size) + 1 :]
-    return found
-
-
-@pytest.fixture(scope="module")
 def odd() -> list[str]:
     """A few thousand random strings."""
     source = random.Random(2026)

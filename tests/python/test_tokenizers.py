@@ -19,18 +19,6 @@ PATTERNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def texts(build) -> dict[str, str]:
-    data = subprocess.run([build / "tests" / "mixed_text_tool"], capture_output=True, check=True).stdout
-    found = {}
-    while data:
-        head, data = data.split(b"\n", 1)
-        kind, size = head.split()
-        found[kind.decode()] = found.get(kind.decode(), "") + data[: int(size)].decode()
-        data = data[int(size) + 1 :]
-    return found
-
-
 def trained(pre: str, texts: list[str]):
     pattern, keeps = PATTERNS[pre]
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ignore_merges=keeps))

@@ -127,6 +127,16 @@ std::vector<double> read_rope_divisors(const io::Gguf& file, int64_t pairs) {
 
 }  // namespace
 
+void check_sizes(const DecoderConfig& c, const std::string& path) {
+  require(c.heads % c.kv_heads == 0, "{}: query heads must be a multiple of key heads, got {} and {}", path, c.heads,
+          c.kv_heads);
+  constexpr int64_t kMost = int64_t{1} << 24;  // so that no size of a matrix overflows
+  for (const auto& [what, size] :
+       {std::pair("width", c.width), std::pair("heads", c.heads),
+        std::pair("head dim", std::max(c.head_dim, c.value_dim)), std::pair("feed-forward width", c.feed_forward)})
+    require(size <= kMost, "{}: {} must be <= 2^24, got {}", path, what, size);
+}
+
 DecoderConfig read_config(const io::Gguf& file) {
   DecoderConfig c;
   const auto name = file.string("general.architecture");
@@ -138,8 +148,6 @@ DecoderConfig read_config(const io::Gguf& file) {
   c.width = keys.count("embedding_length");
   c.heads = keys.count("attention.head_count");
   c.kv_heads = keys.count_or("attention.head_count_kv", c.heads);
-  require(c.heads % c.kv_heads == 0, "{}: head_count must be a multiple of head_count_kv, got {} and {}", file.path(),
-          c.heads, c.kv_heads);
   c.head_dim = keys.count_or("attention.key_length", c.width / c.heads);
   c.value_dim = keys.count_or("attention.value_length", c.head_dim);
   c.rope_dim = keys.count_or("rope.dimension_count", c.head_dim);
@@ -148,6 +156,7 @@ DecoderConfig read_config(const io::Gguf& file) {
   c.feed_forward = keys.count("feed_forward_length");
   c.context = keys.count("context_length");
   c.vocabulary = file.tensor("token_embd.weight").shape.at(0);
+  check_sizes(c, file.path());
   c.is_tied = file.find("output.weight") == nullptr;
   c.attention_scale = 1 / std::sqrt(double(c.head_dim));
   const int64_t layers = keys.count("block_count");

@@ -46,6 +46,9 @@ struct DecoderConfig {
   std::vector<LayerConfig> layers;
 };
 
+// Throws Error: query heads that are no multiple of the key heads, sizes that no model has.
+void check_sizes(const DecoderConfig& config, const std::string& path);
+
 // Throws Error: unsupported architecture (names the supported ones), a missing or contradictory key (names it).
 DecoderConfig read_config(const io::Gguf& file);
 

@@ -5,11 +5,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/rms_norm.h>
-#include <ATen/ops/silu.h>
 
 #include "foveate/base/error.h"
 #include "foveate/ops/linear.h"
@@ -29,6 +25,13 @@ Decoder::Decoder(DecoderConfig config, DecoderWeights weights)
     rotaries_.emplace_back(config_.rope_dim, layer.rope_base, layer.rope_factor, config_.rope_divisors);
 }
 
+int64_t Decoder::parameter_count() const {
+  int64_t sum = weights_.packed_count();
+  for (const auto& [name, tensor] : weights_.named())  // a tied head may be a copy in another dtype
+    if (name != "output.weight" || !config_.is_tied) sum += tensor.numel();
+  return sum;
+}
+
 Rule Decoder::rule_of(int64_t layer) const {
   Rule rule;
   if (const auto window = config_.layers[layer].window) rule.window_left = *window - 1;
@@ -36,9 +39,7 @@ Rule Decoder::rule_of(int64_t layer) const {
 }
 
 Tensor Decoder::norm(const Tensor& x, const Affine& w) const {
-  if (!w.defined()) return x;
-  if (config_.norm == NormKind::layer) return at::layer_norm(x, {x.size(-1)}, w.weight, w.bias, config_.norm_epsilon);
-  return at::rms_norm(x, {x.size(-1)}, w.weight, config_.norm_epsilon);
+  return models::norm(x, w, config_.norm, config_.norm_epsilon);
 }
 
 Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& positions, const Attend& attend) const {
@@ -68,15 +69,11 @@ Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& p
 
 Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& x) const {
   const LayerWeights& w = weights_.layers[layer];
-  const auto activate = [&](const Tensor& t) {
-    return config_.activation == Activation::silu
-               ? at::silu(t)
-               : at::gelu(t, config_.activation == Activation::gelu ? "none" : "tanh");
-  };
   const auto rows = [&](const Tensor& part) {
     const Tensor h = norm(part, w.feed_forward_norm).to(weights_.dtype);
     const Tensor up = linear(h, w.up);
-    const Tensor wide = config_.gated ? activate(linear(h, w.gate)) * up : activate(up);
+    const Tensor wide =
+        config_.gated ? activate(linear(h, w.gate), config_.activation) * up : activate(up, config_.activation);
     return norm(linear(wide, w.down).to(at::kFloat), w.post_feed_forward_norm);
   };
   constexpr int64_t kRows = 2048;  // bounds the feed_forward-wide activations of long segments

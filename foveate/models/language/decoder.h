@@ -20,6 +20,7 @@ class Decoder {
   const DecoderConfig& config() const { return config_; }
   const DecoderWeights& weights() const { return weights_; }
   int64_t layers() const { return std::ssize(config_.layers); }
+  int64_t parameter_count() const;  // numbers in all parameters; a tied head counts once
 
   // How a layer's queries, keys and values become its attention output.
   using Attend = std::function<attention::Attended(const attention::Inputs&)>;
@@ -43,7 +44,7 @@ class Decoder {
   at::Tensor attention_branch(int64_t layer, const at::Tensor& x, const at::Tensor& positions,
                               const Attend& attend) const;
   at::Tensor feed_forward_branch(int64_t layer, const at::Tensor& x) const;
-  at::Tensor norm(const at::Tensor& x, const Affine& w) const;  // x itself where there is none
+  at::Tensor norm(const at::Tensor& x, const Affine& w) const;
 
   DecoderConfig config_;
   DecoderWeights weights_;

@@ -6,9 +6,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/layer_norm.h>
-#include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -19,7 +16,6 @@
 #include "foveate/models/language/gguf_fields.h"
 #include "foveate/models/language/hf_config.h"
 #include "foveate/models/language/hf_parameters.h"
-#include "foveate/ops/linear.h"
 
 namespace foveate::models {
 
@@ -106,14 +102,14 @@ Encoder::Encoder(EncoderConfig config, const Parameters& parameters, at::ScalarT
 }
 
 Tensor Encoder::norm(const Tensor& x, const Affine& w) const {
-  return at::layer_norm(x, {x.size(-1)}, w.weight, w.bias, config_.norm_epsilon);
+  return models::norm(x, w, NormKind::layer, config_.norm_epsilon);
 }
 
 Tensor Encoder::attention_branch(const EncoderLayer& w, int64_t layer, const Tensor& x, const Tensor& lengths,
                                  const Attend& attend) const {
   const Tensor h = x.to(w.query.weight.scalar_type());
   const auto heads = [&](const Affine& weight) {  // [B, heads, L, dim]
-    return ops::linear(h, weight.weight, weight.bias).unflatten(2, {config_.heads, -1}).transpose(1, 2);
+    return linear(h, weight).unflatten(2, {config_.heads, -1}).transpose(1, 2);
   };
   attention::Inputs in;
   in.q = heads(w.query), in.k = heads(w.key), in.v = heads(w.value);
@@ -122,7 +118,7 @@ Tensor Encoder::attention_branch(const EncoderLayer& w, int64_t layer, const Ten
   in.score = {.scale = 1 / std::sqrt(double(config_.width / config_.heads))};
   in.layer = layer;
   const Tensor mixed = (attend ? attend(in).out : ops::attend(in.q, in.k, in.v, in.rule, in.score).out);
-  return ops::linear(mixed.transpose(1, 2).flatten(2), w.output.weight, w.output.bias).to(at::kFloat);
+  return linear(mixed.transpose(1, 2).flatten(2), w.output).to(at::kFloat);
 }
 
 Tensor Encoder::forward(const Tensor& tokens, const Tensor& lengths, const Attend& attend) const {
@@ -137,11 +133,8 @@ Tensor Encoder::forward(const Tensor& tokens, const Tensor& lengths, const Atten
   for (int64_t layer = 0; layer < config_.layers; ++layer) {
     const EncoderLayer& w = layers_[size_t(layer)];
     x = norm(x + attention_branch(w, layer, x, lengths, attend), w.output_norm);
-    const Tensor up = ops::linear(x.to(w.up.weight.scalar_type()), w.up.weight, w.up.bias);
-    const Tensor wide = config_.activation == Activation::silu
-                            ? at::silu(up)
-                            : at::gelu(up, config_.activation == Activation::gelu ? "none" : "tanh");
-    x = norm(x + ops::linear(wide, w.down.weight, w.down.bias).to(at::kFloat), w.down_norm);
+    const Tensor wide = activate(linear(x.to(w.up.weight.scalar_type()), w.up), config_.activation);
+    x = norm(x + linear(wide, w.down).to(at::kFloat), w.down_norm);
   }
   return x;
 }
@@ -153,9 +146,10 @@ std::vector<int32_t> text_tokens(const io::Tokenizer& tokenizer, const std::stri
   std::vector<int32_t> ids = tokenizer.encode(text);
   require(!ids.empty(), "embed: a text must have tokens, got none");
   if (std::ssize(ids) <= most) return ids;
+  const std::vector<int32_t> plain = tokenizer.encode(text, {.add_special = false});
   const int32_t last = ids.back();
   ids.resize(size_t(most));
-  if (most > 1 && tokenizer.encode(text, {.add_special = false}).back() != last) ids.back() = last;
+  if (most > 1 && !plain.empty() && plain.back() != last) ids.back() = last;
   return ids;
 }
 

@@ -56,8 +56,8 @@ void read_rope(const HfFields& fields, DecoderConfig& c, const std::string& base
       rope.number_or("partial_rotary_factor",
                      fields.number_or("partial_rotary_factor",
                                       c.architecture == "gptneox" ? fields.number_or("rotary_pct", 0.25) : 1.0));
-  c.rope_dim = int64_t(double(c.head_dim) * share);
-  require(c.rope_dim >= 2 && c.rope_dim <= c.head_dim && c.rope_dim % 2 == 0,
+  c.rope_dim = share > 0 && share <= 1 ? int64_t(double(c.head_dim) * share) : 0;
+  require(c.rope_dim >= 2 && c.rope_dim % 2 == 0,
           "{}: partial_rotary_factor must rotate an even part of the {} channels of a head, got {}", fields.place(),
           c.head_dim, share);
   for (LayerConfig& layer : c.layers) set_rope(rope, c, layer);
@@ -102,9 +102,10 @@ void read_qwen2(const HfFields& fields, DecoderConfig& c) {
   c.activation = read_activation(fields, "hidden_act", "silu");
   c.has_query_biases = true;
   read_rope(fields, c);
-  const int64_t first = int64_t(fields.number_or("max_window_layers", 28));
+  const double first = fields.number_or("max_window_layers", 28);
   const bool uses = fields.truth_or("use_sliding_window", false);
-  read_windows(fields, c, uses ? window_of(fields) : std::nullopt, [&](int64_t layer) { return layer >= first; });
+  read_windows(fields, c, uses ? window_of(fields) : std::nullopt,
+               [&](int64_t layer) { return double(layer) >= first; });
 }
 
 void read_qwen3(const HfFields& fields, DecoderConfig& c) {
@@ -233,8 +234,6 @@ DecoderConfig read_hf_config(const std::string& folder) {
   c.heads = fields.count(family.heads);
   const bool has_groups = c.architecture != "gpt2" && c.architecture != "gptneox";  // these ignore keys about them
   c.kv_heads = has_groups ? fields.count_or("num_key_value_heads", c.heads) : c.heads;
-  require(c.heads % c.kv_heads == 0, "{}: {} must be a multiple of num_key_value_heads, got {} and {}", fields.place(),
-          family.heads, c.heads, c.kv_heads);
   const bool has_head_dim = has_groups && fields.has("head_dim");
   require(has_head_dim || c.width % c.heads == 0, "{}: {} must be a multiple of {}, got {} and {}", fields.place(),
           family.width, family.heads, c.width, c.heads);
@@ -246,6 +245,7 @@ DecoderConfig read_hf_config(const std::string& folder) {
   c.norm_epsilon = fields.number(family.epsilon);
   c.attention_scale = 1 / std::sqrt(double(c.head_dim));
   c.is_tied = fields.truth_or("tie_word_embeddings", family.is_tied);
+  check_sizes(c, fields.place());
   constexpr int64_t kMostLayers = 4096;
   const int64_t layers = fields.count(family.layers);
   require(layers <= kMostLayers, "{}: {} must be <= {}, got {}", fields.place(), family.layers, kMostLayers, layers);

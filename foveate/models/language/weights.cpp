@@ -1,7 +1,6 @@
 #include "foveate/models/language/weights.h"
 
 #include "foveate/base/error.h"
-#include "foveate/ops/linear.h"
 
 namespace foveate::models {
 namespace {
@@ -75,10 +74,6 @@ LayerWeights load_layer(const ParameterReader& loader, const DecoderConfig& c, c
 
 }  // namespace
 
-at::Tensor linear(const at::Tensor& x, const Affine& w) {
-  return w.packed ? ops::linear(x, *w.packed, w.bias) : ops::linear(x, w.weight, w.bias);
-}
-
 int64_t RowChoice::source(int64_t row) const {
   if (heads == 0) return first + row;
   const int64_t head_rows = count / heads, pairs = head_rows / 2, within = row % head_rows;
@@ -120,11 +115,9 @@ std::vector<std::pair<std::string, at::Tensor>> DecoderWeights::named() const {
   return all;
 }
 
-int64_t DecoderWeights::count() const {
+int64_t DecoderWeights::packed_count() const {
   int64_t sum = 0;
   const auto add = [&](const Packed& packed) { sum += packed ? packed->out() * packed->in() : 0; };
-  for (const auto& [name, tensor] : named())
-    if (name != "output.weight" || !is_tied) sum += tensor.numel();
   add(packed_embedding);
   if (packed_head != packed_embedding) add(packed_head);
   for (const LayerWeights& layer : layers)
@@ -138,7 +131,7 @@ DecoderWeights load_weights(const Parameters& parameters, const DecoderConfig& c
           c10::toString(dtype));
   const ParameterReader loader(parameters, dtype, form), fp32(parameters, at::kFloat, form);
   DecoderWeights w;
-  w.dtype = dtype, w.is_tied = c.is_tied;
+  w.dtype = dtype;
   const Affine head = fp32.linear(c.is_tied ? "token_embd" : "output", c.vocabulary, c.width, false);
   w.head = head.weight, w.packed_head = head.packed;
   const Affine embedding = c.is_tied ? head : loader.linear("token_embd", c.vocabulary, c.width, false);

@@ -8,21 +8,11 @@
 #include <utility>
 #include <vector>
 
+#include "foveate/models/language/affine.h"
 #include "foveate/models/language/config.h"
 #include "foveate/models/language/parameters.h"
 
 namespace foveate::models {
-
-// A matrix [out, in] and its bias [out] in the compute dtype, or a norm's [width] in fp32; undefined where the
-// architecture has none.  A quantised matrix may stay packed instead.
-struct Affine {
-  at::Tensor weight, bias;
-  Packed packed = nullptr;
-  bool defined() const { return weight.defined() || packed; }
-};
-
-// x [..., in] -> [..., out] in x's dtype.
-at::Tensor linear(const at::Tensor& x, const Affine& w);
 
 // packed: matrices that the file holds in blocks stay as small as they are and cannot be trained; others are dense.
 enum class WeightForm { dense, packed };
@@ -63,14 +53,13 @@ struct DecoderWeights {
   at::Tensor embedding;               // [vocabulary, width] compute dtype, or packed_embedding
   at::Tensor head;  // [vocabulary, width] fp32: bf16 products would round a logit of 20 to steps of 1/8; or packed_head
   Packed packed_embedding, packed_head;
-  bool is_tied = false;  // the head is the embedding, if in another dtype
   at::Tensor positions;  // [context, width] fp32, where they are learned
   Affine output_norm;
   std::vector<LayerWeights> layers;
 
   // Every parameter that is not packed once, by its GGUF name; the head only where it is not the embedding itself.
   std::vector<std::pair<std::string, at::Tensor>> named() const;
-  int64_t count() const;  // of numbers in all parameters, packed ones too; a tied head counts once
+  int64_t packed_count() const;  // numbers in packed parameters; a shared one counts once
 };
 
 // Reads every matrix as `dtype` (fp32 or bf16) and un-permutes query and key rows for rotate-half.
