@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "foveate/base/error.h"
+#include "foveate/io/bytes.h"
 #include "foveate/io/unicode.h"
 
 namespace foveate::io {
@@ -23,11 +24,14 @@ void ByteBpe::read_merges() {
     const std::string_view merge = merges[rank];
     const size_t space = merge.find(' ', 1);
     if (space == std::string_view::npos || space + 1 == merge.size())
-      reject(fmt::format("a merge must be two tokens with a space between, got '{}' as merge {}", merge, rank));
+      reject(
+          fmt::format("a merge must be two tokens with a space between, got {} as merge {}", printable(merge), rank));
     const std::string left(merge.substr(0, space)), right(merge.substr(space + 1));
     const auto known = [&](const std::string& text) {
       const std::optional<int32_t> id = find(text);
-      if (!id) reject(fmt::format("merge {} ('{}') must name tokens of the file, got '{}'", rank, merge, text));
+      if (!id)
+        reject(
+            fmt::format("merge {} ({}) must name tokens of the file, got {}", rank, printable(merge), printable(text)));
       return *id;
     };
     const int32_t left_id = known(left), right_id = known(right);
@@ -54,9 +58,7 @@ void ByteBpe::encode_plain(std::string_view text, bool, std::vector<int32_t>& id
 
 std::vector<int32_t> ByteBpe::encode_piece(std::string_view piece) const {
   if (splitter_.keeps_whole_tokens()) {
-    std::string spelled;
-    for (const char byte : piece) spelled += printable_bytes()[uint8_t(byte)];
-    if (const auto id = find(spelled)) return {*id};
+    if (const auto id = find(byte_spelling(piece))) return {*id};
   }
   std::vector<int32_t> ids;
   ids.reserve(piece.size());

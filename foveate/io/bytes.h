@@ -17,6 +17,10 @@ namespace foveate::io {
 // Untrusted text for a one-line message: in quotes, control characters and invalid UTF-8 escaped, cut after 80 bytes.
 std::string printable(std::string_view text);
 
+inline std::string_view as_text(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 // A file mapped into memory, read-only.  The file must not be shortened while it is mapped: the system ends a process
 // that reads behind the new end.
 class MappedFile {
@@ -69,10 +73,7 @@ class ByteReader {
   }
 
   // A 64-bit length and that many bytes.
-  std::string_view text(std::string_view what) {
-    const auto part = take(count(what, 1), what);
-    return {reinterpret_cast<const char*>(part.data()), part.size()};
-  }
+  std::string_view text(std::string_view what) { return as_text(take(count(what, 1), what)); }
 
  private:
   std::span<const std::byte> bytes_;

@@ -29,11 +29,11 @@ std::string find(std::string_view name, const Fetched& what) {
     return fs::is_regular_file(path, ignored) || (what.may_be_folder && fs::is_directory(path, ignored));
   };
   if (fits(fs::path(name))) return std::string(name);
-  require(!fs::is_directory(fs::path(name), ignored), "{}: a file is needed, got the folder '{}'", what.kind, name);
   const fs::path folder = fs::path(cache_folder()) / what.folder;
   if (name.find('/') == std::string_view::npos)
     for (const std::string& ending : {what.ending, std::string()})
       if (const fs::path path = folder / (std::string(name) + ending); fits(path)) return path.string();
+  require(!fs::is_directory(fs::path(name), ignored), "{}: a file is needed, got the folder '{}'", what.kind, name);
   std::string known;
   for (const auto& entry : fs::directory_iterator(folder, ignored))
     if (fs::is_directory(entry.path(), ignored) || entry.path().extension() == what.ending)

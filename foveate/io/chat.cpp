@@ -4,6 +4,7 @@
 #include <ctime>
 
 #include "foveate/base/error.h"
+#include "foveate/io/bytes.h"
 
 namespace foveate::io {
 
@@ -240,13 +241,10 @@ ChatFamily chat_family(const std::optional<std::string>& chat_template) {
   if (is_llama3(text)) return ChatFamily::llama3;
   if (is_llama31(text)) return ChatFamily::llama31;
   if (is_gemma(text)) return ChatFamily::gemma;
-  constexpr size_t kShown = 60;
-  std::string shown = chat_template->substr(0, kShown);
-  std::ranges::replace(shown, '\n', ' ');
   fail(
       "chat: the file's chat template must be ChatML, Qwen 3's, Llama 3's or Gemma's (use --raw for plain text), got "
-      "'{}{}'",
-      shown, chat_template->size() > kShown ? "..." : "");
+      "{}",
+      printable(*chat_template));
 }
 
 std::string chat_prompt(const std::optional<std::string>& chat_template, std::span<const Message> messages,

@@ -13,7 +13,9 @@ void unpack(const F32& b, float* out) { *out = b.value; }
 void unpack(const F16& b, float* out) { *out = half_to_float(b.bits); }
 void unpack(const BF16& b, float* out) { *out = std::bit_cast<float>(uint32_t(b.bits) << 16); }
 
-// Products of scales and codes are exact in fp32: 11 bits by 6 or 8, by at most 6 (8 where there is no integer scale).
+// Products of scales and codes are exact in fp32: 11 bits of an fp16 scale, at most 8 of a code where there is no
+// integer scale, else 13 of the two together (6-bit scale and up to 6-bit code, or Q6_K's 8-bit scale and 6-bit code,
+// which are signed: 7 and 5 bits and powers of two).
 template <class Block>
 requires is_quantised<Block>
 void unpack(const Block& b, float* out) {

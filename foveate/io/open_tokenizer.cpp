@@ -11,7 +11,8 @@ namespace foveate::io {
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name_or_path) {
   namespace fs = std::filesystem;
   const fs::path path(find_model(name_or_path));
-  if (fs::is_directory(path) || path.extension() == ".json") return read_tokenizer_json(path.string());
+  std::error_code ignored;
+  if (fs::is_directory(path, ignored) || path.extension() == ".json") return read_tokenizer_json(path.string());
   return make_tokenizer(read_vocabulary(Gguf::open(path.string())));
 }
 

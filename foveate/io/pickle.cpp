@@ -104,10 +104,7 @@ class Unpickler {
     return value;
   }
 
-  std::string_view text(uint64_t length) {
-    const auto part = take(length);
-    return {reinterpret_cast<const char*>(part.data()), part.size()};
-  }
+  std::string_view text(uint64_t length) { return as_text(take(length)); }
 
   // What stands on the stack above the last mark.
   size_t depth() const { return stack_.size() - (marks_.empty() ? 0 : marks_.back()); }

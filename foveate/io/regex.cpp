@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "foveate/base/error.h"
+#include "foveate/base/timer.h"
 #include "foveate/io/bytes.h"
 
 namespace foveate::io {
@@ -15,7 +16,8 @@ namespace {
 // Ways that one match may try, and memory: a fraction of a second, some megabytes.
 constexpr uint32_t kMostSteps = 2'000'000, kMostKilobytes = 64 * 1024;
 constexpr size_t kJitStackBytes = 1024 * 1024;
-constexpr size_t kLongestPattern = 20'000;
+constexpr size_t kLongestPattern = 1'000'000;
+constexpr double kSeconds = 10, kSecondsPerByte = 2e-5;  // for all matches of a text
 
 }  // namespace
 
@@ -49,6 +51,7 @@ struct Regex::Search::Data {
   pcre2_match_data* match = pcre2_match_data_create(1, nullptr);
   pcre2_match_context* context = pcre2_match_context_create(nullptr);
   pcre2_jit_stack* stack = nullptr;
+  Timer timer;
 
   Data() {
     pcre2_set_match_limit(context, kMostSteps);
@@ -66,6 +69,9 @@ Regex::Search::Search(const Regex& regex, std::string_view text)
 Regex::Search::~Search() = default;
 
 std::optional<Regex::Match> Regex::Search::find(size_t from) {
+  const double most = kSeconds + kSecondsPerByte * double(text_.size());
+  require(data_->timer.seconds() <= most, "{}: PCRE2 must find the matches of {} bytes in {:.0f} s", regex_.what_,
+          text_.size(), most);
   const auto match = [&](uint32_t options) {
     return pcre2_match(regex_.code_->code, reinterpret_cast<PCRE2_SPTR>(text_.data()), text_.size(), from,
                        PCRE2_NO_UTF_CHECK | options, data_->match, data_->context);

@@ -100,10 +100,6 @@ void check_metadata(const json& metadata, const std::string& path) {
           "{}: the header at byte 8: __metadata__ must be an object of texts", path);
 }
 
-std::string_view as_text(std::span<const std::byte> bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-
 bool is_there(const fs::path& path) {
   std::error_code ignored;  // what may not be looked at is not there
   return fs::exists(path, ignored);

@@ -73,7 +73,7 @@ void ScoreBpe::check_scores() const {
 
 void ScoreBpe::find_byte_tokens() {
   for (size_t b = 0; b < 256; ++b) {
-    const auto id = find(fmt::format("<0x{:02X}>", b));
+    const auto id = find(byte_token(uint8_t(b)));
     byte_ids_[b] = id ? *id : vocabulary().unknown.value_or(-1);
     if (id) continue;
     lost_.push_back(uint8_t(b));

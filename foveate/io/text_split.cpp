@@ -3,6 +3,7 @@
 #include <array>
 
 #include "foveate/base/error.h"
+#include "foveate/io/bytes.h"
 #include "foveate/io/unicode.h"
 
 namespace foveate::io {
@@ -16,9 +17,6 @@ constexpr std::string_view kLetter =
     "\\x{1b132}\\x{1b155}\\x{1df25}-\\x{1df2a}\\x{1e030}-\\x{1e06d}\\x{1e4d0}-\\x{1e4eb}\\x{2b739}"
     "\\x{2ebf0}-\\x{2ee5d}\\x{31350}-\\x{323af}";
 constexpr std::string_view kNumber = "\\p{N}\\x{11f50}-\\x{11f59}\\x{1d2c0}-\\x{1d2d3}\\x{1e4f0}-\\x{1e4f9}";
-// White_Space: PCRE2's \s under UCP also has U+180E, which has been no space since Unicode 6.3.
-constexpr std::string_view kSpace =
-    "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 
 constexpr std::string_view kGpt2 = "'s|'t|'re|'ve|'m|'ll|'d| ?[L]+| ?[N]+| ?[^SLN]+|[S]+(?![^S])|[S]+";
 
@@ -51,7 +49,7 @@ std::string expand(std::string_view pattern) {
     else if (c == 'N')
       text += kNumber;
     else if (c == 'S')
-      text += kSpace;
+      text += kSpaceClass;
     else
       text += c;
   }
@@ -69,7 +67,7 @@ TextSplitter::TextSplitter(std::string_view pre, std::string_view source) {
     for (const std::string_view pattern : split.passes)
       if (!pattern.empty()) passes_.emplace_back(expand(pattern), "split");
   }
-  require(!passes_.empty(), "{}: tokenizer.ggml.pre must be one of:{}; got '{}'", source, known, pre);
+  require(!passes_.empty(), "{}: tokenizer.ggml.pre must be one of:{}; got {}", source, known, printable(pre));
 }
 
 void TextSplitter::split(std::string_view text, const std::function<void(std::string_view)>& take) const {

@@ -6,6 +6,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/io/byte_bpe.h"
+#include "foveate/io/bytes.h"
 #include "foveate/io/gguf.h"
 #include "foveate/io/pipeline/vocabulary_pipeline.h"
 #include "foveate/io/score_bpe.h"
@@ -73,8 +74,8 @@ Vocabulary read_vocabulary(const Gguf& file) {
   Vocabulary vocabulary{.source = file.path()};
   const auto model = file.string(prefix + "model");
   require(model.has_value(), "{}: tokenizer.ggml.model must name the tokenizer, got no such key", file.path());
-  require(std::ranges::find(kModels, *model) != kModels.end(), "{}: tokenizer.ggml.model must be one of: {}; got '{}'",
-          file.path(), fmt::join(kModels, " "), *model);
+  require(std::ranges::find(kModels, *model) != kModels.end(), "{}: tokenizer.ggml.model must be one of: {}; got {}",
+          file.path(), fmt::join(kModels, " "), printable(*model));
   vocabulary.model = *model;
   vocabulary.pre = file.string(prefix + "pre").value_or("");
   const std::vector<std::string>* tokens = file.strings(prefix + "tokens");
@@ -105,8 +106,8 @@ std::unique_ptr<Tokenizer> make_tokenizer(Vocabulary vocabulary) {
   if (vocabulary.model == "llama") return std::make_unique<ScoreBpe>(std::move(vocabulary));
   if (vocabulary.model == "bert") return make_bert_tokenizer(std::move(vocabulary));
   if (vocabulary.model == "t5") return make_unigram_tokenizer(std::move(vocabulary));
-  fail("{}: the tokenizer model must be one of: {}; got '{}'", vocabulary.source, fmt::join(kModels, " "),
-       vocabulary.model);
+  fail("{}: the tokenizer model must be one of: {}; got {}", vocabulary.source, fmt::join(kModels, " "),
+       printable(vocabulary.model));
 }
 
 Tokenizer::Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary)) {
@@ -117,7 +118,7 @@ Tokenizer::Tokenizer(Vocabulary vocabulary) : vocabulary_(std::move(vocabulary))
   for (size_t id = 0; id < tokens.size(); ++id) {
     const auto [known, is_new] = ids_.emplace(tokens[id], int32_t(id));
     if (!is_new)
-      reject(fmt::format("a token must be listed once, got '{}' as {} and {}", tokens[id], known->second, id));
+      reject(fmt::format("a token must be listed once, got {} as {} and {}", printable(tokens[id]), known->second, id));
   }
   check_types();
   check_ids();
@@ -134,7 +135,8 @@ void Tokenizer::check_types() const {
     if (types[id] < int32_t(TokenType::normal) || types[id] > int32_t(TokenType::byte))
       reject(fmt::format("a token type must be 1 .. 6, got {} for token {}", types[id], id));
     if (type(int32_t(id)) == TokenType::byte && !parse_byte(vocabulary_.tokens[id]))
-      reject(fmt::format("a byte token must be <0x00> .. <0xFF>, got '{}' as token {}", vocabulary_.tokens[id], id));
+      reject(fmt::format("a byte token must be <0x00> .. <0xFF>, got {} as token {}", printable(vocabulary_.tokens[id]),
+                         id));
   }
 }
 

@@ -15,8 +15,6 @@ namespace {
 using Kind = PickleValue::Kind;
 using Bytes = std::span<const std::byte>;
 
-std::string_view as_text(Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
-
 constexpr std::string_view kTensor = "torch._utils._rebuild_tensor_v2";
 constexpr std::string_view kTensorOfType = "torch._utils._rebuild_tensor_v3";  // types without a storage class
 constexpr std::string_view kParameter = "torch._utils._rebuild_parameter";
@@ -124,8 +122,9 @@ class Rebuilder {
     const std::string what = fmt::format("{}: tensor {} at byte {}", archive_.path(), printable(name), value.offset);
     std::string_view callee = pickle_[value.items[0]].text;
     const PickleValue* arguments = &pickle_[value.items[1]];
-    // A wrapping holds what was made before it, so this ends.
-    while (callee != kTensor && callee != kTensorOfType) {
+    constexpr int kMostWrappings = 8;  // torch makes one; a reference to many costs them anew at each place
+    for (int wrappings = 0; callee != kTensor && callee != kTensorOfType; ++wrappings) {
+      require(wrappings < kMostWrappings, "{}: must stand in <= {} wrappings", what, kMostWrappings);
       const bool is_named = callee == kTensorWithState;
       const auto& items = arguments->items;
       require(items.size() >= (is_named ? 4u : 1u), "{}: {} must have more arguments, got {}", what, callee,
@@ -230,6 +229,7 @@ class Rebuilder {
       require(fits, "{}: shape {}, strides {} and offset {} must stay in the {} elements of its storage", what,
               print_sizes(tensor.shape), print_sizes(tensor.strides), first, count);
       last += (size - 1) * stride;
+      if (size == 1) tensor.strides[axis] = 0;  // of one element it means nothing, and may be anything
     }
     require(last < count, "{}: offset {} must be in the {} elements of its storage", what, first, count);
     tensor.offset += uint64_t(first * unit);

@@ -41,9 +41,8 @@ class TorchFile {
 
   std::string path_;
   std::shared_ptr<const MappedFile> file_;  // none after parse()
-  std::vector<StoredTensor> tensors_;
+  TensorList<StoredTensor> tensors_;
   std::vector<std::string> others_;
-  std::map<std::string, size_t, std::less<>> index_;  // name -> place in tensors_
 };
 
 }  // namespace foveate::io

@@ -1,5 +1,7 @@
 #include "foveate/io/unicode.h"
 
+#include "foveate/base/error.h"
+
 namespace foveate::io {
 
 size_t utf8_length(std::string_view text, size_t at) {
@@ -38,6 +40,12 @@ std::string matchable_text(std::string_view text) {
   return matchable;
 }
 
+size_t last_character(std::string_view text) {
+  for (size_t back = 1; back <= 4 && back <= text.size(); ++back)
+    if (utf8_length(text, text.size() - back) == back) return text.size() - back;
+  return text.size() - 1;
+}
+
 std::string to_utf8(uint32_t code_point) {
   const auto tail = [&](int shift) { return char(0x80 | ((code_point >> shift) & 0x3F)); };
   if (code_point < 0x80) return {char(code_point)};
@@ -58,5 +66,13 @@ const std::array<std::string, 256>& printable_bytes() {
   }();
   return table;
 }
+
+std::string byte_spelling(std::string_view text) {
+  std::string spelled;
+  for (const char byte : text) spelled += printable_bytes()[uint8_t(byte)];
+  return spelled;
+}
+
+std::string byte_token(uint8_t byte) { return fmt::format("<0x{:02X}>", byte); }
 
 }  // namespace foveate::io

@@ -25,11 +25,18 @@ Character character_at(std::string_view text, size_t at);
 // offsets stay the same.
 std::string matchable_text(std::string_view text);
 
+// Where the last character of a text begins that is not empty; the last byte where it belongs to none.
+size_t last_character(std::string_view text);
+
 // The UTF-8 bytes of a code point up to U+10FFFF.
 std::string to_utf8(uint32_t code_point);
 
 // GPT-2 spells every byte with one printable character: itself where it is printable Latin-1, else U+0100 and up, in
 // order.  Entry b is the UTF-8 text of byte b.
 const std::array<std::string, 256>& printable_bytes();
+std::string byte_spelling(std::string_view text);  // every byte so
+
+// "<0x0A>" for 0x0A, the form of byte tokens.
+std::string byte_token(uint8_t byte);
 
 }  // namespace foveate::io

@@ -30,8 +30,7 @@ ByteReader reader_at(std::span<const std::byte> bytes, const std::string& path, 
 }
 
 std::string read_name(ByteReader& reader, uint64_t length) {
-  const auto name = reader.take(length, "an entry's name");
-  return {reinterpret_cast<const char*>(name.data()), name.size()};
+  return std::string(as_text(reader.take(length, "an entry's name")));
 }
 
 void expect(ByteReader& reader, uint32_t signature, std::string_view what) {

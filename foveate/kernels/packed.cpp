@@ -135,9 +135,10 @@ PackedMatrix::PackedMatrix(const QuantFormat& format, int64_t out, int64_t in, c
     : format_(format), out_(out), in_(in) {
   require(is_known(format), "packed: format must be one that the kernels know, got {} bits, groups of {} in {}",
           format.bits, format.group, format.block);
-  require(out >= 1 && in >= kPackedInputs && in % kPackedInputs == 0 && in % format.block == 0,
-          "packed: out must be >= 1 and in a multiple of {}, got [{}, {}]", std::max(kPackedInputs, format.block), out,
-          in);
+  constexpr int64_t kMostInputs = int64_t{1} << 26;  // what kernels count in 32 bits
+  require(out >= 1 && in >= kPackedInputs && in <= kMostInputs && in % kPackedInputs == 0 && in % format.block == 0,
+          "packed: out must be >= 1 and in a multiple of {} up to 2^26, got [{}, {}]",
+          std::max(kPackedInputs, format.block), out, in);
   block_bytes_ = block_bytes(format, in);
   const int64_t blocks = (out + kPackedRows - 1) / kPackedRows;
   data_ = memory.take(bytes());
@@ -206,7 +207,11 @@ void multiply(const Table& table, const float* x, int64_t x_stride, int64_t rows
               std::span<const PackedProduct> products, int terms, const Pool& pool) {
   if (rows == 0 || products.empty()) return;
   int64_t bytes = 0;
-  for (const PackedProduct& p : products) bytes += p.weights->bytes();
+  for (const PackedProduct& p : products) {
+    require(p.weights->in() == products.front().weights->in(), "packed: weights must read the same {} inputs, got {}",
+            products.front().weights->in(), p.weights->in());
+    bytes += p.weights->bytes();
+  }
   const std::vector<Item> items =
       make_items(products, std::clamp(bytes / std::max(pool.threads, 1), kLeastItem, kLargestItem));
   const Pool one;

@@ -37,9 +37,9 @@ class PackedMatrix {
   using RowReader = std::function<void(int64_t row, QuantRow& to)>;
 
   PackedMatrix() = default;
-  // [out, in] with out >= 1 and in a positive multiple of 32 and of format.block.  Throws Error where sizes do not fit
-  // or the kernels do not know the format.  Of bits, group and block they know 4 or 5, 32, 32 or 256; 8, 32, 32; and
-  // 2, 3 or 6, 16, 256.
+  // [out, in] with out >= 1 and in a positive multiple of 32 and of format.block, at most 2^26.  Throws Error where
+  // sizes do not fit or the kernels do not know the format.  Of bits, group and block they know 4 or 5, 32, 32 or 256;
+  // 8, 32, 32; and 2, 3 or 6, 16, 256.
   PackedMatrix(const QuantFormat& format, int64_t out, int64_t in, const RowReader& read, PackedMemory& memory,
                const Pool& pool);
 
@@ -65,10 +65,11 @@ struct PackedProduct {
   int64_t y_stride = 0;  // elements between rows
 };
 
-// y = x W^T for every product; all weights have the same `in`.  x [rows, in] fp32, rows `x_stride` elements apart.
-// Levels that multiply bf16 round x to the sum of `terms` (1 or 2) bf16 numbers, about 8 or 16 bits; the others take x
-// as it is.  Sums in fp32.  Up to 16 / terms rows read the weights once.  The bits do not depend on the number of
-// threads, nor on which other rows and products there are.  NaN and Inf follow IEEE: they reach what reads them.
+// y = x W^T for every product.  Throws Error unless all weights have the same `in`.  x [rows, in] fp32, rows `x_stride`
+// elements apart. Levels that multiply bf16 round x to the sum of `terms` (1 or 2) bf16 numbers, about 8 or 16 bits;
+// the others take x as it is.  Sums in fp32.  Up to 16 / terms rows read the weights once.  The bits do not depend on
+// the number of threads, nor on which other rows and products there are.  A NaN or Inf in x makes what reads it NaN or
+// Inf.
 void multiply(const Table& table, const float* x, int64_t x_stride, int64_t rows,
               std::span<const PackedProduct> products, int terms, const Pool& pool);
 

@@ -73,47 +73,67 @@ const kernels::Table& packed_table() {
   return table ? *table : *kernels::levels().front();
 }
 
-at::Tensor multiply_tiles(const at::Tensor& x, const kernels::PackedMatrix& weight) {
+at::Tensor multiply_tiles(const at::Tensor& x, const PackedAffine& w) {
   constexpr int64_t kTileElements = int64_t{1} << 23;  // bounds what is dequantised at a time
-  const int64_t tile = std::clamp<int64_t>(kTileElements / weight.in() / 16 * 16, 16, weight.out());
+  const int64_t in = w.weight->in(), out = w.weight->out();
+  const int64_t tile = std::min(out, std::max<int64_t>(kTileElements / in / 16 * 16, 16));
   const auto type = x.scalar_type() == at::kFloat ? kernels::DType::f32 : kernels::DType::bf16;
   const auto part = [&](int64_t first, int64_t count) {
-    const at::Tensor rows = at::empty({count, weight.in()}, x.scalar_type());
-    kernels::dequantize_rows(packed_table(), weight, first, count, type, rows.mutable_data_ptr(), weight.in(),
-                             torch_pool());
-    return foveate::ops::linear(x, rows);
+    const at::Tensor rows = at::empty({count, in}, x.options());
+    kernels::dequantize_rows(packed_table(), *w.weight, first, count, type, rows.mutable_data_ptr(), in, torch_pool());
+    return foveate::ops::linear(x, rows, w.bias.defined() ? w.bias.narrow(0, first, count) : w.bias);
   };
-  if (tile >= weight.out()) return part(0, weight.out());
-  const at::Tensor y = at::empty({x.size(0), weight.out()}, x.options());
-  for (int64_t first = 0; first < weight.out(); first += tile) {
-    const int64_t count = std::min(tile, weight.out() - first);
+  if (tile == out) return part(0, out);
+  const at::Tensor y = at::empty({x.size(0), out}, x.options());
+  for (int64_t first = 0; first < out; first += tile) {
+    const int64_t count = std::min(tile, out - first);
     y.narrow(1, first, count).copy_(part(first, count));
   }
   return y;
 }
 
+// x [rows, in] fp32 and contiguous -> fp32.
+std::vector<at::Tensor> multiply_rows(const at::Tensor& x, std::span<const PackedAffine> weights, int terms) {
+  std::vector<at::Tensor> results;
+  std::vector<kernels::PackedProduct> products;
+  for (const PackedAffine& w : weights) {
+    results.push_back(at::empty({x.size(0), w.weight->out()}, at::kFloat));
+    products.push_back({w.weight, results.back().mutable_data_ptr<float>(), w.weight->out()});
+  }
+  kernels::multiply(packed_table(), x.const_data_ptr<float>(), x.size(1), x.size(0), products, terms, torch_pool());
+  for (size_t i = 0; i < weights.size(); ++i)
+    if (weights[i].bias.defined()) results[i].add_(weights[i].bias);
+  return results;
+}
+
 }  // namespace
 
-at::Tensor linear(const at::Tensor& x, const kernels::PackedMatrix& weight, const at::Tensor& bias) {
+std::vector<at::Tensor> linear(const at::Tensor& x, std::span<const PackedAffine> weights) {
   require(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16,
           "linear: x must be fp32 or bf16 where the weight is packed, got {}", c10::toString(x.scalar_type()));
-  require(x.dim() >= 1 && x.size(-1) == weight.in(), "linear: x must be [.., {}], got [{}]", weight.in(),
-          fmt::join(x.sizes(), ", "));
+  for (const PackedAffine& w : weights)
+    require(x.dim() >= 1 && x.size(-1) == w.weight->in(), "linear: x must be [.., {}], got [{}]", w.weight->in(),
+            fmt::join(x.sizes(), ", "));
   require(!(at::GradMode::is_enabled() && x.requires_grad()),
           "linear: packed weights pass no gradient, load them dense to train");
   constexpr int64_t kFewRows = 16;
-  const at::Tensor flat = x.reshape({-1, weight.in()});
+  const at::Tensor flat = x.reshape({-1, x.size(-1)});
+  std::vector<at::Tensor> results;
+  if (flat.size(0) <= kFewRows)
+    results = multiply_rows(flat.to(at::kFloat).contiguous(), weights, x.scalar_type() == at::kFloat ? 2 : 1);
+  else
+    for (const PackedAffine& w : weights) results.push_back(multiply_tiles(flat, w));
   auto shape = x.sizes().vec();
-  shape.back() = weight.out();
-  if (flat.size(0) > kFewRows) {
-    const at::Tensor y = multiply_tiles(flat, weight);
-    return (bias.defined() ? y + bias : y).view(shape);
+  for (at::Tensor& y : results) {
+    shape.back() = y.size(1);
+    y = y.to(x.scalar_type()).view(shape);
   }
-  const at::Tensor rows = flat.to(at::kFloat).contiguous(), y = at::empty({flat.size(0), weight.out()}, at::kFloat);
-  const kernels::PackedProduct product{&weight, y.mutable_data_ptr<float>(), weight.out()};
-  kernels::multiply(packed_table(), rows.const_data_ptr<float>(), weight.in(), rows.size(0), {&product, 1},
-                    x.scalar_type() == at::kFloat ? 2 : 1, torch_pool());
-  return (bias.defined() ? y + bias : y).to(x.scalar_type()).view(shape);
+  return results;
+}
+
+at::Tensor linear(const at::Tensor& x, const kernels::PackedMatrix& weight, const at::Tensor& bias) {
+  const PackedAffine one{&weight, bias};
+  return linear(x, {&one, 1}).front();
 }
 
 at::Tensor packed_rows(const kernels::PackedMatrix& weight, const at::Tensor& ids) {

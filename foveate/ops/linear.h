@@ -3,6 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <span>
+#include <vector>
+
 #include "foveate/kernels/packed.h"
 
 namespace foveate::ops {
@@ -16,6 +19,13 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 // weight as it is, its values exact; many rows multiply with parts of it that are dequantised to x's dtype.  fp32 rows
 // keep at least 16 bits.  Throws Error: x [..., in] that does not fit, another dtype, x that needs a gradient.
 at::Tensor linear(const at::Tensor& x, const kernels::PackedMatrix& weight, const at::Tensor& bias = {});
+
+// The same for several weights that read the same x: few rows wake the threads once.
+struct PackedAffine {
+  const kernels::PackedMatrix* weight;
+  at::Tensor bias;
+};
+std::vector<at::Tensor> linear(const at::Tensor& x, std::span<const PackedAffine> weights);
 
 // Rows `ids` (int64, any shape, in [0, out)) of a packed weight, fp32 [..., in]: an embedding.
 at::Tensor packed_rows(const kernels::PackedMatrix& weight, const at::Tensor& ids);

@@ -33,20 +33,20 @@ void use(const foveate::io::Tokenizer& tokenizer, std::string_view text) {
 
 }  // namespace
 
-// The bytes up to the first NUL are the file, the rest a text.
+// Up to the first NUL is the file, up to the second what stands beside it, the rest a text.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string_view all(reinterpret_cast<const char*>(data), size);
-  const size_t end = std::min(all.find('\0'), size);
+  const size_t end = std::min(all.find('\0'), size), next = std::min(all.find('\0', std::min(end + 1, size)), size);
   foveate::io::TokenizerFiles files{.tokenizer = std::string(all.substr(0, end))};
-  files.config = files.tokenizer;
-  files.generation_config = files.tokenizer;
+  files.config = files.generation_config = files.special_tokens = files.chat_template =
+      std::string(all.substr(std::min(end + 1, size), next - std::min(end + 1, size)));
   std::unique_ptr<foveate::io::Tokenizer> tokenizer;
   for (const bool with_others : {true, false}) {
-    if (!with_others) files.config = files.generation_config = "";
+    if (!with_others) files.config = files.generation_config = files.special_tokens = files.chat_template = "";
     succeeds([&] { tokenizer = foveate::io::parse_tokenizer_json(files, "fuzz/tokenizer.json"); });
   }
   if (!tokenizer) return 0;
-  use(*tokenizer, all.substr(end));
+  use(*tokenizer, all.substr(next));
   use(*tokenizer, " abc  a\u0301\u00E9 \u4E2D\xFF<tag></s>[SEP] 12.\n\u3000");
   return 0;
 }
@@ -165,6 +165,15 @@ void mutate_text(std::string& text, Random& random) {
   }
 }
 
+json seed_config() {
+  return {{"chat_template", json::array({{{"name", "default"}, {"template", "{{ messages }}"}}})},
+          {"bos_token", {{"content", "<s>"}}},
+          {"eos_token", "</s>"},
+          {"add_bos_token", true},
+          {"add_eos_token", true},
+          {"eos_token_id", json::array({0, 11})}};
+}
+
 std::string mutated(const std::vector<json>& seeds, Random& random) {
   json file = seeds[random.below(seeds.size())];
   for (uint64_t changes = random.below(5); changes > 0; --changes) mutate_value(file, seeds, random);
@@ -178,13 +187,15 @@ std::string mutated(const std::vector<json>& seeds, Random& random) {
 int main(int count, char** arguments) {
   const std::vector<json> seeds = seed_files();
   std::vector<std::string> texts;
+  const std::vector<json> configs = {seed_config()};
   for (const json& seed : seeds) texts.push_back(seed.dump());
   const auto is_good = [](const std::string& bytes) {
     const std::string file = bytes.substr(0, bytes.find('\0'));
     return succeeds([&] { foveate::io::parse_tokenizer_json({.tokenizer = file}, "fuzz/tokenizer.json"); });
   };
   return foveate::test::run_target(count, arguments, texts, is_good, [&](Random& random) {
-    return mutated(seeds, random) + '\0' + foveate::test::random_bytes(random, random.below(60));
+    return mutated(seeds, random) + '\0' + mutated(configs, random) + '\0' +
+           foveate::test::random_bytes(random, random.below(60));
   });
 }
 #endif

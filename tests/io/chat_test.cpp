@@ -128,7 +128,7 @@ TEST(Chat, refuses_templates_it_does_not_know_and_names_the_way_out) {
   EXPECT_EQ(
       message_of([] { chat_prompt("{{ bos }}\n[INST] x [/INST]", Messages{kUser}); }),
       "chat: the file's chat template must be ChatML, Qwen 3's, Llama 3's or Gemma's (use --raw for plain text), got "
-      "'{{ bos }} [INST] x [/INST]'");
+      "'{{ bos }}\\n[INST] x [/INST]'");
   EXPECT_NE(message_of([] { chat_prompt(kSmollm2 + "{{ enable_thinking }}", Messages{kUser}); }), "no error");
   EXPECT_NE(message_of([] { chat_prompt("{{ '<|im_start|>system\n' }}" + kSmollm2, Messages{kUser}); }), "no error");
   EXPECT_NE(message_of([] { chat_prompt("", Messages{kUser}); }), "no error");

@@ -1,10 +1,13 @@
 // Broken tokenizer.json files, each named after what is wrong with it: one line that names the file and the place.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
+#include <filesystem>
 #include <functional>
 
 #include "foveate/base/error.h"
 #include "tests/io/tiny_tokenizer_json.h"
+#include "tests/support/files.h"
 
 namespace foveate {
 namespace {
@@ -111,6 +114,11 @@ TEST(BrokenTokenizerJson, added_tokens_and_post_processors) {
        ": added_tokens[3].id must be 12, the id of '<tag>', got 13"},
       {"added token twice", test::tiny_bpe, [](json& f) { f["added_tokens"][3]["content"] = "<s>"; },
        ": added_tokens[3].id must be 10, the id of '<s>', got 12"},
+      {"added token twice by the same id", test::tiny_bpe,
+       [](json& f) {
+         f["added_tokens"].push_back({{"id", 10}, {"content", "<s>"}, {"special", false}, {"normalized", false}});
+       },
+       ": added_tokens[4].content must stand once, got '<s>' again"},
       {"added token of the vocabulary with another id", test::tiny_bpe,
        [](json& f) { f["added_tokens"][3]["content"] = "ab"; },
        ": added_tokens[3].id must be 4, the id of 'ab', got 12"},
@@ -202,6 +210,19 @@ TEST(BrokenTokenizerJson, patterns) {
        "Pc Pd Pe Pf Pi Po Ps S Sc Sk Sm So Z Zl Zp Zs Arabic Armenian Bengali Common Cyrillic Devanagari Georgian "
        "Greek "
        "Han Hangul Hebrew Hiragana Inherited Katakana Latin Thai; got 'Cn'"},
+      {"range from a class", test::tiny_bpe, pattern("[\\w-.]"),
+       ": pre_tokenizer.pattern.Regex: patterns must do without a range from or to a class, got it at byte 3 of "
+       "'[\\\\w-.]'"},
+      {"range to a class", test::tiny_bpe, pattern("[!-\\h]"),
+       ": pre_tokenizer.pattern.Regex: patterns must do without a range from or to a class, got it at byte 2 of "
+       "'[!-\\\\h]'"},
+      {"range to a class in brackets", test::tiny_bpe, pattern("[a-[b]]"),
+       ": pre_tokenizer.pattern.Regex: patterns must do without a range from or to a class, got it at byte 2 of "
+       "'[a-[b]]'"},
+      {"class of one case where case is ignored", test::tiny_bpe, pattern("(?i:a[\\p{Lu}])"),
+       ": pre_tokenizer.pattern.Regex: patterns must do without a class of upper or lower case where case is ignored, "
+       "got "
+       "it at byte 12 of '(?i:a[\\\\p{Lu}])'"},
       {"pattern that sets PCRE2's limits", test::tiny_bpe, pattern("(*LIMIT_MATCH=4000000000)a"),
        ": pre_tokenizer.pattern.Regex: patterns must do without '(*', got it at byte 0 of "
        "'(*LIMIT_MATCH=4000000000)a'"},
@@ -246,6 +267,60 @@ TEST(BrokenTokenizerJson, a_pattern_that_never_ends_is_an_error_in_bounded_time)
         std::string(error.what()).starts_with("tiny/tokenizer.json: pre_tokenizer.pattern.Regex: PCRE2 must find"))
         << error.what();
   }
+}
+
+TEST(BrokenTokenizerJson, stages_that_multiply_a_text_are_stopped) {
+  const auto error_of = [](const json& file, const auto& use) -> std::string {
+    try {
+      const auto tokenizer = test::open(file);
+      use(*tokenizer);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  const auto encodes = [](const io::Tokenizer& t) { t.encode("aaaaaaaa"); };
+  json spelled = test::tiny_bpe();
+  spelled["normalizer"] = {{"type", "Sequence"}, {"normalizers", json::array()}};
+  for (int i = 0; i < 40; ++i) spelled["normalizer"]["normalizers"].push_back({{"type", "ByteLevel"}});
+  EXPECT_TRUE(
+      error_of(spelled, [](const io::Tokenizer& t) { t.encode(" "); }).starts_with("tokenizer: stages must make"));
+  json grown = test::tiny_bpe();
+  grown["normalizer"] = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(1 << 20, 'a')}};
+  EXPECT_TRUE(error_of(grown, encodes).starts_with("tokenizer: stages must make"));
+  json added = grown;  // the normalised form of an added token
+  added["added_tokens"].push_back({{"id", 13}, {"content", "aaa"}, {"special", false}, {"normalized", true}});
+  EXPECT_TRUE(error_of(added, [](const io::Tokenizer&) {}).starts_with("tokenizer: stages must make"));
+  json told = test::tiny_bpe();
+  told["decoder"] = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", std::string(1 << 20, 'b')}};
+  const std::vector<int32_t> ids(20, 1);
+  EXPECT_TRUE(
+      error_of(told, [&](const io::Tokenizer& t) { t.decode(ids); }).starts_with("tokenizer: stages must make"));
+}
+
+TEST(BrokenTokenizerJson, a_token_without_end_is_refused_where_it_may_be_tried_everywhere) {
+  json file = test::tiny_unigram();
+  file["model"]["vocab"].push_back({std::string(5000, 'a'), -1});
+  EXPECT_EQ(refusal_of(file), "tokenizer: a token must have <= 4096 bytes, got 5000 in token 7");
+}
+
+TEST(BrokenTokenizerJson, side_files_that_are_no_files) {
+  test::TemporaryFolder folder("side_files");
+  folder.add("tokenizer.json", test::tiny_bpe().dump());
+  const auto error = [&]() -> std::string {
+    try {
+      io::read_tokenizer_json(folder.path());
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(error(), "no error");
+  std::filesystem::create_symlink("tokenizer_config.json", folder.file("tokenizer_config.json"));
+  EXPECT_NE(error().find("tokenizer_config.json"), std::string::npos);
+  std::filesystem::remove(folder.file("tokenizer_config.json"));
+  ASSERT_EQ(::mkfifo(folder.file("generation_config.json").c_str(), 0600), 0);
+  EXPECT_NE(error().find("generation_config.json"), std::string::npos);  // and does not wait for a writer
 }
 
 }  // namespace

@@ -121,6 +121,9 @@ TEST(PreTokenizer, takes_patterns_in_rubys_syntax) {
   EXPECT_EQ(by("^b", "a\nb"), (Texts{"a\n", "b"}));                    // ^ at lines
   EXPECT_EQ(by("[^(\\s|[.,])]+", "ab. c"), (Texts{"ab", ". ", "c"}));  // a class in a class
   EXPECT_EQ(by("a{,2}b", "aaab"), (Texts{"a", "aab"}));
+  EXPECT_EQ(by("[-\\h]+|[x\\s-]", "f-xg"), (Texts{"f-", "x", "g"}));               // hyphens that are themselves
+  EXPECT_EQ(by("(?i:b)[\\p{Lu}]|(?i:s)", "BCbcS"), (Texts{"BC", "bc", "S"}));      // case counts outside of the group
+  EXPECT_EQ(by("\\bab\\b|\\bcd\\b|\\bef\\b", "ab cd"), (Texts{"ab", " ", "cd"}));  // short here, long in PCRE2
   EXPECT_EQ(by("\\w+", "\u180E\u00B2_-"), (Texts{"\u180E", "\u00B2_", "-"}));
   EXPECT_EQ(by("\\s", "a\u180E\u0085"), (Texts{"a\u180E", "\u0085"}));
 }
@@ -259,6 +262,17 @@ TEST(Decoder, strips_and_ends_words) {
   EXPECT_EQ(test::open(file)->decode(Ids{5, 5}), "ab ab");
   file["decoder"] = {{"type", "ByteLevel"}};
   EXPECT_EQ(test::open(file)->decode(Ids{1, 6}), "a\u2581");  // a token outside the alphabet is itself
+  file["decoder"] = {
+      {"type", "Sequence"},
+      {"decoders", {{{"type", "ByteLevel"}}, {{"type", "Strip"}, {"content", "a"}, {"start", 1}, {"stop", 0}}}}};
+  EXPECT_EQ(test::open(file)->decode(Ids{1, 2, 1}), "ba");  // one text for what comes behind ByteLevel
+}
+
+TEST(Decoder, pieces_are_what_tokens_give_between_others) {
+  json file = test::tiny_bpe();
+  file["decoder"] = {{"type", "Replace"}, {"pattern", {{"String", "a"}}}, {"content", ""}};
+  EXPECT_EQ(test::open(file)->piece(2), "b");
+  EXPECT_EQ(test::open(file)->piece(1), "");
 }
 
 TEST(TokenizerJson, refuses_ids_outside_its_range) {
@@ -304,8 +318,11 @@ TEST(TokenizerJson, takes_any_bytes) {
   for (const auto& file : {test::tiny_bpe(), test::tiny_word_piece(), test::tiny_unigram(), test::tiny_word_level()}) {
     const auto tokenizer = test::open(file);
     for (int round = 0; round < 200; ++round) {
-      const Ids ids = tokenizer->encode(test::random_bytes(random, random.below(60)), {.parse_special = true});
-      tokenizer->decode(ids, true);
+      const std::string text = test::random_bytes(random, 1 + random.below(60)) + "x";
+      const Ids ids = tokenizer->encode(text, {.add_special = false, .parse_special = true});
+      EXPECT_FALSE(ids.empty());
+      for (const int32_t id : ids) EXPECT_TRUE(id >= 0 && id < tokenizer->size());
+      EXPECT_FALSE(tokenizer->decode(ids, true).empty());
     }
   }
 }

@@ -288,7 +288,17 @@ TEST(BrokenTorchFile, parameters_of_parameters_without_end) {
   for (int i = 0; i < 100'000; ++i) pickle.global("torch._utils", "_rebuild_parameter");
   pickle.tensor("0", 6, 0, {6}, {1});
   for (int i = 0; i < 100'000; ++i) pickle.raw("\x85R");
-  EXPECT_EQ(pickle_error(pickle.end()), "no error");  // no more than the tensor in it
+  EXPECT_TRUE(pickle_error(pickle.end()).ends_with(": must stand in <= 8 wrappings"));
+}
+
+TEST(BrokenTorchFile, parameters_of_parameters_in_many_places) {  // each place would cost the whole chain
+  PickleWriter pickle;
+  for (int i = 0; i < 50'000; ++i) pickle.global("torch._utils", "_rebuild_parameter");
+  pickle.tensor("0", 6, 0, {6}, {1});
+  for (int i = 0; i < 50'000; ++i) pickle.raw("\x85R");
+  pickle.raw("q\1\x30](");
+  for (int i = 0; i < 250'000; ++i) pickle.raw("h\1");
+  EXPECT_TRUE(pickle_error(pickle.raw("e").end()).ends_with(": must stand in <= 8 wrappings"));
 }
 
 TEST(BrokenTorchFile, tensor_of_a_foreign_class) {

@@ -260,17 +260,46 @@ TEST(Packed, scales_that_are_not_finite_reach_their_row_alone) {
     }
 }
 
-TEST(Packed, inputs_that_are_not_finite_follow_ieee) {
-  Problem p({4, 0, 32, 32, false}, 16, 32);
-  for (QuantRow& row : p.rows) std::fill(row.codes.begin(), row.codes.end(), uint8_t{3}), row.scales[0] = 0x3c00;
-  for (const Table* table : levels())
-    for (const int terms : {1, 2}) {
-      std::vector<float> x(32, 1.0f);
-      x[5] = INFINITY;
-      EXPECT_EQ(product(*table, p.pack(), x, 1, terms)[7], INFINITY) << table->name << terms;
-      x[5] = NAN;
-      EXPECT_TRUE(std::isnan(product(*table, p.pack(), x, 1, terms)[7])) << table->name << terms;
-    }
+TEST(Packed, inputs_that_are_not_finite_make_what_reads_them_so) {
+  for (const Named& f : kFormats) {
+    Problem p(f.format, 16, 256);
+    const PackedMatrix weights = p.pack();
+    for (const Table* table : levels())
+      for (const int terms : {1, 2})
+        for (const float bad : {INFINITY, -INFINITY, NAN}) {
+          std::vector<float> x(2 * 256, 1.0f);  // the second row stays good
+          x[5] = bad;
+          const std::vector<float> y = product(*table, weights, x, 2, terms);
+          for (size_t i = 0; i < 16; ++i) {
+            EXPECT_FALSE(std::isfinite(y[i])) << table->name << terms;
+            EXPECT_TRUE(std::isfinite(y[16 + i])) << table->name << terms;
+          }
+        }
+  }
+}
+
+TEST(Packed, rows_may_stand_apart) {
+  Problem p({4, 0, 32, 32, true}, 37, 64);
+  const PackedMatrix weights = p.pack();
+  const std::vector<float> close = random_floats(3 * 64);
+  std::vector<float> x(3 * 80, NAN), y(3 * 50, -7.0f);
+  for (size_t row = 0; row < 3; ++row)
+    std::copy_n(close.begin() + ptrdiff_t(row * 64), 64, x.begin() + ptrdiff_t(row * 80));
+  for (const Table* table : levels()) {
+    const std::vector<float> want = product(*table, weights, close, 3, 2);
+    const PackedProduct one{&weights, y.data(), 50};
+    multiply(*table, x.data(), 80, 3, {&one, 1}, 2, {});
+    for (size_t row = 0; row < 3; ++row)
+      for (size_t i = 0; i < 50; ++i) EXPECT_EQ(y[row * 50 + i], i < 37 ? want[row * 37 + i] : -7.0f) << table->name;
+  }
+}
+
+TEST(Packed, weights_of_other_inputs_are_not_multiplied_together) {
+  Problem p({4, 0, 32, 32, true}, 16, 64), q({4, 0, 32, 32, true}, 16, 96);
+  const PackedMatrix a = p.pack(), b = q.pack();
+  std::vector<float> x(96), y(16);
+  const PackedProduct both[] = {{&a, y.data(), 16}, {&b, y.data(), 16}};
+  EXPECT_THROW(multiply(*levels().front(), x.data(), 96, 1, both, 1, {}), Error);
 }
 
 // Memory that ends where a page begins that must not be touched.

@@ -2,6 +2,7 @@
 #include <ATen/core/grad_mode.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -144,6 +145,16 @@ const std::vector<Defect> kDefects = {
     {"epsilon text", with("rms_norm_eps", "small"), "key 'rms_norm_eps' must be a number"},
     {"epsilon missing", [](Folder& f) { f.config.erase("rms_norm_eps"); }, "key 'rms_norm_eps' is missing"},
     {"activation unknown", with("hidden_act", "relu2"), "must be one of: silu gelu gelu_new gelu_pytorch_tanh"},
+    {"epsilon negative", with("rms_norm_eps", -1), "epsilon must be >= 0, got -1"},
+    {"scale negative", [](Folder& f) { f.config["model_type"] = "gemma2", f.config["query_pre_attn_scalar"] = -1; },
+     "the logits' scale must be > 0"},
+    {"soft cap zero", [](Folder& f) { f.config["model_type"] = "gemma2", f.config["final_logit_softcapping"] = 0; },
+     "the final logits' soft cap must be > 0, got 0"},
+    {"model_type with control characters", with("model_type", "a\n\x1b[2Jb"), "unsupported model_type"},
+    {"activation with control characters", with("hidden_act", "a\nb"), "must be one of: silu"},
+    {"rope type with control characters", with("rope_scaling", {{"type", "a\nb"}}), "rope_type must be one of"},
+    {"config without end", [](Folder& f) { f.config["x"] = std::string(size_t{1} << 24, ' '); },
+     "must have <= 16777216 bytes"},
     {"ties no truth", with("tie_word_embeddings", 1), "must be true or false, got '1'"},
     {"biases in part", with("attention_bias", true), "attention_bias without mlp_bias"},
     {"rope type unknown", with("rope_scaling", {{"type", "yarn"}, {"factor", 4}}),
@@ -214,6 +225,36 @@ TEST(HfFolder, a_decoder_is_no_encoder) {
                      {"num_hidden_layers", 1},      {"intermediate_size", 8}, {"vocab_size", 4},
                      {"max_position_embeddings", 8}};
   EXPECT_EQ(error_in(bert.dump(), "", load), "FOLDER: the width must be a multiple of the heads, got 16 and 5");
+}
+
+TEST(HfFolder, an_encoder_may_want_other_vectors_than_means) {
+  const json bert = {{"model_type", "bert"},        {"hidden_size", 8},       {"num_attention_heads", 2},
+                     {"num_hidden_layers", 1},      {"intermediate_size", 8}, {"vocab_size", 4},
+                     {"max_position_embeddings", 8}};
+  SafetensorsWriter writer;
+  const auto add = [&](const std::string& name, const std::vector<int64_t>& shape) {
+    int64_t count = 1;
+    for (const int64_t size : shape) count *= size;
+    writer.tensor(name, "F32", shape, std::string(size_t(4 * count), '\0'));
+  };
+  add("embeddings.word_embeddings.weight", {4, 8}), add("embeddings.position_embeddings.weight", {8, 8});
+  add("embeddings.token_type_embeddings.weight", {2, 8});
+  add("embeddings.LayerNorm.gamma", {8}), add("embeddings.LayerNorm.beta", {8});  // the older names
+  for (const char* norm : {"attention.output.LayerNorm", "output.LayerNorm"}) {
+    add(fmt::format("encoder.layer.0.{}.weight", norm), {8});
+    add(fmt::format("encoder.layer.0.{}.bias", norm), {8});
+  }
+  for (const char* name : {"attention.self.query", "attention.self.key", "attention.self.value",
+                           "attention.output.dense", "intermediate.dense", "output.dense"}) {
+    add(fmt::format("encoder.layer.0.{}.weight", name), {8, 8});
+    add(fmt::format("encoder.layer.0.{}.bias", name), {8});
+  }
+  TemporaryFolder folder("encoder");
+  folder.add("config.json", bert.dump()).add("model.safetensors", writer.bytes());
+  EXPECT_TRUE(Encoder::load(folder.path(), at::kFloat).config().pools_means);
+  std::filesystem::create_directories(folder.file("1_Pooling"));
+  folder.add("1_Pooling/config.json", R"({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false})");
+  EXPECT_FALSE(Encoder::load(folder.path(), at::kFloat).config().pools_means);
 }
 
 }  // namespace

@@ -23,11 +23,11 @@ constexpr uint16_t kScales[] = {0x3000, 0x2c00, 0x3400};  // fp16: 1/8, 1/16, 1/
 constexpr double kScaleValues[] = {0.125, 0.0625, 0.25};
 constexpr uint16_t kMinimum = 0xbc00;  // -1
 
-kernels::PackedMatrix packed() {
+kernels::PackedMatrix packed(int64_t out = kOut) {
   kernels::PackedMemory memory;
   const QuantFormat format{4, 0, 32, 32, true};
   return {format,
-          kOut,
+          out,
           kIn,
           [](int64_t row, QuantRow& to) {
             for (int64_t i = 0; i < kIn; ++i) to.codes[size_t(i)] = uint8_t(code(row, i));
@@ -62,6 +62,28 @@ TEST(PackedLinear, few_and_many_rows_equal_the_dense_product) {
     const at::Tensor got = linear(half, weight);
     EXPECT_EQ(got.scalar_type(), at::kBFloat16);
     EXPECT_TRUE(same(got, want_half, {1e-5 * size, 4e-3})) << rows;  // bf16 rounds the result
+    const at::Tensor half_bias = (bias * 100).to(at::kBFloat16);     // rounded once, after the bias
+    EXPECT_TRUE(same(linear(half, weight, half_bias), want_half + half_bias.to(at::kDouble), {1e-5 * size, 4e-3}))
+        << rows;
+  }
+}
+
+TEST(PackedLinear, few_outputs_and_many_rows) {
+  const kernels::PackedMatrix weight = packed(5);
+  const at::Tensor x = random_tensor({17, kIn}, 9), want = x.to(at::kDouble).matmul(dense().narrow(0, 0, 5).t());
+  EXPECT_TRUE(same(linear(x, weight), want, {2e-5 * want.abs().max().item<double>(), 0}));
+}
+
+TEST(PackedLinear, several_weights_give_what_each_gives) {
+  const kernels::PackedMatrix a = packed(), b = packed(5);
+  const at::Tensor bias = random_tensor({5}, 4);
+  for (const int64_t rows : {1, 3, 40}) {
+    const at::Tensor x = random_tensor({rows, kIn}, uint64_t(rows));
+    const PackedAffine both[] = {{&a, {}}, {&b, bias}};
+    const std::vector<at::Tensor> got = linear(x, both);
+    ASSERT_EQ(got.size(), 2u);
+    EXPECT_TRUE(same(got[0], linear(x, a), {}));
+    EXPECT_TRUE(same(got[1], linear(x, b, bias), {}));
   }
 }
 

@@ -230,6 +230,8 @@ int64_t DhsaBlocks::chunk_multiple() const { return std::lcm(query_block, key_bl
 
 Attended DhsaBlocks::attend(const Inputs& in) const {
   validate();
+  require(!in.rule.key_lengths && !in.rule.query_order,
+          "dhsa_blocks: padded keys and ordered queries are not supported, choose rows of one length");
   require(in.rule.window_right == 0, "dhsa_blocks: the rule must be causal, got one that shows later keys");
   const Blocks blocks(*this, in);
   const int64_t queries = in.q.size(2), head = blocks.dense_head(), tail = blocks.dense_tail();

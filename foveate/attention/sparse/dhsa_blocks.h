@@ -32,7 +32,7 @@ namespace foveate::attention {
 // rows of topk nothing: out 0, lse -inf); its topk also spends budget on later blocks, ours never does; its vsb spends
 // budget on forced blocks once more, ours fills up.
 // Forced blocks are kept even where they exceed the budget.  Throws Error: options out of range, a rule that is not
-// causal.
+// causal or has key_lengths or query_order.
 struct DhsaBlocks {
   static constexpr std::string_view name = "dhsa_blocks";
   static constexpr std::string_view summary =

@@ -8,13 +8,6 @@ namespace foveate::io {
 
 namespace {
 
-// Where the last character of a text begins that is not empty.
-size_t last_character(std::string_view text) {
-  for (size_t back = 1; back <= 4 && back <= text.size(); ++back)
-    if (utf8_length(text, text.size() - back) == back) return text.size() - back;
-  return text.size() - 1;
-}
-
 bool ends_in_word(std::string_view text) {
   return !text.empty() && is_word(character_at(text, last_character(text)).code_point);
 }

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "foveate/base/error.h"
+#include "foveate/io/pipeline/growth.h"
 #include "foveate/io/pipeline/unicode_text.h"
 #include "foveate/io/unicode.h"
 
@@ -78,6 +79,7 @@ std::string Charsmap::apply(std::string_view text) const {
     const size_t next = at + character.length;
     if (next == text.size() || breaks_grapheme(character.code_point, character_at(text, next).code_point, state)) {
       append_grapheme(text.substr(begin, next - begin), result);
+      check_growth(text.size(), result.size());
       begin = next;
     }
     at = next;

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "foveate/base/error.h"
+#include "foveate/io/pipeline/growth.h"
 #include "foveate/io/unicode.h"
 
 namespace foveate::io {
@@ -34,10 +35,6 @@ std::string unspelled(const std::string& text) {
   return result;
 }
 
-void apply(ByteLevelDecoder, Texts& texts) {
-  for (std::string& text : texts) text = unspelled(text);
-}
-
 // Rust's radix parser takes a sign; so does this: <0x+A> is byte 10.
 void apply(ByteFallback, Texts& texts) {
   for (std::string& text : texts) {
@@ -58,6 +55,12 @@ void apply(Fuse, Texts& texts) {
   std::string whole;
   for (const std::string& text : texts) whole += text;
   texts = {std::move(whole)};
+}
+
+// Later decoders see one text.
+void apply(ByteLevelDecoder, Texts& texts) {
+  for (std::string& text : texts) text = unspelled(text);
+  apply(Fuse(), texts);
 }
 
 void clean_up(std::string& text) {
@@ -157,7 +160,16 @@ std::vector<Decoder> read_decoders(const JsonPlace& place) {
 }
 
 std::string decode(const std::vector<Decoder>& decoders, Texts texts) {
-  for (const Decoder& decoder : decoders) std::visit([&](const auto& kind) { apply(kind, texts); }, decoder);
+  const auto bytes = [&] {
+    size_t sum = 0;
+    for (const std::string& each : texts) sum += each.size();
+    return sum;
+  };
+  const size_t given = bytes();
+  for (const Decoder& decoder : decoders) {
+    std::visit([&](const auto& kind) { apply(kind, texts); }, decoder);
+    check_growth(given, bytes());
+  }
   std::string text;
   for (const std::string& each : texts) text += each;
   return text;

@@ -23,8 +23,8 @@ std::string shown(const nlohmann::json& value) {
 
 std::string JsonPlace::name() const {
   // A path may run through keys of any length and kind.
-  std::string path = printable(path_);
-  if (path.size() >= 2) path = path.substr(1, path.size() - 2);
+  std::string path = printable(path_).substr(1);
+  path.erase(path.rfind('\''), 1);  // "..." may stand behind it
   return path.empty() ? source_ : source_ + ": " + path;
 }
 

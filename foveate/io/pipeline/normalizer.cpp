@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "foveate/base/error.h"
+#include "foveate/io/pipeline/growth.h"
 #include "foveate/io/pipeline/onig_pattern.h"
 #include "foveate/io/unicode.h"
 
@@ -94,14 +95,8 @@ void apply(const Strip& strip, Piece& piece) {
     text.remove_prefix(character_at(text, 0).length);
     piece.begins = false;
   }
-  const auto last_character = [&] {
-    size_t at = text.size() - 1;
-    for (size_t back = 1; back <= 4 && back <= text.size(); ++back)
-      if (utf8_length(text, text.size() - back) == back) at = text.size() - back;
-    return at;
-  };
-  while (strip.right && !text.empty() && is_white_space(character_at(text, last_character()).code_point))
-    text = text.substr(0, last_character());
+  while (strip.right && !text.empty() && is_white_space(character_at(text, last_character(text)).code_point))
+    text = text.substr(0, last_character(text));
   piece.text = std::string(text);
 }
 
@@ -215,8 +210,11 @@ std::vector<Normalizer> read_normalizers(const JsonPlace& place) {
 }
 
 void normalise(const std::vector<Normalizer>& normalizers, Piece& piece) {
-  for (const Normalizer& normalizer : normalizers)
+  const size_t given = piece.text.size();
+  for (const Normalizer& normalizer : normalizers) {
     std::visit([&](const auto& kind) { apply(kind, piece); }, normalizer);
+    check_growth(given, piece.text.size());
+  }
 }
 
 Wanted read_wanted(const JsonPlace& place) {
@@ -236,15 +234,11 @@ std::vector<Part> find_parts(std::string_view text, const Wanted& wanted) {
 
 std::string replaced(std::string_view text, const Wanted& wanted, std::string_view content) {
   std::string result;
-  for (const Part& part : find_parts(text, wanted))
+  for (const Part& part : find_parts(text, wanted)) {
     result += part.is_match ? content : text.substr(part.begin, part.end - part.begin);
+    check_growth(text.size(), result.size());
+  }
   return result;
-}
-
-std::string byte_spelling(std::string_view text) {
-  std::string spelled;
-  for (const char byte : text) spelled += printable_bytes()[uint8_t(byte)];
-  return spelled;
 }
 
 }  // namespace foveate::io

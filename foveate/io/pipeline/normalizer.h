@@ -64,6 +64,4 @@ std::vector<Part> find_parts(std::string_view text, const Wanted& wanted);
 // With `content` in place of every match.
 std::string replaced(std::string_view text, const Wanted& wanted, std::string_view content);
 
-std::string byte_spelling(std::string_view text);
-
 }  // namespace foveate::io

@@ -4,20 +4,21 @@
 #include <array>
 #include <map>
 #include <optional>
+#include <vector>
 
 #include "foveate/base/error.h"
 #include "foveate/io/bytes.h"
 #include "foveate/io/pipeline/unicode_tables.h"
+#include "foveate/io/regex.h"
 #include "foveate/io/unicode.h"
 
 namespace foveate::io {
 
 namespace {
 
-constexpr int kDeepest = 100;  // groups and classes inside each other
+constexpr int kDeepest = 100;  // classes inside each other
+constexpr size_t kLongestPattern = 20'000;
 
-constexpr std::string_view kSpace =
-    "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}";
 constexpr std::string_view kNotSpace =
     "\\x{0}-\\x{8}\\x{e}-\\x{1f}!-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}"
     "\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}";
@@ -83,6 +84,10 @@ class Translator {
         return group();
       case '{':
         return interval();
+      case ')':
+        if (ignores_case_.size() > 1) ignores_case_.pop_back();
+        out_ += in_[at_++];
+        return;
       default:
         out_ += in_[at_++];
     }
@@ -92,6 +97,7 @@ class Translator {
     if (follows("(*")) reject("'(*'");
     ++at_;
     out_ += '(';
+    ignores_case_.push_back(ignores_case_.back());
     if (!skip("?")) return;
     out_ += '?';
     for (const std::string_view kind : {":", "=", "!", ">", "<=", "<!"})
@@ -104,16 +110,21 @@ class Translator {
       if (end == std::string_view::npos) reject("an open comment");
       out_ += "#)";
       at_ = end + 1;
+      ignores_case_.pop_back();
       return;
     }
     // Ruby's m is PCRE2's s; in Ruby, options without a group also end where the alternative before them began.
     const bool is_first = at_ == 2;
+    bool turns_on = true;
     for (; next() != ')' && next() != ':'; ++at_) {
       const char option = next();
+      if (option == '-') turns_on = false;
+      if (option == 'i') ignores_case_.back() = turns_on;
       if (option != 'i' && option != 'm' && option != 'x' && option != '-') reject("this kind of group");
       out_ += option == 'm' ? 's' : option;
     }
     if (next() == ')' && !is_first) reject("options behind the beginning");
+    if (next() == ')') ignores_case_.front() = ignores_case_.back();  // for all that follows
   }
 
   // {n}, {n,}, {n,m} and {,m}; any other brace is itself.
@@ -145,7 +156,7 @@ class Translator {
     switch (letter) {
       case 's':
       case 'S':
-        return std::string(kSpace);
+        return std::string(kSpaceClass);
       case 'd':
       case 'D':
         return category_class("Nd");
@@ -170,6 +181,8 @@ class Translator {
     if (end == std::string_view::npos) reject("an open \\p{");
     const std::string_view name = in_.substr(at_, end - at_);
     at_ = end + 1;
+    const bool has_case = name == "Lu" || name == "Ll" || name == "Lt";
+    if (has_case && ignores_case_.back()) reject("a class of upper or lower case where case is ignored");
     if (std::ranges::find(kCategories, name) != kCategories.end()) return category_class(name);
     if (std::ranges::find(kScripts, name) != kScripts.end()) return fmt::format("\\p{{sc:{}}}", name);
     fail("{}: a property must be one of: {} {}; got {}", what_, fmt::join(kCategories, " "), fmt::join(kScripts, " "),
@@ -237,20 +250,34 @@ class Translator {
   // Up to and with the bracket that closes; a class inside joins the one around it.
   void inside_class(int depth) {
     if (depth > kDeepest) reject(fmt::format("more than {} classes inside each other", kDeepest));
+    enum class Before { nothing, character, set } before = Before::nothing;
     for (;;) {
       if (at_ >= in_.size()) reject("an open class");
       if (skip("]")) return;
       if (follows("&&")) reject("&& in a class");
       if (follows("[:")) reject("POSIX brackets");
       if (follows("[^")) reject("a negated class in a class");
+      const bool is_hyphen = next() == '-' && !follows("-]") && before != Before::nothing;
+      if (is_hyphen && (before == Before::set || follows("-[") || is_shorthand(at_ + 1)))
+        reject("a range from or to a class");
+      before = Before::character;
       if (skip("[")) {
+        before = Before::set;
         inside_class(depth + 1);
-      } else if (skip("\\")) {
+      } else if (next() == '\\') {
+        if (is_shorthand(at_)) before = Before::set;
+        ++at_;
         escape_in_class();
       } else {
         out_ += in_[at_++];
       }
     }
+  }
+
+  // Whether \s, \d and the like stand at a place.
+  bool is_shorthand(size_t at) const {
+    constexpr std::string_view kLetters = "sSdDwWhHpP";
+    return at + 1 < in_.size() && in_[at] == '\\' && kLetters.find(in_[at + 1]) != std::string_view::npos;
   }
 
   void escape_in_class() {
@@ -278,10 +305,15 @@ class Translator {
   const std::string& what_;
   size_t at_ = 0;
   std::string out_;
+  std::vector<bool> ignores_case_ = {false};  // of the groups that are open
 };
 
 }  // namespace
 
-std::string pcre2_pattern(std::string_view pattern, const std::string& what) { return Translator(pattern, what).run(); }
+std::string pcre2_pattern(std::string_view pattern, const std::string& what) {
+  require(pattern.size() <= kLongestPattern, "{}: a pattern must have <= {} bytes, got {}", what, kLongestPattern,
+          pattern.size());
+  return Translator(pattern, what).run();
+}
 
 }  // namespace foveate::io

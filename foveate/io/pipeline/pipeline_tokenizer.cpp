@@ -6,8 +6,16 @@
 
 namespace foveate::io {
 
+namespace {
+
+const std::string kNeighbour = "a";
+
+}  // namespace
+
 PipelineTokenizer::PipelineTokenizer(Vocabulary given, Stages stages)
-    : Tokenizer(std::move(given)), stages_(std::move(stages)), added_(stages_.added, stages_.normalizers) {
+    : Tokenizer(std::move(given)), stages_(std::move(stages)), added_(std::move(stages_.added), stages_.normalizers) {
+  before_ = io::decode(stages_.decoders, {kNeighbour}).size();
+  around_ = io::decode(stages_.decoders, {kNeighbour, kNeighbour}).size();
   for (const auto* around : {&stages_.before, &stages_.after})
     for (const int32_t id : *around)
       if (id < 0 || id >= size())
@@ -77,11 +85,9 @@ std::string PipelineTokenizer::piece(int32_t id) const {
 
 // Decoders look at neighbours: what "a" on both sides adds is taken off again.
 std::string PipelineTokenizer::plain_piece(int32_t id) const {
-  const std::string neighbour = "a";
-  const size_t around = io::decode(stages_.decoders, {neighbour, neighbour}).size();
-  std::string text = io::decode(stages_.decoders, {neighbour, vocabulary().tokens[size_t(id)], neighbour});
-  const size_t length = text.size() > around ? text.size() - around : 0;
-  return text.substr(std::min(neighbour.size(), text.size()), length);
+  const std::string text = io::decode(stages_.decoders, {kNeighbour, vocabulary().tokens[size_t(id)], kNeighbour});
+  const size_t length = text.size() > around_ ? text.size() - around_ : 0;
+  return text.substr(std::min(before_, text.size()), length);
 }
 
 std::vector<uint8_t> PipelineTokenizer::lost_bytes() const {

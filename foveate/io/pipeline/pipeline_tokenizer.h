@@ -50,6 +50,7 @@ class PipelineTokenizer : public Tokenizer {
 
   Stages stages_;
   AddedTokens added_;
+  size_t before_ = 0, around_ = 0;  // bytes that decoders make of one and of two neighbours
 };
 
 }  // namespace foveate::io

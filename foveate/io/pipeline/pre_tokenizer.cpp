@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "foveate/base/error.h"
+#include "foveate/io/pipeline/growth.h"
 #include "foveate/io/pipeline/onig_pattern.h"
 #include "foveate/io/unicode.h"
 
@@ -228,6 +229,7 @@ Metaspace read_metaspace(const JsonPlace& place) {
 }
 
 std::vector<Piece> pre_tokenize(const std::vector<PreTokenizer>& pre_tokenizers, Piece piece) {
+  const size_t given = piece.text.size();
   Pieces pieces;
   pieces.push_back(std::move(piece));
   for (const PreTokenizer& pre_tokenizer : pre_tokenizers) {
@@ -235,6 +237,9 @@ std::vector<Piece> pre_tokenize(const std::vector<PreTokenizer>& pre_tokenizers,
     for (Piece& each : pieces)
       if (!each.text.empty()) std::visit([&](const auto& kind) { apply(kind, std::move(each), next); }, pre_tokenizer);
     pieces = std::move(next);
+    size_t made = 0;
+    for (const Piece& each : pieces) made += each.text.size();
+    check_growth(given, made);
   }
   return pieces;
 }

@@ -10,12 +10,14 @@ namespace foveate::io {
 
 namespace {
 
-std::string byte_token(uint8_t byte) { return fmt::format("<0x{:02X}>", byte); }
-
 PrefixTrie make_trie(const TokenTexts& tokens) {
   std::vector<std::pair<std::string_view, int32_t>> entries;
-  for (size_t id = 0; id < tokens.size(); ++id)
+  constexpr size_t kLongest = 4096;  // bytes: at every place of a text its longest token may be tried
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    require(tokens[id].size() <= kLongest, "tokenizer: a token must have <= {} bytes, got {} in token {}", kLongest,
+            tokens[id].size(), id);
     if (!tokens[id].empty()) entries.emplace_back(tokens[id], int32_t(id));
+  }
   return PrefixTrie(std::move(entries));
 }
 

@@ -4,10 +4,10 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "foveate/base/error.h"
 #include "foveate/io/bytes.h"
-#include "foveate/io/cache.h"
 #include "foveate/io/json.h"
 #include "foveate/io/pipeline/json_model.h"
 #include "foveate/io/pipeline/json_place.h"
@@ -44,6 +44,7 @@ void join(const std::vector<AddedToken>& added, const JsonPlace& root, Vocabular
   std::unordered_map<std::string, int32_t> ids;
   for (size_t id = 0; id < tokens.size(); ++id) ids.emplace(tokens[id], int32_t(id));
   vocabulary.types.assign(tokens.size(), int32_t(TokenType::normal));
+  std::set<std::string_view> seen;
   std::vector<size_t> order(added.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
   std::ranges::stable_sort(order, {}, [&](size_t i) { return added[i].id; });
@@ -52,6 +53,8 @@ void join(const std::vector<AddedToken>& added, const JsonPlace& root, Vocabular
     const auto known = ids.try_emplace(token.content, int32_t(tokens.size()));
     require(known.first->second == token.id, "{}: added_tokens[{}].id must be {}, the id of {}, got {}", root.source(),
             i, known.first->second, printable(token.content), token.id);
+    require(seen.insert(token.content).second, "{}: added_tokens[{}].content must stand once, got {} again",
+            root.source(), i, printable(token.content));
     if (known.second) {
       tokens.push_back(token.content);
       vocabulary.types.push_back(0);
@@ -208,12 +211,15 @@ std::unique_ptr<Tokenizer> parse_tokenizer_json(const TokenizerFiles& files, con
 }
 
 std::unique_ptr<Tokenizer> read_tokenizer_json(const std::string& path) {
-  const fs::path file = fs::is_directory(path) ? fs::path(path) / "tokenizer.json" : fs::path(path);
+  std::error_code ignored;
+  const fs::path file = fs::is_directory(path, ignored) ? fs::path(path) / "tokenizer.json" : fs::path(path);
+  // Mapped: what is no regular file is refused instead of read without end.
+  const auto text_of = [](const fs::path& name) { return std::string(as_text(MappedFile(name.string()).bytes())); };
   const auto beside = [&](std::string_view name) {
     const fs::path other = file.parent_path() / name;
-    return fs::is_regular_file(other) ? read_text(other.string()) : std::string();
+    return fs::exists(fs::symlink_status(other, ignored)) ? text_of(other) : std::string();
   };
-  TokenizerFiles files{.tokenizer = read_text(file.string())};
+  TokenizerFiles files{.tokenizer = text_of(file)};
   files.config = beside("tokenizer_config.json");
   files.special_tokens = beside("special_tokens_map.json");
   files.generation_config = beside("generation_config.json");

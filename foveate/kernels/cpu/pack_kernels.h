@@ -62,7 +62,8 @@ void pack_by_key(const void* const* rows, int count, int dim, DType type, int st
     }
 }
 
-// Pairs of bf16 rows as they are, `dim` a multiple of kLanes; returns false, not finished, where one is NaN or Inf.
+// Pairs of bf16 rows as they are, `dim` a multiple of kLanes; returns false, not finished, where a value is NaN or
+// Inf or a row is null.
 bool interleave_halves(const void* const* rows, int count, int all, int dim, float* to) {
   for (int i = 0; i < count; i += 2) {
     const uint16_t *low = (const uint16_t*)rows[i], *high = (const uint16_t*)rows[i + 1];

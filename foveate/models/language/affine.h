@@ -3,6 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <initializer_list>
+#include <vector>
+
 #include "foveate/models/language/config.h"
 #include "foveate/models/language/parameters.h"
 
@@ -18,6 +21,8 @@ struct Affine {
 
 // x [..., in] -> [..., out] in x's dtype.
 at::Tensor linear(const at::Tensor& x, const Affine& w);
+// One result for each matrix; packed ones are read together.
+std::vector<at::Tensor> linear(const at::Tensor& x, std::initializer_list<const Affine*> matrices);
 
 // Over the last axis of x fp32; x itself where there is no norm.
 at::Tensor norm(const at::Tensor& x, const Affine& w, NormKind kind, double epsilon);

@@ -15,9 +15,8 @@ Checkpoint Checkpoint::open(const std::string& path) {
   Checkpoint checkpoint;
   checkpoint.path = path;
   checkpoint.config = read_hf_config(path);
-  checkpoint.parameters =
-      std::make_shared<HfParameters>(io::Safetensors::open_folder(path), checkpoint.config.architecture,
-                                     checkpoint.config.heads, checkpoint.config.is_tied);
+  checkpoint.parameters = std::make_shared<HfParameters>(io::Safetensors::open_folder(path),
+                                                         checkpoint.config.architecture, checkpoint.config.heads);
   return checkpoint;
 }
 

@@ -1,5 +1,6 @@
 #include "foveate/models/language/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "foveate/base/error.h"
@@ -12,8 +13,8 @@ namespace {
 // The rotation of every layer: base and scaling.
 void read_rope(const GgufFields& keys, DecoderConfig& c) {
   const std::string scaling = keys.text_or("rope.scaling.type", "none");
-  require(scaling == "none" || scaling == "linear", "{}: rope.scaling.type must be one of: none linear; got '{}'",
-          keys.path(), scaling);
+  require(scaling == "none" || scaling == "linear", "{}: rope.scaling.type must be one of: none linear; got {}",
+          keys.path(), io::printable(scaling));
   for (LayerConfig& layer : c.layers) {
     layer.rope_base = keys.number_or("rope.freq_base", 10000);
     if (scaling == "linear") layer.rope_factor = keys.number("rope.scaling.factor");
@@ -109,7 +110,7 @@ const Architecture& find_architecture(const std::string& name, const std::string
     if (architecture.name == name) return architecture;
     known += fmt::format(" {}", architecture.name);
   }
-  fail("{}: unsupported architecture '{}', supported:{}", path, name, known);
+  fail("{}: unsupported architecture {}, supported:{}", path, io::printable(name), known);
 }
 
 // Llama 3 files carry what divides each rotation frequency as a tensor.
@@ -127,7 +128,7 @@ std::vector<double> read_rope_divisors(const io::Gguf& file, int64_t pairs) {
 
 }  // namespace
 
-void check_sizes(const DecoderConfig& c, const std::string& path) {
+void check_config(const DecoderConfig& c, const std::string& path) {
   require(c.heads % c.kv_heads == 0, "{}: query heads must be a multiple of key heads, got {} and {}", path, c.heads,
           c.kv_heads);
   constexpr int64_t kMost = int64_t{1} << 24;  // so that no size of a matrix overflows
@@ -135,6 +136,12 @@ void check_sizes(const DecoderConfig& c, const std::string& path) {
        {std::pair("width", c.width), std::pair("heads", c.heads),
         std::pair("head dim", std::max(c.head_dim, c.value_dim)), std::pair("feed-forward width", c.feed_forward)})
     require(size <= kMost, "{}: {} must be <= 2^24, got {}", path, what, size);
+  require(!c.rotates_pairs || c.head_dim % 2 == 0, "{}: head dim must be even, got {}", path, c.head_dim);
+  require(c.norm_epsilon >= 0, "{}: the norms' epsilon must be >= 0, got {}", path, c.norm_epsilon);
+  for (const auto& [what, number] : {std::pair("the logits' scale", std::optional(c.attention_scale)),
+                                     std::pair("the attention logits' soft cap", c.attention_soft_cap),
+                                     std::pair("the final logits' soft cap", c.logit_soft_cap)})
+    require(!number || (*number > 0 && std::isfinite(*number)), "{}: {} must be > 0, got {}", path, what, *number);
 }
 
 DecoderConfig read_config(const io::Gguf& file) {
@@ -156,7 +163,6 @@ DecoderConfig read_config(const io::Gguf& file) {
   c.feed_forward = keys.count("feed_forward_length");
   c.context = keys.count("context_length");
   c.vocabulary = file.tensor("token_embd.weight").shape.at(0);
-  check_sizes(c, file.path());
   c.is_tied = file.find("output.weight") == nullptr;
   c.attention_scale = 1 / std::sqrt(double(c.head_dim));
   const int64_t layers = keys.count("block_count");
@@ -166,6 +172,7 @@ DecoderConfig read_config(const io::Gguf& file) {
   architecture.read(keys, c);
   c.norm_epsilon =
       keys.number(c.norm == NormKind::rms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon");
+  check_config(c, file.path());
   if (c.rope_dim > 0) c.rope_divisors = read_rope_divisors(file, c.rope_dim / 2);
   return c;
 }

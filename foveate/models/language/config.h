@@ -46,8 +46,9 @@ struct DecoderConfig {
   std::vector<LayerConfig> layers;
 };
 
-// Throws Error: query heads that are no multiple of the key heads, sizes that no model has.
-void check_sizes(const DecoderConfig& config, const std::string& path);
+// What every file must keep.  Throws Error: query heads that are no multiple of the key heads, sizes that no model has,
+// an epsilon < 0, a scale or soft cap that is not > 0.
+void check_config(const DecoderConfig& config, const std::string& path);
 
 // Throws Error: unsupported architecture (names the supported ones), a missing or contradictory key (names it).
 DecoderConfig read_config(const io::Gguf& file);

@@ -48,17 +48,17 @@ Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& p
   const auto heads = [&](const Tensor& rows, int64_t count) {  // [B, heads, L, dim]
     return rows.unflatten(2, {count, rows.size(2) / count}).transpose(1, 2);
   };
-  const auto rotated = [&](const Affine& weight, int64_t count, const Affine& norm_weight) {
-    Tensor part = linear(h, weight);
+  const auto rotated = [&](Tensor part, int64_t count, const Affine& norm_weight) {
     if (config_.query_norm == QueryNorm::by_width) part = norm(part.to(at::kFloat), norm_weight);
     part = heads(part, count);
     if (config_.query_norm == QueryNorm::by_head) part = norm(part.to(at::kFloat), norm_weight);
     return (rotaries_.empty() ? part : rotaries_[layer].rotate(part, positions)).to(h.scalar_type());
   };
   attention::Inputs in;
-  in.q = rotated(w.query, config_.heads, w.query_norm);
-  in.k = rotated(w.key, config_.kv_heads, w.key_norm);
-  in.v = heads(linear(h, w.value), config_.kv_heads);
+  const std::vector<Tensor> parts = linear(h, {&w.query, &w.key, &w.value});
+  in.q = rotated(parts[0], config_.heads, w.query_norm);
+  in.k = rotated(parts[1], config_.kv_heads, w.key_norm);
+  in.v = heads(parts[2], config_.kv_heads);
   in.rule = rule_of(layer);
   in.score = {.scale = config_.attention_scale, .soft_cap = config_.attention_soft_cap};
   in.layer = layer;
@@ -69,12 +69,14 @@ Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& p
 
 Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& x) const {
   const LayerWeights& w = weights_.layers[layer];
+  const auto down = [&](const Tensor& wide) {
+    return norm(linear(wide, w.down).to(at::kFloat), w.post_feed_forward_norm);
+  };
   const auto rows = [&](const Tensor& part) {
     const Tensor h = norm(part, w.feed_forward_norm).to(weights_.dtype);
-    const Tensor up = linear(h, w.up);
-    const Tensor wide =
-        config_.gated ? activate(linear(h, w.gate), config_.activation) * up : activate(up, config_.activation);
-    return norm(linear(wide, w.down).to(at::kFloat), w.post_feed_forward_norm);
+    if (!config_.gated) return down(activate(linear(h, w.up), config_.activation));
+    const std::vector<Tensor> both = linear(h, {&w.gate, &w.up});
+    return down(activate(both[0], config_.activation) * both[1]);
   };
   constexpr int64_t kRows = 2048;  // bounds the feed_forward-wide activations of long segments
   if (at::GradMode::is_enabled() || x.size(1) <= kRows) return rows(x);

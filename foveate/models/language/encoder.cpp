@@ -24,10 +24,11 @@ using at::Tensor;
 namespace {
 
 EncoderConfig read_hf(const HfFields& fields) {
-  require(fields.text("model_type") == "bert", "{}: model_type must be bert for an encoder, got '{}'", fields.place(),
-          fields.text("model_type"));
+  require(fields.text("model_type") == "bert", "{}: model_type must be bert for an encoder, got {}", fields.place(),
+          io::printable(fields.text("model_type")));
   const std::string positions = fields.text_or("position_embedding_type", "absolute");
-  require(positions == "absolute", "{}: position_embedding_type must be absolute, got '{}'", fields.place(), positions);
+  require(positions == "absolute", "{}: position_embedding_type must be absolute, got {}", fields.place(),
+          io::printable(positions));
   fields.refuse_unless("is_decoder", false);
   EncoderConfig c;
   c.width = fields.count("hidden_size"), c.heads = fields.count("num_attention_heads");
@@ -42,8 +43,8 @@ EncoderConfig read_hf(const HfFields& fields) {
 
 EncoderConfig read_gguf(const io::Gguf& file) {
   const auto architecture = file.string("general.architecture");
-  require(architecture == "bert", "{}: general.architecture must be bert for an encoder, got '{}'", file.path(),
-          architecture.value_or(""));
+  require(architecture == "bert", "{}: general.architecture must be bert for an encoder, got {}", file.path(),
+          io::printable(architecture.value_or("")));
   const GgufFields fields(file, "bert");
   EncoderConfig c;
   c.width = fields.count("embedding_length"), c.heads = fields.count("attention.head_count");
@@ -53,6 +54,7 @@ EncoderConfig read_gguf(const io::Gguf& file) {
   c.vocabulary = file.tensor("token_embd.weight").shape.at(0);
   c.types = file.tensor("token_types.weight").shape.at(0);
   c.name = file.string("general.name").value_or(file.path());
+  c.pools_means = fields.count_or("pooling_type", 1) == 1;
   return c;
 }
 
@@ -68,9 +70,12 @@ Encoder Encoder::load(const std::string& path, at::ScalarType dtype) {
   require(dtype == at::kFloat || dtype == at::kBFloat16, "encoder: dtype must be fp32 or bf16, got {}",
           c10::toString(dtype));
   if (std::filesystem::is_directory(path)) {
-    const EncoderConfig config = read_hf(HfFields::open(path));
+    EncoderConfig config = read_hf(HfFields::open(path));
+    const std::filesystem::path pooling = std::filesystem::path(path) / "1_Pooling";  // of sentence-transformers
+    if (std::filesystem::exists(pooling / "config.json"))
+      config.pools_means = HfFields::open(pooling.string()).truth_or("pooling_mode_mean_tokens", true);
     check(config, path);
-    return Encoder(config, HfParameters(io::Safetensors::open_folder(path), "bert", config.heads, false), dtype);
+    return Encoder(config, HfParameters(io::Safetensors::open_folder(path), "bert", config.heads), dtype);
   }
   const io::Gguf file = io::Gguf::open(path);
   const EncoderConfig config = read_gguf(file);
@@ -141,15 +146,15 @@ Tensor Encoder::forward(const Tensor& tokens, const Tensor& lengths, const Atten
 
 namespace {
 
-// Ids of a text, cut to `most` tokens; what the tokenizer puts at the end stays there.
+// Ids of a text, cut to `most` tokens; an end token that the tokenizer adds stays there.
 std::vector<int32_t> text_tokens(const io::Tokenizer& tokenizer, const std::string& text, int64_t most) {
   std::vector<int32_t> ids = tokenizer.encode(text);
   require(!ids.empty(), "embed: a text must have tokens, got none");
   if (std::ssize(ids) <= most) return ids;
-  const std::vector<int32_t> plain = tokenizer.encode(text, {.add_special = false});
+  const std::vector<int32_t> added = tokenizer.encode("");
   const int32_t last = ids.back();
   ids.resize(size_t(most));
-  if (most > 1 && !plain.empty() && plain.back() != last) ids.back() = last;
+  if (most > 1 && !added.empty() && added.back() == last) ids.back() = last;
   return ids;
 }
 
@@ -175,6 +180,8 @@ Tensor embed(const Encoder& encoder, const io::Tokenizer& tokenizer, std::span<c
   require(options.most_tokens >= 0 && most <= encoder.config().context, "embed: most_tokens must be 0 .. {}, got {}",
           encoder.config().context, options.most_tokens);
   require(options.batch >= 1, "embed: batch must be >= 1, got {}", options.batch);
+  require(encoder.config().pools_means, "embed: {} wants vectors that are no means of its token states: not supported",
+          encoder.config().name);
   const at::NoGradGuard no_grad;
   std::vector<Tensor> parts = {at::empty({0, encoder.config().width}, at::kFloat)};
   std::vector<std::vector<int32_t>> batch;

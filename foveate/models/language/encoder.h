@@ -25,6 +25,7 @@ struct EncoderConfig {
   int64_t types = 0;    // segments that a token may belong to; all tokens are of the first one here
   double norm_epsilon = 0;
   Activation activation = Activation::gelu;
+  bool pools_means = true;  // how the file wants vectors of texts made; else from the first token or otherwise
 };
 
 struct EncoderLayer {
@@ -65,7 +66,7 @@ struct EmbedOptions {
 };
 
 // [texts, width] fp32: the mean of each text's token states, special tokens included.  Not differentiable.
-// Throws Error: options out of range, a text without any token.
+// Throws Error: options out of range, a text without any token, a model whose vectors are no means.
 at::Tensor embed(const Encoder& encoder, const io::Tokenizer& tokenizer, std::span<const std::string> texts,
                  const EmbedOptions& options = {});
 

@@ -46,7 +46,8 @@ void set_rope(const HfFields& rope, DecoderConfig& c, LayerConfig& layer) {
   } else if (type == "llama3") {
     c.rope_divisors = llama3_divisors(rope, c.rope_dim / 2, layer.rope_base);
   } else {
-    require(type == "default", "{}: rope_type must be one of: default linear llama3; got '{}'", rope.place(), type);
+    require(type == "default", "{}: rope_type must be one of: default linear llama3; got {}", rope.place(),
+            io::printable(type));
   }
 }
 
@@ -72,8 +73,8 @@ void read_windows(const HfFields& fields, DecoderConfig& c, std::optional<int64_
   for (size_t i = 0; i < c.layers.size(); ++i) {
     const bool is_sliding = types ? (*types)[i] == "sliding_attention" : window && sliding(int64_t(i));
     require(!types || is_sliding || (*types)[i] == "full_attention",
-            "{}: layer_types must be full_attention or sliding_attention, got '{}'", fields.place(),
-            types ? (*types)[i] : "");
+            "{}: layer_types must be full_attention or sliding_attention, got {}", fields.place(),
+            types ? io::printable((*types)[i]) : "");
     require(!is_sliding || window, "{}: layer_types has sliding_attention, but sliding_window is missing",
             fields.place());
     if (is_sliding) c.layers[i].window = window;
@@ -211,7 +212,7 @@ const Family& find_family(const HfFields& fields) {
     if (family.type == type) return family;
     known += fmt::format(" {}", family.type);
   }
-  fail("{}: unsupported model_type '{}', supported:{}", fields.place(), type, known);
+  fail("{}: unsupported model_type {}, supported:{}", fields.place(), io::printable(type), known);
 }
 
 }  // namespace
@@ -221,7 +222,8 @@ Activation read_activation(const HfFields& fields, const std::string& key, const
   if (name == "silu") return Activation::silu;
   if (name == "gelu") return Activation::gelu;
   if (name == "gelu_new" || name == "gelu_pytorch_tanh") return Activation::gelu_tanh;
-  fail("{}: '{}' must be one of: silu gelu gelu_new gelu_pytorch_tanh; got '{}'", fields.place(), key, name);
+  fail("{}: '{}' must be one of: silu gelu gelu_new gelu_pytorch_tanh; got {}", fields.place(), key,
+       io::printable(name));
 }
 
 DecoderConfig read_hf_config(const std::string& folder) {
@@ -245,12 +247,12 @@ DecoderConfig read_hf_config(const std::string& folder) {
   c.norm_epsilon = fields.number(family.epsilon);
   c.attention_scale = 1 / std::sqrt(double(c.head_dim));
   c.is_tied = fields.truth_or("tie_word_embeddings", family.is_tied);
-  check_sizes(c, fields.place());
   constexpr int64_t kMostLayers = 4096;
   const int64_t layers = fields.count(family.layers);
   require(layers <= kMostLayers, "{}: {} must be <= {}, got {}", fields.place(), family.layers, kMostLayers, layers);
   c.layers.resize(size_t(layers));
   family.read(fields, c);
+  check_config(c, fields.place());
   return c;
 }
 

@@ -14,7 +14,10 @@ using nlohmann::json;
 HfFields HfFields::open(const std::string& folder) {
   const std::string path = (std::filesystem::path(folder) / "config.json").string();
   const io::MappedFile file(path);
-  json object = io::parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()}, path);
+  constexpr size_t kMostBytes = size_t{1} << 24;  // JSON takes many times its bytes when it is read
+  require(file.bytes().size() <= kMostBytes, "{}: must have <= {} bytes, got {}", path, kMostBytes,
+          file.bytes().size());
+  json object = io::parse_json(io::as_text(file.bytes()), path);
   require(object.is_object(), "{}: must be an object", path);
   return {path, std::move(object)};
 }

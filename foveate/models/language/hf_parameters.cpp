@@ -95,8 +95,8 @@ at::Tensor to_tensor(const io::StoredTensor& stored, const std::vector<int64_t>&
   return values;
 }
 
-HfParameters::HfParameters(io::Safetensors file, std::string architecture, int64_t heads, bool is_tied)
-    : file_(std::move(file)), architecture_(std::move(architecture)), heads_(heads), is_tied_(is_tied) {
+HfParameters::HfParameters(io::Safetensors file, std::string architecture, int64_t heads)
+    : file_(std::move(file)), architecture_(std::move(architecture)), heads_(heads) {
   const Names names = names_of(architecture_);
   if (!file_.find(std::string(names.outer.front().stored) + ".weight")) prefix_ = names.prefix;
 }
@@ -116,14 +116,11 @@ std::string HfParameters::stored_name(const std::string& name) const {
   return "";
 }
 
-bool HfParameters::has(const std::string& name) const {
-  if (name == "output.weight" && is_tied_) return false;
-  const std::string stored = stored_name(name);
-  return !stored.empty() && file_.find(stored) != nullptr;
-}
-
 at::Tensor HfParameters::read(const std::string& name, const std::vector<int64_t>& shape) const {
-  const io::StoredTensor& stored = file_.tensor(stored_name(name));
+  std::string stored_as = stored_name(name);
+  if (architecture_ == "bert" && stored_as.find("LayerNorm") != std::string::npos && !file_.find(stored_as))
+    stored_as = stored_as.substr(0, stored_as.rfind('.')) + (stored_as.ends_with(".bias") ? ".beta" : ".gamma");
+  const io::StoredTensor& stored = file_.tensor(stored_as);
   const bool in_block = name.starts_with("blk.");
   if (architecture_ == "gpt2" && in_block && shape.size() == 2)
     return to_tensor(stored, {shape[1], shape[0]}).transpose(0, 1).contiguous();

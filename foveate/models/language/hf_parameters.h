@@ -10,13 +10,10 @@
 namespace foveate::models {
 
 // What the two forms do differently: GPT-2 stores its matrices [in, out]; GPT-NeoX interleaves queries, keys and values
-// by head; Gemma's norms multiply by 1 + weight.  A head that is tied to the embedding is not there, even if the file
-// has a copy.
+// by head; Gemma's norms multiply by 1 + weight; older BERT files call a norm's weight and bias gamma and beta.
 class HfParameters final : public Parameters {
  public:
-  // `heads` of the attention; `is_tied`: the head is the embedding.
-  HfParameters(io::Safetensors file, std::string architecture, int64_t heads, bool is_tied);
-  bool has(const std::string& name) const override;
+  HfParameters(io::Safetensors file, std::string architecture, int64_t heads);  // heads of the attention
   at::Tensor read(const std::string& name, const std::vector<int64_t>& shape) const override;
 
  private:
@@ -25,7 +22,6 @@ class HfParameters final : public Parameters {
   io::Safetensors file_;
   std::string architecture_;
   int64_t heads_;
-  bool is_tied_;
   std::string prefix_;  // of all names but the head's; some files leave it out
 };
 

@@ -19,7 +19,6 @@ using Packed = std::shared_ptr<const kernels::PackedMatrix>;
 class Parameters {
  public:
   virtual ~Parameters() = default;
-  virtual bool has(const std::string& name) const = 0;
   // fp32.  Throws Error: missing, another shape (names file, tensor, both shapes), a type that is no number.
   virtual at::Tensor read(const std::string& name, const std::vector<int64_t>& shape) const = 0;
   // Rows row_of(0) .. row_of(count - 1) of a matrix of this shape, packed as they are; null where the file does not
@@ -33,7 +32,6 @@ class Parameters {
 class GgufParameters final : public Parameters {
  public:
   explicit GgufParameters(io::Gguf file) : file_(std::move(file)) {}
-  bool has(const std::string& name) const override { return file_.find(name) != nullptr; }
   at::Tensor read(const std::string& name, const std::vector<int64_t>& shape) const override;
   Packed read_packed(const std::string& name, const std::vector<int64_t>& shape, int64_t count,
                      const std::function<int64_t(int64_t)>& row_of, kernels::PackedMemory& memory) const override;

@@ -83,7 +83,8 @@ int64_t RowChoice::source(int64_t row) const {
 Affine ParameterReader::linear(const std::string& name, const RowChoice& rows, int64_t in, bool has_bias) const {
   const auto choose = [&](const at::Tensor& all) {
     const at::Tensor part = all.narrow(0, rows.first, rows.count);
-    return (rows.heads > 0 ? unpermuted(part, rows.heads) : part).to(dtype_).contiguous();
+    const at::Tensor chosen = (rows.heads > 0 ? unpermuted(part, rows.heads) : part).to(dtype_).contiguous();
+    return rows.count < rows.stored && chosen.is_alias_of(all) ? chosen.clone() : chosen;  // a view would keep all
   };
   Affine w;
   if (has_bias) w.bias = choose(parameters_.read(name + ".bias", {rows.stored}));
@@ -91,8 +92,15 @@ Affine ParameterReader::linear(const std::string& name, const RowChoice& rows, i
   if (form_ == WeightForm::packed)
     w.packed = parameters_.read_packed(
         name + ".weight", shape, rows.count, [&](int64_t row) { return rows.source(row); }, *memory_);
-  if (!w.packed) w.weight = choose(parameters_.read(name + ".weight", shape));
+  if (!w.packed)
+    w.weight = choose(rows.count == rows.stored ? parameters_.read(name + ".weight", shape)
+                                                : read_fused(name + ".weight", shape));
   return w;
+}
+
+at::Tensor ParameterReader::read_fused(const std::string& name, const std::vector<int64_t>& shape) const {
+  if (fused_name_ != name) fused_ = parameters_.read(name, shape), fused_name_ = name;
+  return fused_;
 }
 
 Affine ParameterReader::norm(const std::string& name, int64_t width, NormKind kind) const {

@@ -41,6 +41,10 @@ class ParameterReader {
   at::ScalarType dtype_;
   WeightForm form_;
   std::unique_ptr<kernels::PackedMemory> memory_;
+  at::Tensor read_fused(const std::string& name, const std::vector<int64_t>& shape) const;
+
+  mutable std::string fused_name_;  // the matrix read last, of which parts are taken one after the other
+  mutable at::Tensor fused_;
 };
 
 struct LayerWeights {
