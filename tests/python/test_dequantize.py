@@ -1,6 +1,5 @@
 """Dequantisation against the `gguf` package: the same bits on random blocks of every type and on whole model files."""
 
-import os
 import subprocess
 
 import numpy
@@ -13,10 +12,7 @@ TYPES = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "
 
 @pytest.fixture(scope="session")
 def tool(build) -> str:
-    path = os.environ.get("FOVEATE_DEQUANTIZE", str(build / "dequantize_tool"))
-    if not os.path.exists(path):
-        pytest.skip(f"no program {path}")
-    return path
+    return str(build / "tests" / "dequantize_tool")
 
 
 def dequantized(tool: str, name: str, packed: numpy.ndarray) -> numpy.ndarray:
