@@ -145,7 +145,7 @@ class Backward {
     rows_of_.resize(size_t(tiling_.groups() * tiling_.tiles()));
     run_queue(pool, std::ssize(rows_of_), [&](int64_t item, int) {
       const int64_t group = item / tiling_.tiles();
-      rows_of_[size_t(item)] = tiling_.rows_of(group, tiling_.tile(group, item % tiling_.tiles()));
+      tiling_.rows_of(group, tiling_.tile(group, item % tiling_.tiles()), rows_of_[size_t(item)]);
     });
   }
 
@@ -158,8 +158,8 @@ class Backward {
 
  private:
   struct Worker {
-    Worker(const Table& table, const Arguments& a, const Tiling& tiling, int64_t panels)
-        : strip(table, a, tiling, kUse),
+    Worker(const Table& table, const Arguments& a, const Tiling& tiling, int64_t panels, bool packs_panels)
+        : strip(table, a, tiling, kUse, packs_panels),
           d_k(panels * kPanelKeys * padded(a.dim)),
           d_v(panels * kPanelKeys * padded(a.value_dim)),
           scratch(int64_t(backward_scratch(tiling.kernel_rows() + 1) / 4)) {}
@@ -169,9 +169,9 @@ class Backward {
   };
   using Workers = std::vector<std::unique_ptr<Worker>>;
 
-  Worker& own(Workers& workers, int worker, int64_t panels) const {
+  Worker& own(Workers& workers, int worker, int64_t panels, bool packs_panels) const {
     auto& place = workers[size_t(worker)];
-    if (!place) place = std::make_unique<Worker>(table_, a_, tiling_, panels);
+    if (!place) place = std::make_unique<Worker>(table_, a_, tiling_, panels, packs_panels);
     return *place;
   }
 
@@ -207,7 +207,8 @@ class Backward {
     std::vector<std::atomic<int64_t>> progress(size_t(groups * slabs));
     Workers workers(static_cast<size_t>(std::max(pool_.threads, 1)));
     const auto run = [&](int64_t group, int64_t slab, int worker) {
-      run_slab(own(workers, worker, panels), packed, group, slab, panels, progress.data() + group * slabs);
+      run_slab(own(workers, worker, panels, !packed.shared()), packed, group, slab, panels,
+               progress.data() + group * slabs);
     };
     run_items(slabs, run);
   }
@@ -357,7 +358,7 @@ class Backward {
     run_items(parts_, [&](int64_t group, int64_t part, int worker) {
       std::fill_n(gathered_sum(group, part, 0), a_.keys * sum_floats(), 0.0f);
       for (int64_t index = tiles * part / parts_; index < tiles * (part + 1) / parts_; ++index)
-        add_gathered(own(workers, worker, kStripPanels), group, index, part);
+        add_gathered(own(workers, worker, kStripPanels, false), group, index, part);
     });
     constexpr int64_t kKeysAtOnce = 256;
     const int64_t pieces = (a_.keys + kKeysAtOnce - 1) / kKeysAtOnce;

@@ -17,6 +17,7 @@ struct Item {
 std::vector<Item> items_by_cost(const Tiling& tiling, const PackedKeys* packed) {
   std::vector<Item> items;
   std::vector<PanelRef> refs;
+  TileRows rows;
   for (int64_t group = 0; group < tiling.groups(); ++group)
     for (int64_t i = 0; i < tiling.tiles(); ++i) {
       const TileShape tile = tiling.tile(group, i);
@@ -25,7 +26,8 @@ std::vector<Item> items_by_cost(const Tiling& tiling, const PackedKeys* packed) 
       if (packed && tiling.packs()) {
         panels = packed->visits(group, i);
       } else if (tiling.packs()) {
-        tiling.visit(group, tile, tiling.rows_of(group, tile), 0, tiling.panels(), refs);
+        tiling.rows_of(group, tile, rows);
+        tiling.visit(group, tile, rows, 0, tiling.panels(), refs);
         panels = int64_t(refs.size());
       }
       if (tiling.gathers())
@@ -46,15 +48,16 @@ class Worker {
         tiling_(tiling),
         packed_(packed),
         steps_(table, a),
-        strip_(table, a, tiling, PackedKeys::Use::forward),
+        strip_(table, a, tiling, packed.use(), !packed.shared()),
         rows_(tiling.largest_rows()),
         pointers_(size_t(rows_)),
+        lse_(size_t(rows_)),
         memory_(floats(table, a, tiling)),
         bucket_(tiling.bucketed() ? bucket_floats(steps_, a, tiling) : 0) {}
 
   static int64_t floats(const Table& table, const Arguments& a, const Tiling& tiling) {
     const int64_t rows = tiling.largest_rows();
-    return rows * (Steps(table, a).depth + padded(a.value_dim) + 3) + 64 + int64_t(forward_scratch() / 4);
+    return rows * (padded(Steps(table, a).depth) + padded(a.value_dim) + 3) + 64 + int64_t(forward_scratch() / 4);
   }
 
   static int64_t bucket_floats(const Steps& s, const Arguments& a, const Tiling& tiling) {
@@ -62,7 +65,8 @@ class Worker {
   }
 
   void run(int64_t group, const TileShape& shape) {
-    const TileRows rows = tiling_.rows_of(group, shape);
+    TileRows& rows = tile_rows_;
+    tiling_.rows_of(group, shape, rows);
     ForwardTile t;
     static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, shape, rows);
     float* at = memory_.data();
@@ -71,10 +75,8 @@ class Worker {
     t.top = take(at, t.rows);
     t.sum = take(at, t.rows);
     sinks_ = take(at, t.rows);
-    float* q = take(at, int64_t{t.rows} * steps_.depth);
-    t.q = q;
     point_rows(tiling_, a_.q, a_.type, group, shape, pointers_.data());
-    table_.pack_rows(pointers_.data(), t.rows, a_.dim, a_.type, steps_.step, q);
+    t.q = put_queries(t, take(at, int64_t{t.rows} * padded(steps_.depth)));
     std::fill_n(t.acc, int64_t{t.rows} * padded(a_.value_dim), 0.0f);
     std::fill_n(t.top, t.rows, -std::numeric_limits<float>::infinity());
     std::fill_n(t.sum, t.rows, 0.0f);
@@ -83,6 +85,18 @@ class Worker {
   }
 
  private:
+  const float* put_queries(ForwardTile& t, float* q) const {
+    t.q_stride = packed_.use() == PackedKeys::Use::rows ? padded(steps_.depth) : steps_.depth;
+    if (t.q_stride == steps_.depth) {
+      table_.pack_rows(pointers_.data(), t.rows, a_.dim, a_.type, steps_.step, q);
+      return q;
+    }
+    std::fill_n(q, t.rows * t.q_stride, 0.0f);
+    for (int row = 0; row < t.rows; ++row)
+      table_.pack_rows(pointers_.data() + row, 1, a_.dim, a_.type, steps_.step, q + row * t.q_stride);
+    return q;
+  }
+
   static float* take(float*& at, int64_t count) {
     float* here = at;
     at += count;
@@ -117,7 +131,7 @@ class Worker {
       t.top = take(at, t.rows);
       t.sum = take(at, t.rows);
       float* q = take(at, int64_t{t.rows} * steps_.depth);
-      t.q = q;
+      t.q = q, t.q_stride = steps_.depth;
       for (int row = 0; row < t.rows; ++row) {
         const int from = part.of[size_t(row)];
         std::copy_n(whole.q + int64_t{from} * steps_.depth, steps_.depth, q + int64_t{row} * steps_.depth);
@@ -138,15 +152,14 @@ class Worker {
   }
 
   void finish(const ForwardTile& t, int64_t group, const TileShape& shape) {
-    std::vector<float*> lse(static_cast<size_t>(t.rows));
     tiling_.for_queries(group, shape, [&](int row, int64_t head, int64_t query) {
-      lse[size_t(row)] = results_.lse + (tiling_.batch_of(group) * a_.heads + head) * a_.queries + query;
+      lse_[size_t(row)] = results_.lse + (tiling_.batch_of(group) * a_.heads + head) * a_.queries + query;
       if (a_.sink) sinks_[row] = a_.sink[head];
     });
     point_rows(tiling_, results_.out, a_.type, group, shape, pointers_.data());
     const float natural = t.score.plain() ? t.score.scale : 1 / kLog2e;
     table_.finish({t.rows, a_.value_dim, t.top, t.sum, t.acc, natural, t.score.keep_scale, a_.sink ? sinks_ : nullptr,
-                   const_cast<void* const*>(pointers_.data()), a_.type, lse.data()});
+                   const_cast<void* const*>(pointers_.data()), a_.type, lse_.data()});
   }
 
   const Table& table_;
@@ -158,6 +171,8 @@ class Worker {
   Strip strip_;
   int64_t rows_;
   std::vector<const void*> pointers_;
+  std::vector<float*> lse_;
+  TileRows tile_rows_;
   std::vector<PanelRef> refs_;
   Floats64 memory_, bucket_;
   float* sinks_ = nullptr;
@@ -168,7 +183,7 @@ class Worker {
 void forward(const Table& table, const Arguments& a, const Results& results, const Pool& pool) {
   if (a.batch * a.heads * a.queries * a.rows == 0) return;
   const Tiling tiling(a);
-  const PackedKeys packed(table, a, tiling, PackedKeys::Use::forward, pool);
+  const PackedKeys packed(table, a, tiling, PackedKeys::forward_use(a, Steps(table, a), tiling), pool);
   const std::vector<Item> items = items_by_cost(tiling, &packed);
   std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(pool.threads, 1)));
   run_queue(pool, int64_t(items.size()), [&](int64_t i, int worker) {
@@ -185,6 +200,9 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
   f.gathers = tiling.gathers();
   f.tile_rows = tiling.largest_rows();
   std::vector<PanelRef> refs;
+  TileRows rows;
+  std::vector<uint8_t> needed(size_t(tiling.groups() * tiling.panels()));
+  int64_t packed = 0;  // panels that are packed as they are
   for (const Item& item : items_by_cost(tiling, nullptr)) {
     const TileShape tile = tiling.tile(item.group, item.tile);
     const int64_t panels = item.cost / tile.rows();
@@ -194,15 +212,20 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
       f.checked_panels += panels;
       continue;
     }
-    tiling.visit(item.group, tile, tiling.rows_of(item.group, tile), 0, tiling.panels(), refs);
-    f.checked_panels +=
-        std::count_if(refs.begin(), refs.end(), [](const PanelRef& r) { return r.check != Check::none; });
+    tiling.rows_of(item.group, tile, rows);
+    tiling.visit(item.group, tile, rows, 0, tiling.panels(), refs);
+    packed += std::ssize(refs);
+    for (const PanelRef& ref : refs) {
+      needed[size_t(item.group * tiling.panels() + ref.panel)] = 1;
+      f.checked_panels += ref.check != Check::none;
+    }
   }
-  const auto use = backward ? PackedKeys::Use::backward : PackedKeys::Use::forward;
+  const bool shared = PackedKeys::shares(packed, needed, tiling, threads);
+  const auto use = backward ? PackedKeys::Use::backward : PackedKeys::forward_use(a, Steps(table, a), tiling);
   const int64_t panel = PackedKeys::floats_of_panel(Steps(table, a), a, use);
-  f.bytes =
-      4 * panel *
-      ((tiling.gathers() ? threads * kStripPanels : 0) + (tiling.packs() ? tiling.groups() * tiling.panels() : 0));
+  f.bytes = 4 * panel *
+            ((tiling.gathers() || !shared ? threads * kStripPanels : 0) +
+             (tiling.packs() && shared ? std::ssize(needed) : 0));
   f.bytes += backward ? backward_bytes(table, a, tiling, threads) : 4 * threads * Worker::floats(table, a, tiling);
   return f;
 }

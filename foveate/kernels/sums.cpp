@@ -36,7 +36,7 @@ class Sums {
     std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(pool_.threads, 1)));
     run_queue(pool_, tiling_.groups() * parts_, [&](int64_t item, int worker) {
       auto& own = workers[size_t(worker)];
-      if (!own) own = std::make_unique<Worker>(table_, a_, tiling_, steps_);
+      if (!own) own = std::make_unique<Worker>(table_, a_, tiling_, steps_, !packed_.shared());
       run_part(*own, item / parts_, item % parts_, sums_[size_t(item)]);
     });
     run_queue(pool_, tiling_.groups(), [&](int64_t group, int) { give(group, out); });
@@ -44,8 +44,8 @@ class Sums {
 
  private:
   struct Worker {
-    Worker(const Table& table, const Arguments& a, const Tiling& tiling, const Steps& steps)
-        : strip(table, a, tiling, kUse),
+    Worker(const Table& table, const Arguments& a, const Tiling& tiling, const Steps& steps, bool packs_panels)
+        : strip(table, a, tiling, kUse, packs_panels),
           q(tiling.kernel_rows() * steps.depth),
           scratch(int64_t(backward_scratch(tiling.kernel_rows() + 1) / 4)) {}
     Strip strip;
@@ -74,7 +74,8 @@ class Sums {
     for (int64_t index = begin; index < end; ++index) {
       const TileShape shape = tiling_.tile(group, index);
       if (shape.rows() == 0) continue;
-      const TileRows rows = tiling_.rows_of(group, shape);
+      TileRows rows;
+      tiling_.rows_of(group, shape, rows);
       if (!tiling_.bucketed()) {
         std::vector<int> all(size_t(shape.rows()));
         for (size_t i = 0; i < all.size(); ++i) all[i] = int(i);

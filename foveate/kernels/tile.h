@@ -34,6 +34,8 @@ enum class Check : uint8_t {
 };
 
 struct Panel {
+  const void* const* keys = nullptr;     // forward: [64] rows of k and of v as they are (null: none), then nothing
+  const void* const* values = nullptr;   //   is packed
   const float* k = nullptr;              // by key
   const float* v = nullptr;              // forward: by dim; backward: by key
   const float* k_by_dim = nullptr;       // backward
@@ -99,12 +101,13 @@ struct Tile {
   const int32_t* positions = nullptr;    // [rows], where the score has slopes
   const uint32_t* drop_words = nullptr;  // [rows][2] dropout_row, where there is dropout
   int32_t sinks = 0, keys = 0;
-  DType value_type = DType::f32;  // of bad_values
+  DType value_type = DType::f32;  // of rows as they are
   ScoreTerms score;
 };
 
 struct ForwardTile : Tile {
-  const float* q = nullptr;  // rows
+  const float* q = nullptr;  // rows, q_stride units apart
+  int64_t q_stride = 0;      // the depth; for keys as they are whole vectors, zeros behind
   float* top = nullptr;      // [rows] largest logit so far, in the units of the products where the score is plain
   float* sum = nullptr;      // [rows]
   float* acc = nullptr;      // [rows][padded value_dim]

@@ -166,6 +166,8 @@ void Tiling::add_row(int64_t batch, int64_t head, int64_t left, int64_t query, T
   rows.bounds.push_back({clamp_key(floor, a_.keys), clamp_key(position - left, a_.keys), clamp_key(high, a_.keys)});
 }
 
+void TileRows::clear() { bounds.clear(), documents.clear(), query_ids.clear(), positions.clear(), drop_words.clear(); }
+
 void TileRows::summarise() {
   constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
   bool any = false;
@@ -182,9 +184,9 @@ void TileRows::summarise() {
   lowest_document = *low, highest_document = *high;
 }
 
-TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
+void Tiling::rows_of(int64_t group, const TileShape& tile, TileRows& rows) const {
   const RuleView& rule = a_.rule;
-  TileRows rows;
+  rows.clear();
   rows.bounds.reserve(size_t(tile.rows()));
   for (int head = 0; head < tile.heads; ++head) {
     const int64_t q_head = query_head(group, tile.head + head);
@@ -196,7 +198,6 @@ TileRows Tiling::rows_of(int64_t group, const TileShape& tile) const {
     }
   }
   rows.summarise();
-  return rows;
 }
 
 void Tiling::visit(int64_t group, const TileShape& tile, const TileRows& rows, int64_t first, int64_t end,
@@ -353,6 +354,16 @@ const void* Tiling::row_at(const View& view, int64_t group, int64_t head, int64_
 const void* Tiling::query_row(const View& view, int64_t group, const TileShape& tile, int row) const {
   const int64_t id = query(group, tile, row);
   return id < 0 ? nullptr : row_at(view, group, query_head(group, tile.head + row / tile.queries), id);
+}
+
+void Tiling::panel_rows(int64_t group, int64_t panel, const void** keys, const void** values) const {
+  const int64_t first = panel * kPanelKeys, bytes = int64_t(bytes_of(a_.type));
+  const int count = int(std::min<int64_t>(kPanelKeys, a_.keys - first));
+  const auto *key = static_cast<const char*>(key_row(group, first)),
+             *value = static_cast<const char*>(value_row(group, first));
+  for (int i = 0; i < count; ++i) keys[i] = key + i * a_.k.row * bytes, values[i] = value + i * a_.v.row * bytes;
+  std::fill(keys + count, keys + kPanelKeys, nullptr);
+  std::fill(values + count, values + kPanelKeys, nullptr);
 }
 
 void* Tiling::gradient_row(const View& view, DType type, int64_t group, int64_t key) const {

@@ -37,7 +37,8 @@ struct TileRows {
   std::vector<uint32_t> drop_words;
   int32_t lowest_document = 0, highest_document = 0;
   RowBounds least, greatest;  // of each bound over the rows that are queries; others have high -1
-  void summarise();           // sets what stands for all rows from the rows
+  void clear();
+  void summarise();  // sets what stands for all rows from the rows
 };
 
 // Rows that list one block of keys.
@@ -63,7 +64,7 @@ class Tiling {
   bool bucketed() const { return bucketed_; }
   bool groups_agree() const;  // tiles of every group visit the same panels
 
-  TileRows rows_of(int64_t group, const TileShape& tile) const;
+  void rows_of(int64_t group, const TileShape& tile, TileRows& to) const;  // `to` only to keep its memory
   // Panels within [first, end) that the tile visits.
   void visit(int64_t group, const TileShape& tile, const TileRows& rows, int64_t first, int64_t end,
              std::vector<PanelRef>& to) const;
@@ -97,6 +98,8 @@ class Tiling {
   const void* value_row(int64_t group, int64_t key) const {
     return row_at(a_.v, group, head_group(group).value_head, key);
   }
+  // Rows of a panel in k and in v, null behind the last key.
+  void panel_rows(int64_t group, int64_t panel, const void** keys, const void** values) const;
   void* gradient_row(const View& view, DType type, int64_t group, int64_t key) const;
 
  private:

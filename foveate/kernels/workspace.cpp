@@ -4,8 +4,24 @@
 
 namespace foveate::kernels {
 
+namespace {
+
+// Query rows up to which reading a key as it is costs less than packing it: sums over lanes against a shared panel.
+int few_rows(const Arguments& a, const Steps& steps) {
+  if (a.keys <= kPanelKeys / 2) return 24;
+  return steps.step == 2 ? 8 : 16;
+}
+
+}  // namespace
+
+PackedKeys::Use PackedKeys::forward_use(const Arguments& a, const Steps& steps, const Tiling& tiling) {
+  const bool few = tiling.largest_rows() <= few_rows(a, steps) && !tiling.bucketed();
+  return few ? Use::rows : Use::forward;
+}
+
 int64_t PackedKeys::floats_of_panel(const Steps& s, const Arguments& a, Use use) {
   const int64_t keys = by_key_units(s.depth);
+  if (use == Use::rows) return 0;
   if (use == Use::forward) return keys + by_dim_units(s.keys, a.value_dim);
   return keys + by_key_units(s.value_depth) + by_dim_units(s.keys, a.dim);
 }
@@ -27,30 +43,42 @@ bool PackedKeys::pack(const Table& table, const Arguments& a, const Steps& s, Us
 }
 
 PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool)
-    : a_(a), tiling_(tiling), steps_(table, a), use_(use), floats_((floats_of_panel(steps_, a, use) + 15) / 16 * 16) {
+    : table_(table),
+      a_(a),
+      tiling_(tiling),
+      steps_(table, a),
+      use_(use),
+      floats_((floats_of_panel(steps_, a, use) + 15) / 16 * 16) {
   if (!tiling.packs()) return;
   const int64_t panels = tiling.panels();
   needed_.assign(size_t(tiling.groups() * panels), 0);
-  bad_.assign(needed_.size(), 0);
   survey();
+  shared_ = use != Use::rows && shares(visits_, needed_, tiling, pool.threads);
+  if (!shared_) return;
+  bad_.assign(needed_.size(), 0);
   data_ = Floats64(tiling.groups() * panels * floats_);
   run_queue(pool, tiling.groups() * panels, [&](int64_t item, int) {
-    if (!needed_[size_t(item)]) return;
-    const int64_t group = item / panels, first = item % panels * kPanelKeys;
-    const void *keys[kPanelKeys], *values[kPanelKeys];
-    for (int64_t i = 0; i < kPanelKeys; ++i) {
-      keys[i] = first + i < a.keys ? tiling.key_row(group, first + i) : nullptr;
-      values[i] = first + i < a.keys ? tiling.value_row(group, first + i) : nullptr;
-    }
-    const int count = int(std::min<int64_t>((a.keys - first + 15) / 16 * 16, kPanelKeys));
-    bad_[size_t(item)] = pack(table, a, steps_, use, keys, values, count, data_.data() + item * floats_);
+    if (needed_[size_t(item)]) bad_[size_t(item)] = pack(item / panels, item % panels, data_.data() + item * floats_);
   });
+}
+
+bool PackedKeys::shares(int64_t visits, const std::vector<uint8_t>& needed, const Tiling& tiling, int threads) {
+  // Fewer tiles than threads: packed beforehand, it is work for all of them.
+  return visits > std::count(needed.begin(), needed.end(), 1) || tiling.groups() * tiling.tiles() < threads;
+}
+
+bool PackedKeys::pack(int64_t group, int64_t number, float* to) const {
+  const void *keys[kPanelKeys], *values[kPanelKeys];
+  tiling_.panel_rows(group, number, keys, values);
+  const int count = int(std::min<int64_t>((a_.keys - number * kPanelKeys + 15) / 16 * 16, kPanelKeys));
+  return pack(table_, a_, steps_, use_, keys, values, count, to);
 }
 
 // Which panels are needed, and how many each tile visits.
 void PackedKeys::survey() {
   const int64_t panels = tiling_.panels();
   std::vector<PanelRef> refs;
+  TileRows rows;
   for (int64_t group = 0; group < tiling_.groups(); ++group) {
     if (group > 0 && tiling_.groups_agree()) {
       std::copy_n(needed_.begin(), panels, needed_.begin() + group * panels);
@@ -59,7 +87,8 @@ void PackedKeys::survey() {
     }
     for (int64_t i = 0; i < tiling_.tiles(); ++i) {
       const TileShape tile = tiling_.tile(group, i);
-      tiling_.visit(group, tile, tiling_.rows_of(group, tile), 0, panels, refs);
+      tiling_.rows_of(group, tile, rows);
+      tiling_.visit(group, tile, rows, 0, panels, refs);
       for (const PanelRef& ref : refs) needed_[size_t(group * panels + ref.panel)] = 1;
       tile_visits_.push_back(int32_t(refs.size()));
     }
@@ -67,28 +96,35 @@ void PackedKeys::survey() {
   for (const int32_t visits : tile_visits_) visits_ += visits;
 }
 
-void PackedKeys::put(int64_t group, const PanelRef& ref, Panel& panel) const {
-  panel = Panel{};
-  const int64_t item = group * tiling_.panels() + ref.panel;
-  point(steps_, use_, data_.data() + item * floats_, panel);
-  panel.first = ref.panel * kPanelKeys;
-  panel.check = ref.check;
-}
-
-Strip::Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use)
+Strip::Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use, bool packs_panels)
     : table_(table),
       a_(a),
       tiling_(tiling),
       steps_(table, a),
       use_(use),
       floats_((PackedKeys::floats_of_panel(steps_, a, use) + 15) / 16 * 16),
-      data_(tiling.gathers() ? floats_ * kStripPanels : 0) {}
+      data_(packs_panels || tiling.gathers() ? floats_ * kStripPanels : 0) {}
 
 int Strip::put(const PackedKeys& packed, int64_t group, const PanelRef* refs, int64_t count) {
   const int n = int(std::min<int64_t>(count, kStripPanels));
   for (int i = 0; i < n; ++i) {
+    const int64_t item = group * tiling_.panels() + refs[i].panel;
     Panel& panel = panels_[i];
-    packed.put(group, refs[i], panel);
+    panel = Panel{};
+    bool bad = false;
+    if (use_ == PackedKeys::Use::rows) {
+      tiling_.panel_rows(group, refs[i].panel, keys_[i], values_[i]);
+      panel.keys = keys_[i], panel.values = values_[i];
+    } else if (packed.shared()) {
+      PackedKeys::point(steps_, use_, packed.data_.data() + item * floats_, panel);
+      bad = packed.bad_[size_t(item)];
+    } else {
+      float* at = data_.data() + i * floats_;
+      bad = packed.pack(group, refs[i].panel, at);
+      PackedKeys::point(steps_, use_, at, panel);
+    }
+    panel.first = refs[i].panel * kPanelKeys;
+    panel.check = refs[i].check;
     if (a_.rule.key_documents && !refs[i].same_document) {
       const int64_t keys = std::min<int64_t>(kPanelKeys, a_.keys - panel.first);
       int32_t* to = documents_ + i * kPanelKeys;
@@ -96,9 +132,8 @@ int Strip::put(const PackedKeys& packed, int64_t group, const PanelRef* refs, in
       std::fill(to + keys, to + kPanelKeys, -1);
       panel.documents = to;
     }
-    if (!packed.bad_[size_t(group * tiling_.panels() + refs[i].panel)]) continue;
-    for (int j = 0; j < kPanelKeys; ++j)
-      values_[i][j] = panel.first + j < a_.keys ? tiling_.value_row(group, panel.first + j) : nullptr;
+    if (!bad) continue;
+    tiling_.panel_rows(group, refs[i].panel, keys_[i], values_[i]);
     panel.bad_values = values_[i];
   }
   return n;
@@ -118,21 +153,25 @@ int Strip::gather(int64_t group, const TileRows& rows, const Gathered& list, siz
   const int32_t* documents =
       a_.rule.key_documents ? a_.rule.key_documents + tiling_.batch_of(group) * a_.keys : nullptr;
   for (int i = 0; i < n; ++i) {
-    const void* keys[kPanelKeys];
     for (int j = 0; j < kPanelKeys; ++j) {
       const size_t at = size_t(i) * kPanelKeys + size_t(j);
       const bool real = at < ids;
       const int32_t id = real ? list.ids[first + at] : std::numeric_limits<int32_t>::max();
       ids_[at] = id;
       if (documents) documents_[at] = real ? documents[id] : -1;
-      keys[j] = real ? tiling_.key_row(group, id) : nullptr;
+      keys_[i][j] = real ? tiling_.key_row(group, id) : nullptr;
       values_[i][j] = real ? tiling_.value_row(group, id) : nullptr;
     }
-    float* to = data_.data() + i * floats_;
     Panel& panel = panels_[i];
     panel = Panel{};
-    const bool bad = PackedKeys::pack(table_, a_, steps_, use_, keys, values_[i], kPanelKeys, to);
-    PackedKeys::point(steps_, use_, to, panel);
+    bool bad = false;
+    if (use_ == PackedKeys::Use::rows) {
+      panel.keys = keys_[i], panel.values = values_[i];
+    } else {
+      float* to = data_.data() + i * floats_;
+      bad = PackedKeys::pack(table_, a_, steps_, use_, keys_[i], values_[i], kPanelKeys, to);
+      PackedKeys::point(steps_, use_, to, panel);
+    }
     panel.ids = ids_ + i * kPanelKeys;
     const bool full = size_t(i + 1) * kPanelKeys <= ids;
     panel.check = full && all_visible(rows, panel.ids, list.check) ? Check::none : list.check;

@@ -15,16 +15,25 @@ struct Steps {  // units of the inner axes
         keys(kPanelKeys / step) {}
 };
 
-// Panels of keys and values, packed once and read by all query heads that share them.
+// Panels of keys and values, packed once and read by all query heads that share them.  Where no two tiles visit a
+// panel, each packs its own into its worker's strip: nothing is shared, and what was packed is still in the cache.
 class PackedKeys {
  public:
-  enum class Use { forward, backward };
-  // Packs the panels that some tile visits.
+  enum class Use {
+    rows,  // forward of few rows: keys and values are read as they are
+    forward,
+    backward
+  };
+  static Use forward_use(const Arguments& a, const Steps& steps, const Tiling& tiling);
+  // Packs the panels that some tile visits, if they are shared.
   PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool);
-  void put(int64_t group, const PanelRef& ref, Panel& panel) const;
+  bool shared() const { return shared_; }
+  // Whether panels are: `visits` of all tiles, to panels marked in `needed`.
+  static bool shares(int64_t visits, const std::vector<uint8_t>& needed, const Tiling& tiling, int threads);
   int64_t visits() const { return visits_; }  // panels, summed over tiles
   int64_t visits(int64_t group, int64_t tile) const { return tile_visits_[size_t(group * tiling_.tiles() + tile)]; }
   static int64_t floats_of_panel(const Steps& s, const Arguments& a, Use use);
+  Use use() const { return use_; }
 
  private:
   friend class Strip;
@@ -32,23 +41,27 @@ class PackedKeys {
   static bool pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
                    const void* const* values, int count, float* to);
   void survey();
+  // Packs panel `number` of a group; returns whether values hold NaN or Inf.
+  bool pack(int64_t group, int64_t number, float* to) const;
   static void point(const Steps& s, Use use, const float* at, Panel& panel);
 
+  const Table& table_;
   const Arguments& a_;
   const Tiling& tiling_;
   Steps steps_;
   Use use_;
   int64_t floats_;
+  bool shared_ = true;
   std::vector<uint8_t> needed_, bad_;
   std::vector<int32_t> tile_visits_;
   int64_t visits_ = 0;
   Floats64 data_;
 };
 
-// A worker's own memory for a strip of panels: gathered keys, and the rows of panels that hold bad values.
+// A worker's own memory for a strip of panels: keys that it packs itself, and the rows where they are needed.
 class Strip {
  public:
-  Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use);
+  Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use, bool packs_panels);
 
   // Up to kStripPanels panels from refs; returns how many.
   int put(const PackedKeys& packed, int64_t group, const PanelRef* refs, int64_t count);
@@ -69,7 +82,7 @@ class Strip {
   int64_t floats_;
   Floats64 data_;
   Panel panels_[kStripPanels];
-  const void* values_[kStripPanels][kPanelKeys];
+  const void *keys_[kStripPanels][kPanelKeys], *values_[kStripPanels][kPanelKeys];
   int32_t ids_[kStripPanels * kPanelKeys], documents_[kStripPanels * kPanelKeys];
 };
 

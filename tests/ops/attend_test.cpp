@@ -8,6 +8,8 @@
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 
+#include <array>
+
 #include "foveate/base/error.h"
 #include "tests/support/attend_problems.h"
 
@@ -177,6 +179,50 @@ TEST_P(AttendAtLevel, one_query_no_query_one_key_no_key) {
     for (const int64_t keys : {0, 1, 5})
       expect_oracle_in_both(
           rule_problem({.queries = queries, .keys = keys}, Rule{.query_start = 0, .window_right = std::nullopt}));
+}
+
+TEST_P(AttendAtLevel, few_queries_equal_the_oracle) {  // whose keys are read as they are, not packed
+  for (const auto& [queries, heads, dim, value_dim] :
+       std::vector<std::array<int64_t, 4>>{{1, 2, 40, 33}, {2, 6, 33, 16}, {7, 2, 32, 70}}) {
+    const Shape shape{
+        .batch = 1, .heads = heads, .kv_heads = 2, .queries = queries, .keys = 701, .dim = dim, .value_dim = value_dim};
+    for (Problem p :
+         {rule_problem(shape, {}), rule_problem(shape, {.window_left = 300, .sinks = 9}),
+          token_problem(shape, 2, 4, {}), run_problem(shape, 1, 8, {}), block_problem(shape, 1, 8, 64, {})}) {
+      expect_oracle(p, at::kFloat, {1e-4, 1e-4});
+      p.score = {.soft_cap = 2.0,
+                 .bias = random_tensor({1, heads, queries, 701}, 5),
+                 .sink = random_tensor({heads}, 6),
+                 .slopes = random_tensor({heads}, 8).mul(0.01),
+                 .relative = relative_term(shape, {1, heads, queries}),
+                 .leaky = 0.3,
+                 .dropout = 0.25};
+      expect_oracle(p, at::kFloat, {2e-4, 2e-4});
+      for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+        const double unit = type == at::kHalf ? 1e-3 : 8e-3;
+        p.score = {};
+        const Tensor q = p.q.to(type), k = p.k.to(type), v = p.v.to(type);
+        const auto want = oracle_attention(to_array(q), to_array(k), to_array(v), p.visible, oracle_score(p));
+        EXPECT_TRUE(same(attend(q, k, v, p.plan).out, to_tensor(want.out), {unit, unit}));
+      }
+    }
+  }
+}
+
+TEST_P(AttendAtLevel, few_queries_meet_nan_and_inf_as_many_do) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
+    Problem p = rule_problem({.queries = 2, .keys = 150}, {.query_start = 100, .window_left = 60});
+    const Tensor q = p.q.to(type), k = p.k.to(type), v = p.v.to(type);
+    const Tensor want = attend(q, k, v, p.plan).out;
+    for (const int64_t hidden : {3, 39, 102, 149}) k.select(2, hidden).fill_(NAN), v.select(2, hidden).fill_(INFINITY);
+    EXPECT_TRUE(attend(q, k, v, p.plan).out.equal(want));
+    v.select(2, 101).fill_(INFINITY);  // the second sees it
+    v.select(2, 70)[0][0][0] = NAN;    // both do
+    const Tensor out = attend(q, k, v, p.plan).out;
+    EXPECT_TRUE(out.select(2, 0).narrow(2, 1, 4).equal(want.select(2, 0).narrow(2, 1, 4)));
+    EXPECT_TRUE(out[0].narrow(0, 0, 2).select(1, 0).select(1, 0).isnan().all().item<bool>());
+    EXPECT_TRUE(out.select(2, 1).narrow(2, 1, 4).eq(INFINITY).all().item<bool>());
+  }
 }
 
 TEST_P(AttendAtLevel, low_precision_is_as_close_as_its_inputs_allow) {

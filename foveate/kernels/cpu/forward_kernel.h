@@ -11,10 +11,13 @@ inline int group_scores(const ForwardTile& t, const Group& g, const Panel* panel
     const Sight sees = sight(t, g.bounds, panels[i]);
     if (sees == Sight::nothing) continue;
     float* strip = t.strip + n * kPanelKeys;
-    const float* q = t.q + int64_t{g.row} * t.depth;
+    const float* q = t.q + int64_t{g.row} * t.q_stride;
     const bool ready = plain && sees == Sight::all;
     widths[n] = columns_seen(t, g.bounds, panels[i]);
-    if (widths[n] == kPanelKeys)
+    if (panels[i].keys)
+      group_row_products<Unit>(t, g.rows, q, t.q_stride, panels[i].keys, widths[n], strip, kStripColumns,
+                               ready ? tops : nullptr);
+    else if (widths[n] == kPanelKeys)
       with_rows(g.rows, [&](auto rows) {
         group_products<Unit, rows.value>(q, t.depth, panels[i].k, strip, kStripColumns, ready ? tops : nullptr);
       });
@@ -58,7 +61,7 @@ inline float weigh_row(const ForwardTile& t, int row, const Panel* const* seen, 
 }
 
 // A visible NaN or Inf value was packed as 0: it still makes its row NaN or Inf.
-inline void add_bad_values(const ForwardTile& t, const Panel& p, const Group& g) {
+inline void add_bad_values(const ForwardTile& t, const Panel& p, const void* const* rows, const Group& g) {
   for (int r = g.row; r < g.row + g.rows; ++r)
     for (int column = 0; column < kPanelKeys; column += Simd::kWidth) {
       const I ids = key_ids(p, column);
@@ -66,7 +69,7 @@ inline void add_bad_values(const ForwardTile& t, const Panel& p, const Group& g)
       Simd::store(seen, Simd::select(p.check == Check::none ? Simd::equal(ids - ids, 0) : visible(t, p, r, ids, column),
                                      Simd::set(1), Simd::set(0)));
       for (int i = 0; i < Simd::kWidth; ++i) {
-        const char* value = (const char*)p.bad_values[column + i];
+        const char* value = (const char*)rows[column + i];
         if (!value || seen[i] == 0) continue;
         if (t.score.landmark_block && (p.first + column + i + 1) % t.score.landmark_block == 0) continue;
         for (int d = 0; d < t.value_dim; ++d) {
@@ -103,12 +106,20 @@ inline void forward_group(const ForwardTile& t, const Group& g, const Panel* pan
     const float sum = weigh(t, g.row + r, seen, t.strip + r * kStripColumns, weights + r * stride, n, factor, safe[r]);
     t.sum[g.row + r] = t.sum[g.row + r] * shrink[r] + sum;
   }
-  const float* values[kStripPanels];
   int64_t at[kStripPanels];
-  for (int i = 0; i < n; ++i) values[i] = seen[i]->v, at[i] = int64_t{i} * kPanelKeys / Unit::kStep;
+  for (int i = 0; i < n; ++i) at[i] = int64_t{i} * kPanelKeys / Unit::kStep;
+  if (seen[0]->values) {
+    const void* const* rows[kStripPanels];
+    for (int i = 0; i < n; ++i) rows[i] = seen[i]->values;
+    if (add_row_values<Unit>(t, g, weights, at, stride, rows, widths, n, shrink, t.acc)) return;
+    for (int i = 0; i < n; ++i) add_bad_values(t, *seen[i], rows[i], g);
+    return;
+  }
+  const float* values[kStripPanels];
+  for (int i = 0; i < n; ++i) values[i] = seen[i]->v;
   add_by_dim<Unit>(g, weights, at, stride, values, widths, n, padded(t.value_dim), shrink, t.acc);
   for (int i = 0; i < n; ++i)
-    if (seen[i]->bad_values) add_bad_values(t, *seen[i], g);
+    if (seen[i]->bad_values) add_bad_values(t, *seen[i], seen[i]->bad_values, g);
 }
 
 template <class Unit>

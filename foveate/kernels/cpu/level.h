@@ -2,6 +2,7 @@
 // clang-format off
 #include "foveate/kernels/cpu/products.h"
 #include "foveate/kernels/cpu/score_kernels.h"
+#include "foveate/kernels/cpu/row_kernels.h"
 #include "foveate/kernels/cpu/forward_kernel.h"
 #include "foveate/kernels/cpu/backward_kernel.h"
 #include "foveate/kernels/cpu/sums_kernel.h"

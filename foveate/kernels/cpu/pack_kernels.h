@@ -1,27 +1,5 @@
 // Packing, and what happens to finished rows.  To be included inside a level's own anonymous namespace, after
-// products.h.
-
-constexpr int kLanes = Simd::kWidth;
-
-// Elements [at, at + kLanes) of a row as floats, 0 behind `dim` and for a null row.
-FOVEATE_INLINE F row_floats(const void* row, int at, int dim, DType type) {
-  if (!row || at >= dim) return Simd::set(0);
-  if (at + kLanes <= dim)
-    return type == DType::f32 ? Simd::load((const float*)row + at) : Simd::load_as((const uint16_t*)row + at, type);
-  float values[kLanes] = {};
-  for (int i = at; i < dim; ++i) values[i - at] = element((const char*)row, type, i);
-  return Simd::load(values);
-}
-
-// Units [at, at + kLanes) of a row: floats, or pairs of bf16 taken as they are.
-FOVEATE_INLINE F row_units(const void* row, int at, int dim, DType type, int step) {
-  if (step == 1) return row_floats(row, at, dim, type);
-  if (!row || 2 * at >= dim) return Simd::set(0);
-  if (2 * (at + kLanes) <= dim) return Simd::load((const float*)((const uint16_t*)row + 2 * at));
-  uint16_t pairs[2 * kLanes] = {};
-  __builtin_memcpy(pairs, (const uint16_t*)row + 2 * at, size_t(dim - 2 * at) * 2);
-  return Simd::load((const float*)pairs);
-}
+// row_kernels.h.
 
 void pack_rows(const void* const* rows, int count, int dim, DType type, int step, float* to) {
   const int steps = (dim + step - 1) / step;

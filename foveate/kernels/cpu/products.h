@@ -107,7 +107,7 @@ FOVEATE_INLINE void for_columns(int width, const Use& use) {
   }
 }
 
-FOVEATE_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+FOVEATE_INLINE constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 // ---- who sees what ----
 

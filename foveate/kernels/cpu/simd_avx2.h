@@ -54,6 +54,20 @@ struct Simd {
     if (type == DType::f16) return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
+  // The first n of them, zeros behind; load_pairs: of 2 * kWidth halves as they are.
+  static F load_first(const float* p, int n) {
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), count_from(0)));
+  }
+  static F load_first_as(const uint16_t* p, int n, DType type) {
+    uint16_t first[kWidth] = {};
+    __builtin_memcpy(first, p, size_t(n) * 2);
+    return load_as(first, type);
+  }
+  static F load_pairs(const uint16_t* p, int n) {
+    uint16_t first[2 * kWidth] = {};
+    __builtin_memcpy(first, p, size_t(n) * 2);
+    return load((const float*)first);
+  }
   static void store_as(uint16_t* p, F x, DType type) {
     if (type == DType::f16) {
       _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
@@ -89,6 +103,13 @@ struct Simd {
   static I bits_and(I a, int32_t mask) { return _mm256_and_si256(a, _mm256_set1_epi32(mask)); }
   static I bits_or(I a, I b) { return _mm256_or_si256(a, b); }
   static I load_bytes(const int8_t* p) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+
+  // Four vectors to one: lane 4 * i + j is the sum of lanes 4 * i .. 4 * i + 3 of vector j.
+  static F sum_quads(F a, F b, F c, F d) { return _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d)); }
+  // Lane 4 * i + j is the sum of every fourth lane of vector i, from lane j on.
+  static F sum_fourths(const F (&x)[2]) {
+    return _mm256_permute2f128_ps(x[0], x[1], 0x20) + _mm256_permute2f128_ps(x[0], x[1], 0x31);
+  }
 
   // 8 rows of 8 units become 8 columns.
   static void transpose(const F (&r)[8], float* to, int64_t stride) {

@@ -42,6 +42,16 @@ struct Simd {
     if (type == DType::f16) return _mm512_cvtph_ps(half);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
+  // The first n of them, zeros behind; load_pairs: of 2 * kWidth halves as they are.
+  static F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
+  static F load_first_as(const uint16_t* p, int n, DType type) {
+    const __m256i half = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);
+    if (type == DType::f16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+  static F load_pairs(const uint16_t* p, int n) {
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16((__mmask32{1} << n) - 1, p));
+  }
   static void store_as(uint16_t* p, F x, DType type) {
     const __m256i half =
         type == DType::f16 ? _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : _mm512_cvtepi32_epi16(to_bf16(x));
@@ -74,6 +84,20 @@ struct Simd {
   static I bits_and(I a, int32_t mask) { return _mm512_and_si512(a, _mm512_set1_epi32(mask)); }
   static I bits_or(I a, I b) { return _mm512_or_si512(a, b); }
   static I load_bytes(const int8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+
+  // Four vectors to one: lane 4 * i + j is the sum of lanes 4 * i .. 4 * i + 3 of vector j.
+  static F sum_quads(F a, F b, F c, F d) {
+    const F ab = _mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b);
+    const F cd = _mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d);
+    const __m512d low = _mm512_castps_pd(ab), high = _mm512_castps_pd(cd);
+    return _mm512_castpd_ps(_mm512_unpacklo_pd(low, high)) + _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+  }
+  // Lane 4 * i + j is the sum of every fourth lane of vector i, from lane j on.
+  static F sum_fourths(const F (&x)[4]) {
+    const F low = _mm512_shuffle_f32x4(x[0], x[1], 0x44) + _mm512_shuffle_f32x4(x[0], x[1], 0xee);
+    const F high = _mm512_shuffle_f32x4(x[2], x[3], 0x44) + _mm512_shuffle_f32x4(x[2], x[3], 0xee);
+    return _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
+  }
 
   // 16 rows of 16 units become 16 columns: to[column * stride + row].
   static void transpose(const F (&rows)[16], float* to, int64_t stride) {

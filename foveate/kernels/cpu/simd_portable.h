@@ -61,6 +61,22 @@ struct Simd {
     for (int i = 0; i < kWidth; ++i) x[i] = type == DType::f16 ? from_f16(p[i]) : from_bits(uint32_t{p[i]} << 16);
     return x;
   }
+  // The first n of them, zeros behind; load_pairs: of 2 * kWidth halves as they are.
+  static F load_first(const float* p, int n) {
+    float first[kWidth] = {};
+    __builtin_memcpy(first, p, size_t(n) * 4);
+    return load(first);
+  }
+  static F load_first_as(const uint16_t* p, int n, DType type) {
+    uint16_t first[kWidth] = {};
+    __builtin_memcpy(first, p, size_t(n) * 2);
+    return load_as(first, type);
+  }
+  static F load_pairs(const uint16_t* p, int n) {
+    uint16_t first[2 * kWidth] = {};
+    __builtin_memcpy(first, p, size_t(n) * 2);
+    return load((const float*)first);
+  }
   static void store_as(uint16_t* p, F x, DType type) {
     const I wide = to_bf16(x);
     for (int i = 0; i < kWidth; ++i) p[i] = type == DType::f16 ? to_f16(x[i]) : uint16_t(wide[i]);
@@ -121,6 +137,21 @@ struct Simd {
   static I bits_and(I a, int32_t mask) { return a & mask; }
   static I bits_or(I a, I b) { return a | b; }
   static I load_bytes(const int8_t* p) { return I{p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7]}; }
+
+  // Four vectors to one: lane 4 * i + j is the sum of lanes 4 * i .. 4 * i + 3 of vector j.
+  static F sum_quads(F a, F b, F c, F d) {
+    const F ab = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13) +
+                 __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    const F cd = __builtin_shufflevector(c, d, 0, 8, 1, 9, 4, 12, 5, 13) +
+                 __builtin_shufflevector(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    return __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) +
+           __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+  }
+  // Lane 4 * i + j is the sum of every fourth lane of vector i, from lane j on.
+  static F sum_fourths(const F (&x)[2]) {
+    return __builtin_shufflevector(x[0], x[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(x[0], x[1], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
 
   static void transpose(const F (&rows)[8], float* to, int64_t stride) {
     for (int c = 0; c < 8; ++c)
