@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <numeric>
@@ -38,6 +39,38 @@ std::vector<Item> items_by_cost(const Tiling& tiling, const PackedKeys* packed) 
   return items;
 }
 
+// Few tiles with many keys: their panels are cut into parts that threads share, each with sums of its own, which are
+// joined in order.  By shape alone: results must not depend on the number of threads.
+class Parts {
+ public:
+  Parts(const Arguments& a, const Tiling& tiling, PackedKeys::Use use)
+      : count_(count(tiling, use)),
+        tiles_(tiling.tiles()),
+        rows_(tiling.largest_rows()),
+        dims_(padded(a.value_dim)),
+        data_(count_ > 1 ? tiling.groups() * tiles_ * count_ * floats() : 0) {}
+
+  int64_t count() const { return count_; }
+  static int64_t count(const Tiling& tiling, PackedKeys::Use use) {
+    constexpr int64_t kEnough = 16, kFewestPanels = 16;
+    const int64_t tiles = tiling.groups() * tiling.tiles();
+    if (use != PackedKeys::Use::rows || tiling.gathers() || tiles == 0) return 1;
+    return std::clamp<int64_t>(std::min(kEnough / tiles, tiling.panels() / kFewestPanels), 1, kEnough);
+  }
+
+  void put(int64_t group, int64_t tile, int64_t part, ForwardTile& t) const {
+    t.acc = data_.data() + ((group * tiles_ + tile) * count_ + part) * floats();
+    t.top = t.acc + rows_ * dims_;
+    t.sum = t.top + rows_;
+  }
+
+ private:
+  int64_t floats() const { return (rows_ * (dims_ + 2) + 15) / 16 * 16; }
+
+  int64_t count_, tiles_, rows_, dims_;
+  Floats64 data_;
+};
+
 // One worker: its memory, and a tile from rows to results.
 class Worker {
  public:
@@ -64,11 +97,48 @@ class Worker {
     return tiling.kernel_rows() * (s.depth + padded(a.value_dim) + 2);
   }
 
-  void run(int64_t group, const TileShape& shape) {
-    TileRows& rows = tile_rows_;
-    tiling_.rows_of(group, shape, rows);
+  void run(int64_t group, int64_t index) {
+    const TileShape shape = tiling_.tile(group, index);
+    ForwardTile t = start(group, shape);
+    add_panels(t, group, shape, 0, 1);
+    finish(t, group, shape);
+  }
+
+  void run_part(int64_t group, int64_t index, const Parts& parts, int64_t part) {
+    const TileShape shape = tiling_.tile(group, index);
+    ForwardTile t = start(group, shape);
+    parts.put(group, index, part, t);
+    clear(t);
+    add_panels(t, group, shape, part, parts.count());
+  }
+
+  void join(int64_t group, int64_t index, const Parts& parts) {
+    const TileShape shape = tiling_.tile(group, index);
+    const ForwardTile t = start(group, shape);
+    const float factor = t.score.plain() ? t.score.scale * kLog2e : 1;
+    const int dims = padded(a_.value_dim);
+    for (int64_t part = 0; part < parts.count(); ++part) {
+      ForwardTile of_part;
+      parts.put(group, index, part, of_part);
+      for (int row = 0; row < t.rows; ++row) {
+        const float now = std::max(t.top[row], of_part.top[row]);
+        const float safe = now == -std::numeric_limits<float>::infinity() ? 0 : now;
+        const float keep = std::exp2((t.top[row] - safe) * factor), add = std::exp2((of_part.top[row] - safe) * factor);
+        float* acc = t.acc + int64_t{row} * dims;
+        table_.scale_row(acc, dims, keep, DType::f32, acc);
+        table_.add_scaled(of_part.acc + int64_t{row} * dims, dims, DType::f32, add, acc);
+        t.sum[row] = t.sum[row] * keep + of_part.sum[row] * add;
+        t.top[row] = now;
+      }
+    }
+    finish(t, group, shape);
+  }
+
+ private:
+  ForwardTile start(int64_t group, const TileShape& shape) {
+    tiling_.rows_of(group, shape, tile_rows_);
     ForwardTile t;
-    static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, shape, rows);
+    static_cast<Tile&>(t) = make_tile(a_, steps_, tiling_, group, shape, tile_rows_);
     float* at = memory_.data();
     t.strip = take(at, int64_t(forward_scratch() / 4));
     t.acc = take(at, int64_t{t.rows} * padded(a_.value_dim));
@@ -77,14 +147,16 @@ class Worker {
     sinks_ = take(at, t.rows);
     point_rows(tiling_, a_.q, a_.type, group, shape, pointers_.data());
     t.q = put_queries(t, take(at, int64_t{t.rows} * padded(steps_.depth)));
+    clear(t);
+    return t;
+  }
+
+  void clear(const ForwardTile& t) const {
     std::fill_n(t.acc, int64_t{t.rows} * padded(a_.value_dim), 0.0f);
     std::fill_n(t.top, t.rows, -std::numeric_limits<float>::infinity());
     std::fill_n(t.sum, t.rows, 0.0f);
-    add_panels(t, group, shape, rows);
-    finish(t, group, shape);
   }
 
- private:
   const float* put_queries(ForwardTile& t, float* q) const {
     t.q_stride = packed_.use() == PackedKeys::Use::rows ? padded(steps_.depth) : steps_.depth;
     if (t.q_stride == steps_.depth) {
@@ -103,7 +175,9 @@ class Worker {
     return here;
   }
 
-  void add_panels(ForwardTile& t, int64_t group, const TileShape& shape, const TileRows& rows) {
+  // Part `part` of `parts` of what the tile visits.
+  void add_panels(ForwardTile& t, int64_t group, const TileShape& shape, int64_t part, int64_t parts) {
+    const TileRows& rows = tile_rows_;
     if (tiling_.bucketed()) return add_buckets(t, group, shape, rows);
     t.panels = strip_.panels();
     const auto add = [&](int panels) {
@@ -116,8 +190,9 @@ class Worker {
           add(strip_.gather(group, rows, list, first));
     if (!tiling_.packs()) return;
     tiling_.visit(group, shape, rows, 0, tiling_.panels(), refs_);
-    for (size_t first = 0; first < refs_.size(); first += kStripPanels)
-      add(strip_.put(packed_, group, refs_.data() + first, int64_t(refs_.size() - first)));
+    const int64_t visits = std::ssize(refs_), end = visits * (part + 1) / parts;
+    for (int64_t first = visits * part / parts; first < end; first += kStripPanels)
+      add(strip_.put(packed_, group, refs_.data() + first, end - first));
   }
 
   void add_buckets(const ForwardTile& whole, int64_t group, const TileShape& shape, const TileRows& rows) {
@@ -184,14 +259,24 @@ void forward(const Table& table, const Arguments& a, const Results& results, con
   if (a.batch * a.heads * a.queries * a.rows == 0) return;
   const Tiling tiling(a);
   const PackedKeys packed(table, a, tiling, PackedKeys::forward_use(a, Steps(table, a), tiling), pool);
+  const Parts parts(a, tiling, packed.use());
   const std::vector<Item> items = items_by_cost(tiling, &packed);
   std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(pool.threads, 1)));
-  run_queue(pool, int64_t(items.size()), [&](int64_t i, int worker) {
-    auto& own = workers[size_t(worker)];
-    if (!own) own = std::make_unique<Worker>(table, a, results, tiling, packed);
-    const Item& item = items[size_t(i)];
-    own->run(item.group, tiling.tile(item.group, item.tile));
+  const auto own = [&](int worker) -> Worker& {
+    auto& place = workers[size_t(worker)];
+    if (!place) place = std::make_unique<Worker>(table, a, results, tiling, packed);
+    return *place;
+  };
+  const int64_t tiles = std::ssize(items), count = parts.count();
+  if (count == 1)
+    return run_queue(pool, tiles,
+                     [&](int64_t i, int worker) { own(worker).run(items[size_t(i)].group, items[size_t(i)].tile); });
+  run_queue(pool, tiles * count, [&](int64_t i, int worker) {
+    const Item& item = items[size_t(i / count)];
+    own(worker).run_part(item.group, item.tile, parts, i % count);
   });
+  run_queue(pool, tiles,
+            [&](int64_t i, int worker) { own(worker).join(items[size_t(i)].group, items[size_t(i)].tile, parts); });
 }
 
 Forecast forecast(const Table& table, const Arguments& a, bool backward, int threads) {

@@ -15,7 +15,8 @@ inline int group_scores(const ForwardTile& t, const Group& g, const Panel* panel
     const bool ready = plain && sees == Sight::all;
     widths[n] = columns_seen(t, g.bounds, panels[i]);
     if (panels[i].keys)
-      group_row_products<Unit>(t, g.rows, q, t.q_stride, panels[i].keys, widths[n], strip, kStripColumns,
+      group_row_products<Unit>(t, g.rows, q, t.q_stride, panels[i].keys, widths[n],
+                               i + 1 < count ? panels[i + 1].keys : nullptr, strip, kStripColumns,
                                ready ? tops : nullptr);
     else if (widths[n] == kPanelKeys)
       with_rows(g.rows, [&](auto rows) {

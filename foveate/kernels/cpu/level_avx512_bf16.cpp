@@ -18,6 +18,12 @@ struct Pairs {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
   }
   static FOVEATE_INLINE F exp2(F x) { return Simd::exp2(x, kExp2Coarse); }
+  // 16 neighbours of two rows.
+  static FOVEATE_INLINE F interleave(const uint16_t* low, const uint16_t* high) {
+    const I a = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)low));
+    const I b = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)high));
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_slli_epi32(b, 16), a));
+  }
   // 32 neighbours of a row.
   static FOVEATE_INLINE void store_pairs(float* to, F first, F second) {
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));

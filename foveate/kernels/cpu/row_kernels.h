@@ -29,6 +29,12 @@ inline bool reads_whole(const Tile& t, const void* const* keys, int count) {
   return keys[count - 1] != nullptr;
 }
 
+constexpr int kAhead = 16;  // rows; processors follow one row after the other, but not to the next page
+
+FOVEATE_INLINE void fetch_ahead(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)row + at, 0, 2);
+}
+
 // quads[r]: Simd::sum_quads of a row's products with four keys.
 template <class Unit, int R, bool kWhole>
 FOVEATE_INLINE void four_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys,
@@ -54,10 +60,15 @@ FOVEATE_INLINE void four_products(const Tile& t, const float* q, int64_t q_strid
 // their largest. Rows of q stand q_stride units apart, with zeros up to whole vectors.
 template <class Unit, int R, bool kWhole>
 FOVEATE_INLINE void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width,
-                                 float* to, int64_t stride, F* tops) {
+                                 const void* const* next, float* to, int64_t stride, F* tops) {
+  const int64_t bytes = t.dim * int64_t(bytes_of(t.value_type));
   for (int key = 0; key < width; key += kLanes) {
     F quads[kLanes / 4][R];
+    const void* const* ahead = key + kAhead < width ? keys + key + kAhead
+                               : next               ? next + key + kAhead - width
+                                                    : nullptr;
     for (int i = 0; i < kLanes / 4; ++i) {
+      for (int j = 4 * i; ahead && j < 4 * i + 4; ++j) fetch_ahead(ahead[j], bytes);
       if (kWhole || keys[key + 4 * i])
         four_products<Unit, R, kWhole>(t, q, q_stride, keys + key + 4 * i, quads[i]);
       else
@@ -77,25 +88,26 @@ constexpr int kRowsAtOnce = Simd::kWidth == 16 ? kGroupRows : 2;  // 4 sums a ro
 
 template <class Unit>
 __attribute__((noinline)) void group_row_products(const Tile& t, int rows, const float* q, int64_t q_stride,
-                                                  const void* const* keys, int width, float* to, int64_t stride,
-                                                  F* tops) {
+                                                  const void* const* keys, int width, const void* const* next,
+                                                  float* to, int64_t stride, F* tops) {
   const bool whole = reads_whole<Unit>(t, keys, width);
   for (int r = 0; r < rows; r += kRowsAtOnce)
     with_rows(smaller(kRowsAtOnce, rows - r), [&](auto count) {
       constexpr int R = smaller(count.value, kRowsAtOnce);
       const auto products = whole ? row_products<Unit, R, true> : row_products<Unit, R, false>;
-      products(t, q + r * q_stride, q_stride, keys, width, to + r * stride, stride, tops ? tops + r : nullptr);
+      products(t, q + r * q_stride, q_stride, keys, width, next, to + r * stride, stride, tops ? tops + r : nullptr);
     });
 }
 
-// Vector `at` of `Unit::kStep` rows of v as units; `sound` loses lanes that are NaN or Inf, which kCleans takes as 0.
+// Vector `at` of `Unit::kStep` rows of v as units; kCleans takes NaN and Inf as 0.
 template <class Unit, bool kCleans>
-FOVEATE_INLINE F value_units(const Tile& t, const void* const* rows, int at, M& sound) {
+FOVEATE_INLINE F value_units(const Tile& t, const void* const* rows, int at) {
+  if constexpr (Unit::kStep == 2 && !kCleans)
+    if (rows[1] && at + kLanes <= t.value_dim)
+      return Unit::interleave((const uint16_t*)rows[0] + at, (const uint16_t*)rows[1] + at);
   const auto values = [&](const void* row) __attribute__((always_inline)) {
     const F x = row_floats(row, at, t.value_dim, t.value_type);
-    const M good = Simd::finite(x);
-    sound = Simd::both(sound, good);
-    return kCleans ? Simd::select(good, x, Simd::set(0)) : x;
+    return kCleans ? Simd::select(Simd::finite(x), x, Simd::set(0)) : x;
   };
   if constexpr (Unit::kStep == 1) {
     return values(rows[0]);
@@ -117,13 +129,14 @@ inline bool add_row_values(const Tile& t, const Group& g, const float* weights, 
         constexpr int R = row_count.value, C = columns.value;
         const auto add = [&](auto cleans) __attribute__((always_inline)) {
           Sums<R, C> sums;
-          M sound = Simd::finite(Simd::set(0));
           for (int i = 0; i < n; ++i)
             for (int key = 0; key < widths[i] && rows[i][key]; key += Unit::kStep) {
+              if (dim + column == 0)
+                for (int j = key + kAhead; j < smaller(key + kAhead + Unit::kStep, kPanelKeys); ++j)
+                  fetch_ahead(rows[i][j], t.value_dim * int64_t(bytes_of(t.value_type)));
               F values[C];
               unrolled<C>([&](auto c) __attribute__((always_inline)) {
-                values[c.value] =
-                    value_units<Unit, cleans.value>(t, rows[i] + key, dim + column + c.value * kLanes, sound);
+                values[c.value] = value_units<Unit, cleans.value>(t, rows[i] + key, dim + column + c.value * kLanes);
               });
               const float* weight = weights + at[i] + key / Unit::kStep;
               unrolled<R>([&](auto r) __attribute__((always_inline)) {
@@ -133,7 +146,11 @@ inline bool add_row_values(const Tile& t, const Group& g, const float* weights, 
                 });
               });
             }
-          if (!cleans.value && !Simd::all(sound)) return false;
+          bool sound = true;
+          if constexpr (!cleans.value)
+            sums.for_each([&](int, int, F sum)
+                              __attribute__((always_inline)) { sound = sound && Simd::all(Simd::finite(sum)); });
+          if (!sound) return false;
           sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
             float* place = to + int64_t{g.row + r} * dims + dim + column + c * kLanes;
             Simd::store(place, Simd::fma(Simd::load(place), Simd::set(shrink[r]), sum));
