@@ -209,6 +209,23 @@ TEST_P(AttendAtLevel, few_queries_equal_the_oracle) {  // whose keys are read as
   }
 }
 
+TEST_P(AttendAtLevel, few_queries_over_many_keys_join_their_parts) {
+  const Shape shape{.batch = 1, .heads = 3, .kv_heads = 1, .queries = 2, .keys = 3300, .dim = 16, .value_dim = 16};
+  for (const Rule& rule : {Rule{}, Rule{.query_start = 0}, Rule{.window_left = 1500, .sinks = 70}}) {
+    Problem p = rule_problem(shape, rule);
+    expect_oracle(p, at::kFloat, {1e-4, 1e-4});
+    p.score = {.soft_cap = 3.0, .sink = random_tensor({3}, 6)};
+    expect_oracle(p, at::kFloat, {1e-4, 1e-4});
+  }
+  Problem p = rule_problem(shape, {});
+  p.v.select(2, 3000)[0][0][5] = INFINITY;  // in the last of three parts
+  p.q[0][0].fill_(NAN);
+  const Tensor out = attend(p.q, p.k, p.v, p.plan).out;
+  EXPECT_TRUE(out[0][0].isnan().all().item<bool>());
+  EXPECT_TRUE(out[0].narrow(0, 1, 2).select(2, 5).eq(INFINITY).all().item<bool>());
+  EXPECT_TRUE(out[0].narrow(0, 1, 2).narrow(2, 6, 10).isfinite().all().item<bool>());
+}
+
 TEST_P(AttendAtLevel, few_queries_meet_nan_and_inf_as_many_do) {
   for (const at::ScalarType type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     Problem p = rule_problem({.queries = 2, .keys = 150}, {.query_start = 100, .window_left = 60});

@@ -29,8 +29,9 @@ inline bool reads_whole(const Tile& t, const void* const* keys, int count) {
   return keys[count - 1] != nullptr;
 }
 
-constexpr int kAhead = 16;  // rows; processors follow one row after the other, but not to the next page
+constexpr int kAhead = 16;  // rows
 
+// Into the second-level cache: on their way into the first, too few of them fit at a time.
 FOVEATE_INLINE void fetch_ahead(const void* row, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)row + at, 0, 2);
 }
@@ -57,7 +58,7 @@ FOVEATE_INLINE void four_products(const Tile& t, const float* q, int64_t q_strid
 }
 
 // to[r * stride + key] = q[r] . keys[key] for `width` keys, a multiple of 16 (the last may be null: 0); tops[r] takes
-// their largest. Rows of q stand q_stride units apart, with zeros up to whole vectors.
+// their largest.  Rows of q stand q_stride units apart, with zeros up to whole vectors.  `next`: keys that come next.
 template <class Unit, int R, bool kWhole>
 FOVEATE_INLINE void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width,
                                  const void* const* next, float* to, int64_t stride, F* tops) {
@@ -86,6 +87,7 @@ FOVEATE_INLINE void row_products(const Tile& t, const float* q, int64_t q_stride
 
 constexpr int kRowsAtOnce = Simd::kWidth == 16 ? kGroupRows : 2;  // 4 sums a row in registers
 
+// The same for all rows of a group.
 template <class Unit>
 __attribute__((noinline)) void group_row_products(const Tile& t, int rows, const float* q, int64_t q_stride,
                                                   const void* const* keys, int width, const void* const* next,
@@ -117,7 +119,7 @@ FOVEATE_INLINE F value_units(const Tile& t, const void* const* rows, int at) {
 }
 
 // to[row] = shrink[row] * to + weights . values, as add_by_dim, over rows of v as they are: rows[i] of panel i. Returns
-// whether all values are finite; others count as 0.
+// whether all sums were finite; if not, NaN and Inf among the values were taken as 0 instead.
 template <class Unit>
 inline bool add_row_values(const Tile& t, const Group& g, const float* weights, const int64_t* at, int64_t stride,
                            const void* const* const* rows, const int* widths, int n, const float* shrink, float* to) {
