@@ -87,6 +87,7 @@ struct Forecast {
   int64_t tiles = 0, visited_panels = 0, checked_panels = 0;  // panels of 64 keys, summed over tiles
   int64_t tile_rows = 0;
   bool gathers = false;  // keys are gathered for each tile
+  bool packs = true;     // keys and values are packed; else read as they are
   int64_t bytes = 0;     // extra memory of a call
 };
 

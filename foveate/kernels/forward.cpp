@@ -48,9 +48,14 @@ class Parts {
         tiles_(tiling.tiles()),
         rows_(tiling.largest_rows()),
         dims_(padded(a.value_dim)),
-        data_(count_ > 1 ? tiling.groups() * tiles_ * count_ * floats() : 0) {}
+        data_(floats(a, tiling, use)) {}
 
   int64_t count() const { return count_; }
+  static int64_t floats(const Arguments& a, const Tiling& tiling, PackedKeys::Use use) {
+    const int64_t parts = count(tiling, use);
+    return parts > 1 ? tiling.groups() * tiling.tiles() * parts * floats(tiling.largest_rows(), padded(a.value_dim))
+                     : 0;
+  }
   static int64_t count(const Tiling& tiling, PackedKeys::Use use) {
     constexpr int64_t kEnough = 16, kFewestPanels = 16;
     const int64_t tiles = tiling.groups() * tiling.tiles();
@@ -59,13 +64,13 @@ class Parts {
   }
 
   void put(int64_t group, int64_t tile, int64_t part, ForwardTile& t) const {
-    t.acc = data_.data() + ((group * tiles_ + tile) * count_ + part) * floats();
+    t.acc = data_.data() + ((group * tiles_ + tile) * count_ + part) * floats(rows_, dims_);
     t.top = t.acc + rows_ * dims_;
     t.sum = t.top + rows_;
   }
 
  private:
-  int64_t floats() const { return (rows_ * (dims_ + 2) + 15) / 16 * 16; }
+  static int64_t floats(int64_t rows, int64_t dims) { return (rows * (dims + 2) + 15) / 16 * 16; }
 
   int64_t count_, tiles_, rows_, dims_;
   Floats64 data_;
@@ -307,11 +312,13 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
   }
   const bool shared = PackedKeys::shares(packed, needed, tiling, threads);
   const auto use = backward ? PackedKeys::Use::backward : PackedKeys::forward_use(a, Steps(table, a), tiling);
+  f.packs = use != PackedKeys::Use::rows;
   const int64_t panel = PackedKeys::floats_of_panel(Steps(table, a), a, use);
   f.bytes = 4 * panel *
             ((tiling.gathers() || !shared ? threads * kStripPanels : 0) +
              (tiling.packs() && shared ? std::ssize(needed) : 0));
-  f.bytes += backward ? backward_bytes(table, a, tiling, threads) : 4 * threads * Worker::floats(table, a, tiling);
+  f.bytes += backward ? backward_bytes(table, a, tiling, threads)
+                      : 4 * (threads * Worker::floats(table, a, tiling) + Parts::floats(a, tiling, use));
   return f;
 }
 

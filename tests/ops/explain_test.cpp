@@ -40,6 +40,13 @@ TEST(Explain, names_the_level_and_what_it_visits) {
   EXPECT_NE(text.find("panels of 64 keys"), std::string::npos) << text;
 }
 
+TEST(Explain, says_whether_keys_are_packed) {
+  const Small s;
+  const at::Tensor one = s.q.narrow(2, 0, 1);
+  EXPECT_NE(explain(one, s.k, s.k, Rule{}).find("panels of 64 keys as they are ("), std::string::npos);
+  EXPECT_NE(explain(s.q, s.k, s.k, Rule{}).find("panels of 64 keys ("), std::string::npos);
+}
+
 TEST(Explain, names_the_reason_where_no_kernel_runs) {
   const Small s;
   const auto doubles = [](const at::Tensor& t) { return t.to(at::kDouble); };
