@@ -14,7 +14,7 @@
 
 namespace foveate::ops {
 
-Rotary::Rotary(int64_t dim, double base, double factor, const std::vector<double>& divisors) : dim_(dim) {
+Rotary::Rotary(int64_t dim, double base, double factor, const std::vector<double>& divisors) {
   require(dim >= 2 && dim % 2 == 0, "rotary: dim must be even and >= 2, got {}", dim);
   require(base > 0 && factor > 0, "rotary: base and factor must be > 0, got {} and {}", base, factor);
   frequency_ = at::pow(base, at::arange(0, dim, 2, at::kDouble).div_(double(dim)).neg_()).div_(factor);
@@ -25,15 +25,24 @@ Rotary::Rotary(int64_t dim, double base, double factor, const std::vector<double
   frequency_.div_(at::tensor(divisors, at::kDouble));
 }
 
+Rotation Rotary::rotation(const at::Tensor& positions, at::ScalarType type) const {
+  const at::Tensor angle = positions.to(at::kDouble).unsqueeze(1) * frequency_;
+  return {angle.cos().to(type), angle.sin().to(type)};
+}
+
+bool Rotary::operator==(const Rotary& other) const { return frequency_.equal(other.frequency_); }
+
 at::Tensor Rotary::rotate(const at::Tensor& x, const at::Tensor& positions) const {
-  require(x.size(3) >= dim_, "rotary: head dim must be >= {}, got {}", dim_, x.size(3));
-  const auto compute = at::promote_types(x.scalar_type(), at::kFloat);
-  const at::Tensor angle = positions.to(at::kDouble).unsqueeze(1) * frequency_;  // [L, dim / 2]
-  const at::Tensor cos = angle.cos().to(compute), sin = angle.sin().to(compute);
-  const int64_t half = dim_ / 2;
-  const at::Tensor a = x.narrow(3, 0, half).to(compute), b = x.narrow(3, half, half).to(compute);
+  return rotation(positions, at::promote_types(x.scalar_type(), at::kFloat)).rotate(x);
+}
+
+at::Tensor Rotation::rotate(const at::Tensor& x) const {
+  const int64_t half = cos.size(1), dim = 2 * half;
+  require(x.size(3) >= dim, "rotary: head dim must be >= {}, got {}", dim, x.size(3));
+  require(x.size(2) == cos.size(0), "rotary: positions must be {}, got {}", x.size(2), cos.size(0));
+  const at::Tensor a = x.narrow(3, 0, half).to(cos.scalar_type()), b = x.narrow(3, half, half).to(cos.scalar_type());
   std::vector<at::Tensor> parts = {(a * cos - b * sin).to(x.scalar_type()), (b * cos + a * sin).to(x.scalar_type())};
-  if (x.size(3) > dim_) parts.push_back(x.narrow(3, dim_, x.size(3) - dim_));
+  if (x.size(3) > dim) parts.push_back(x.narrow(3, dim, x.size(3) - dim));
   return at::cat(parts, 3);
 }
 

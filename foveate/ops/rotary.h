@@ -7,6 +7,14 @@
 
 namespace foveate::ops {
 
+// cos and sin of some positions: made once for q and k of all layers with the same angles.
+struct Rotation {
+  at::Tensor cos, sin;  // [L, dim / 2], in the type of the products
+
+  // x [B, H, L, D >= dim] -> the same shape and dtype; channels beyond dim pass.  Throws Error where they do not fit.
+  at::Tensor rotate(const at::Tensor& x) const;
+};
+
 class Rotary {
  public:
   // Rotates the first `dim` channels (even) with angles position * base^(-2i/dim) / factor / divisors[i]
@@ -16,9 +24,12 @@ class Rotary {
   // x [B, H, L, D >= dim], positions [L] int64 -> the same shape and dtype; angles in fp64, products in fp32 or wider.
   // Rotations add up: rotating by p and then by d is rotating by p + d, so a key or query can be moved afterwards.
   at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions) const;
+  // positions [L] int64; angles in fp64, their cos and sin rounded to `type`.
+  Rotation rotation(const at::Tensor& positions, at::ScalarType type) const;
+
+  bool operator==(const Rotary& other) const;  // the same angles
 
  private:
-  int64_t dim_;
   at::Tensor frequency_;  // [dim / 2] fp64
 };
 

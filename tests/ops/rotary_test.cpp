@@ -34,6 +34,20 @@ TEST(Rotary, rotations_add_up_also_backwards) {
   EXPECT_TRUE(same(rotary.rotate(rotary.rotate(x, p), p * -1 + 7), rotary.rotate(x, p * 0 + 7), {1e-12, 1e-12}));
 }
 
+TEST(Rotary, one_rotation_serves_many_tensors) {
+  const Rotary rotary(6, 100, 2);
+  const at::Tensor p = at::arange(3, 8, at::kLong);
+  const Rotation rotation = rotary.rotation(p, at::kFloat);
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({1, 2, 5, 8}, 1).to(type);
+    EXPECT_TRUE(rotation.rotate(x).equal(rotary.rotate(x, p)));
+  }
+  EXPECT_THROW(rotation.rotate(random_tensor({1, 1, 4, 8}, 1)), Error);
+  EXPECT_TRUE(rotary == Rotary(6, 100, 2));
+  EXPECT_FALSE(rotary == Rotary(6, 100));
+  EXPECT_FALSE(rotary == Rotary(8, 100, 2));
+}
+
 TEST(Rotary, refuses_odd_dims) {
   EXPECT_THROW(Rotary(5, 100), Error);
   EXPECT_THROW(Rotary(4, 0), Error);

@@ -7,6 +7,8 @@
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/linear.h>
 
+#include <algorithm>
+
 #include "foveate/base/error.h"
 #include "foveate/ops/linear.h"
 
@@ -21,8 +23,12 @@ Decoder Decoder::load(const Checkpoint& checkpoint, at::ScalarType dtype, Weight
 Decoder::Decoder(DecoderConfig config, DecoderWeights weights)
     : config_(std::move(config)), weights_(std::move(weights)) {
   if (config_.rope_dim == 0) return;
-  for (const LayerConfig& layer : config_.layers)
-    rotaries_.emplace_back(config_.rope_dim, layer.rope_base, layer.rope_factor, config_.rope_divisors);
+  for (const LayerConfig& layer : config_.layers) {
+    const ops::Rotary rotary(config_.rope_dim, layer.rope_base, layer.rope_factor, config_.rope_divisors);
+    const auto same = std::find(rotaries_.begin(), rotaries_.end(), rotary);
+    rotary_of_.push_back(size_t(same - rotaries_.begin()));
+    if (same == rotaries_.end()) rotaries_.push_back(rotary);
+  }
 }
 
 int64_t Decoder::parameter_count() const {
@@ -42,7 +48,8 @@ Tensor Decoder::norm(const Tensor& x, const Affine& w) const {
   return models::norm(x, w, config_.norm, config_.norm_epsilon);
 }
 
-Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& positions, const Attend& attend) const {
+Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const ops::Rotation* rotation,
+                                 const Attend& attend) const {
   const LayerWeights& w = weights_.layers[layer];
   const Tensor h = norm(x, w.attention_norm).to(weights_.dtype);
   const auto heads = [&](const Tensor& rows, int64_t count) {  // [B, heads, L, dim]
@@ -52,7 +59,7 @@ Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& p
     if (config_.query_norm == QueryNorm::by_width) part = norm(part.to(at::kFloat), norm_weight);
     part = heads(part, count);
     if (config_.query_norm == QueryNorm::by_head) part = norm(part.to(at::kFloat), norm_weight);
-    return (rotaries_.empty() ? part : rotaries_[layer].rotate(part, positions)).to(h.scalar_type());
+    return (rotation ? rotation->rotate(part) : part).to(h.scalar_type());
   };
   attention::Inputs in;
   const std::vector<Tensor> parts = linear(h, {&w.query, &w.key, &w.value});
@@ -62,7 +69,7 @@ Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const Tensor& p
   in.rule = rule_of(layer);
   in.score = {.scale = config_.attention_scale, .soft_cap = config_.attention_soft_cap};
   in.layer = layer;
-  in.rotary = rotaries_.empty() ? nullptr : &rotaries_[layer];
+  in.rotary = rotation ? &rotaries_[rotary_of_[size_t(layer)]] : nullptr;
   const Tensor mixed = attend(in).out.transpose(1, 2).flatten(2);
   return norm(linear(mixed, w.output).to(at::kFloat), w.post_attention_norm);
 }
@@ -101,8 +108,11 @@ Tensor Decoder::forward(const Tensor& tokens, int64_t first_position, const Atte
             first_position + tokens.size(1));
     x = x + at::embedding(weights_.positions, positions);
   }
+  std::vector<ops::Rotation> rotations;
+  for (const ops::Rotary& rotary : rotaries_) rotations.push_back(rotary.rotation(positions, at::kFloat));
   for (int64_t layer = 0; layer < layers(); ++layer) {
-    const Tensor mixed = x + attention_branch(layer, x, positions, attend);
+    const ops::Rotation* rotation = rotations.empty() ? nullptr : &rotations[rotary_of_[size_t(layer)]];
+    const Tensor mixed = x + attention_branch(layer, x, rotation, attend);
     x = mixed + feed_forward_branch(layer, config_.parallel ? x : mixed);
   }
   return norm(x, weights_.output_norm);

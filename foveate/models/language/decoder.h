@@ -41,14 +41,15 @@ class Decoder {
   Rule rule_of(int64_t layer) const;
 
  private:
-  at::Tensor attention_branch(int64_t layer, const at::Tensor& x, const at::Tensor& positions,
+  at::Tensor attention_branch(int64_t layer, const at::Tensor& x, const ops::Rotation* rotation,
                               const Attend& attend) const;
   at::Tensor feed_forward_branch(int64_t layer, const at::Tensor& x) const;
   at::Tensor norm(const at::Tensor& x, const Affine& w) const;
 
   DecoderConfig config_;
   DecoderWeights weights_;
-  std::vector<ops::Rotary> rotaries_;  // one per layer; none where positions are learned
+  std::vector<ops::Rotary> rotaries_;  // all different; none where positions are learned
+  std::vector<size_t> rotary_of_;      // which one a layer has
 };
 
 }  // namespace foveate::models
