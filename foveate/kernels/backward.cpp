@@ -194,7 +194,7 @@ class Backward {
     const int64_t panels = tiling_.panels(), tiles = tiling_.groups() * tiling_.tiles();
     if (a_.lists.empty()) return std::clamp<int64_t>(tiling_.groups() * panels / 8, 2, kStripPanels);
     if (tiling_.bucketed()) return std::clamp<int64_t>(tiling_.groups() * panels / 4, 2, kMostSlabPanels);
-    const int64_t met = std::max<int64_t>(packed.visits() / std::max<int64_t>(tiles, 1), 1);  // by a tile
+    const int64_t met = std::max<int64_t>(packed.survey().visits() / std::max<int64_t>(tiles, 1), 1);  // by a tile
     const int64_t wanted = std::min(kStripPanels * panels / met, tiling_.groups() * panels / 4);
     return std::clamp<int64_t>(wanted, 2, kMostSlabPanels);
   }

@@ -15,22 +15,13 @@ struct Item {
 };
 
 // Every tile of every group, the most expensive first: the last ones decide how long threads wait for each other.
-std::vector<Item> items_by_cost(const Tiling& tiling, const PackedKeys* packed) {
+std::vector<Item> items_by_cost(const Tiling& tiling, const Survey& survey) {
   std::vector<Item> items;
-  std::vector<PanelRef> refs;
-  TileRows rows;
   for (int64_t group = 0; group < tiling.groups(); ++group)
     for (int64_t i = 0; i < tiling.tiles(); ++i) {
       const TileShape tile = tiling.tile(group, i);
       if (tile.rows() == 0) continue;
-      int64_t panels = 0;
-      if (packed && tiling.packs()) {
-        panels = packed->visits(group, i);
-      } else if (tiling.packs()) {
-        tiling.rows_of(group, tile, rows);
-        tiling.visit(group, tile, rows, 0, tiling.panels(), refs);
-        panels = int64_t(refs.size());
-      }
+      int64_t panels = tiling.packs() ? survey.visits(group, i) : 0;
       if (tiling.gathers())
         for (const Gathered& list : tiling.gather(group, tile)) panels += int64_t(list.ids.size()) / kPanelKeys + 1;
       items.push_back({group, i, panels * tile.rows()});
@@ -265,7 +256,7 @@ void forward(const Table& table, const Arguments& a, const Results& results, con
   const Tiling tiling(a);
   const PackedKeys packed(table, a, tiling, PackedKeys::forward_use(a, Steps(table, a), tiling), pool);
   const Parts parts(a, tiling, packed.use());
-  const std::vector<Item> items = items_by_cost(tiling, &packed);
+  const std::vector<Item> items = items_by_cost(tiling, packed.survey());
   std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(pool.threads, 1)));
   const auto own = [&](int worker) -> Worker& {
     auto& place = workers[size_t(worker)];
@@ -287,36 +278,21 @@ void forward(const Table& table, const Arguments& a, const Results& results, con
 Forecast forecast(const Table& table, const Arguments& a, bool backward, int threads) {
   Forecast f;
   const Tiling tiling(a);
+  const Survey survey(tiling);
   f.gathers = tiling.gathers();
   f.tile_rows = tiling.largest_rows();
-  std::vector<PanelRef> refs;
-  TileRows rows;
-  std::vector<uint8_t> needed(size_t(tiling.groups() * tiling.panels()));
-  int64_t packed = 0;  // panels that are packed as they are
-  for (const Item& item : items_by_cost(tiling, nullptr)) {
-    const TileShape tile = tiling.tile(item.group, item.tile);
-    const int64_t panels = item.cost / tile.rows();
+  for (const Item& item : items_by_cost(tiling, survey)) {
     ++f.tiles;
-    f.visited_panels += panels;
-    if (!tiling.packs()) {
-      f.checked_panels += panels;
-      continue;
-    }
-    tiling.rows_of(item.group, tile, rows);
-    tiling.visit(item.group, tile, rows, 0, tiling.panels(), refs);
-    packed += std::ssize(refs);
-    for (const PanelRef& ref : refs) {
-      needed[size_t(item.group * tiling.panels() + ref.panel)] = 1;
-      f.checked_panels += ref.check != Check::none;
-    }
+    f.visited_panels += item.cost / tiling.tile(item.group, item.tile).rows();
   }
-  const bool shared = PackedKeys::shares(packed, needed, tiling, threads);
+  f.checked_panels = tiling.packs() ? survey.checked() : f.visited_panels;
+  const bool shared = tiling.packs() && survey.shares(threads);
   const auto use = backward ? PackedKeys::Use::backward : PackedKeys::forward_use(a, Steps(table, a), tiling);
   f.packs = use != PackedKeys::Use::rows;
   const int64_t panel = PackedKeys::floats_of_panel(Steps(table, a), a, use);
-  f.bytes = 4 * panel *
-            ((tiling.gathers() || !shared ? threads * kStripPanels : 0) +
-             (tiling.packs() && shared ? std::ssize(needed) : 0));
+  f.bytes =
+      4 * panel *
+      ((tiling.gathers() || !shared ? threads * kStripPanels : 0) + (shared ? tiling.groups() * tiling.panels() : 0));
   f.bytes += backward ? backward_bytes(table, a, tiling, threads)
                       : 4 * (threads * Worker::floats(table, a, tiling) + Parts::floats(a, tiling, use));
   return f;

@@ -125,6 +125,9 @@ void Tiling::survey_documents() {
 
 bool Tiling::groups_agree() const {
   const RuleView& r = a_.rule;
+  const size_t heads = head_groups_.front().heads.size();
+  const auto is_whole = [&](const HeadGroup& group) { return group.heads.size() == heads; };
+  if (!std::all_of(head_groups_.begin(), head_groups_.end(), is_whole)) return false;  // some tiles are empty
   return a_.lists.empty() && !a_.query_order.data && !r.head_window && !r.key_lengths && !r.key_documents &&
          !r.row_start.data && !r.row_end.data;
 }

@@ -4,6 +4,39 @@
 
 namespace foveate::kernels {
 
+Survey::Survey(const Tiling& tiling) : tiling_(tiling) {
+  if (!tiling.packs()) return;
+  const int64_t panels = tiling.panels();
+  needed_.assign(size_t(tiling.groups() * panels), 0);
+  std::vector<PanelRef> refs;
+  TileRows rows;
+  int64_t checked_in_first = 0;
+  for (int64_t group = 0; group < tiling.groups(); ++group) {
+    if (group > 0 && tiling.groups_agree()) {
+      std::copy_n(needed_.begin(), panels, needed_.begin() + group * panels);
+      for (int64_t i = 0; i < tiling.tiles(); ++i) tile_visits_.push_back(tile_visits_[size_t(i)]);
+      checked_ += checked_in_first;
+      continue;
+    }
+    for (int64_t i = 0; i < tiling.tiles(); ++i) {
+      const TileShape tile = tiling.tile(group, i);
+      tiling.rows_of(group, tile, rows);
+      tiling.visit(group, tile, rows, 0, panels, refs);
+      for (const PanelRef& ref : refs) {
+        needed_[size_t(group * panels + ref.panel)] = 1;
+        checked_ += ref.check != Check::none;
+      }
+      tile_visits_.push_back(int32_t(refs.size()));
+    }
+    if (group == 0) checked_in_first = checked_;
+  }
+  for (const int32_t visits : tile_visits_) visits_ += visits;
+}
+
+bool Survey::shares(int threads) const {
+  return visits_ > std::count(needed_.begin(), needed_.end(), 1) || tiling_.groups() * tiling_.tiles() < threads;
+}
+
 namespace {
 
 // Query rows up to which reading a key as it is costs less than packing it: sums over lanes against a shared panel.
@@ -48,23 +81,16 @@ PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& til
       tiling_(tiling),
       steps_(table, a),
       use_(use),
-      floats_((floats_of_panel(steps_, a, use) + 15) / 16 * 16) {
-  if (!tiling.packs()) return;
-  const int64_t panels = tiling.panels();
-  needed_.assign(size_t(tiling.groups() * panels), 0);
-  survey();
-  shared_ = use != Use::rows && shares(visits_, needed_, tiling, pool.threads);
+      floats_((floats_of_panel(steps_, a, use) + 15) / 16 * 16),
+      survey_(tiling),
+      shared_(use != Use::rows && tiling.packs() && survey_.shares(pool.threads)) {
   if (!shared_) return;
-  bad_.assign(needed_.size(), 0);
-  data_ = Floats64(tiling.groups() * panels * floats_);
-  run_queue(pool, tiling.groups() * panels, [&](int64_t item, int) {
-    if (needed_[size_t(item)]) bad_[size_t(item)] = pack(item / panels, item % panels, data_.data() + item * floats_);
+  const int64_t panels = tiling.panels(), items = tiling.groups() * panels;
+  bad_.assign(size_t(items), 0);
+  data_ = Floats64(items * floats_);
+  run_queue(pool, items, [&](int64_t item, int) {
+    if (survey_.needs(item)) bad_[size_t(item)] = pack(item / panels, item % panels, data_.data() + item * floats_);
   });
-}
-
-bool PackedKeys::shares(int64_t visits, const std::vector<uint8_t>& needed, const Tiling& tiling, int threads) {
-  // Fewer tiles than threads: packed beforehand, it is work for all of them.
-  return visits > std::count(needed.begin(), needed.end(), 1) || tiling.groups() * tiling.tiles() < threads;
 }
 
 bool PackedKeys::pack(int64_t group, int64_t number, float* to) const {
@@ -72,28 +98,6 @@ bool PackedKeys::pack(int64_t group, int64_t number, float* to) const {
   tiling_.panel_rows(group, number, keys, values);
   const int count = int(std::min<int64_t>((a_.keys - number * kPanelKeys + 15) / 16 * 16, kPanelKeys));
   return pack(table_, a_, steps_, use_, keys, values, count, to);
-}
-
-// Which panels are needed, and how many each tile visits.
-void PackedKeys::survey() {
-  const int64_t panels = tiling_.panels();
-  std::vector<PanelRef> refs;
-  TileRows rows;
-  for (int64_t group = 0; group < tiling_.groups(); ++group) {
-    if (group > 0 && tiling_.groups_agree()) {
-      std::copy_n(needed_.begin(), panels, needed_.begin() + group * panels);
-      for (int64_t i = 0; i < tiling_.tiles(); ++i) tile_visits_.push_back(tile_visits_[size_t(i)]);
-      continue;
-    }
-    for (int64_t i = 0; i < tiling_.tiles(); ++i) {
-      const TileShape tile = tiling_.tile(group, i);
-      tiling_.rows_of(group, tile, rows);
-      tiling_.visit(group, tile, rows, 0, panels, refs);
-      for (const PanelRef& ref : refs) needed_[size_t(group * panels + ref.panel)] = 1;
-      tile_visits_.push_back(int32_t(refs.size()));
-    }
-  }
-  for (const int32_t visits : tile_visits_) visits_ += visits;
 }
 
 Strip::Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use, bool packs_panels)

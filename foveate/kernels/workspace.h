@@ -15,6 +15,24 @@ struct Steps {  // units of the inner axes
         keys(kPanelKeys / step) {}
 };
 
+// Which whole panels the tiles visit; nothing where all keys are gathered.
+class Survey {
+ public:
+  explicit Survey(const Tiling& tiling);
+  bool needs(int64_t item) const { return needed_[size_t(item)] != 0; }  // item: group * panels + panel
+  int64_t visits() const { return visits_; }                             // summed over tiles
+  int64_t visits(int64_t group, int64_t tile) const { return tile_visits_[size_t(group * tiling_.tiles() + tile)]; }
+  int64_t checked() const { return checked_; }  // visits where not every row sees every key
+  // Whether panels are packed beforehand: several tiles read them, or there are too few tiles to keep threads busy.
+  bool shares(int threads) const;
+
+ private:
+  const Tiling& tiling_;
+  std::vector<uint8_t> needed_;
+  std::vector<int32_t> tile_visits_;
+  int64_t visits_ = 0, checked_ = 0;
+};
+
 // Panels of keys and values, packed once and read by all query heads that share them.  Where no two tiles visit a
 // panel, each packs its own into its worker's strip: nothing is shared, and what was packed is still in the cache.
 class PackedKeys {
@@ -28,10 +46,7 @@ class PackedKeys {
   // Packs the panels that some tile visits, if they are shared.
   PackedKeys(const Table& table, const Arguments& a, const Tiling& tiling, Use use, const Pool& pool);
   bool shared() const { return shared_; }
-  // Whether panels are: `visits` of all tiles, to panels marked in `needed`.
-  static bool shares(int64_t visits, const std::vector<uint8_t>& needed, const Tiling& tiling, int threads);
-  int64_t visits() const { return visits_; }  // panels, summed over tiles
-  int64_t visits(int64_t group, int64_t tile) const { return tile_visits_[size_t(group * tiling_.tiles() + tile)]; }
+  const Survey& survey() const { return survey_; }
   static int64_t floats_of_panel(const Steps& s, const Arguments& a, Use use);
   Use use() const { return use_; }
 
@@ -40,7 +55,6 @@ class PackedKeys {
   // Packs the first `count` of 64 key and value rows as a panel; returns whether values hold NaN or Inf.
   static bool pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
                    const void* const* values, int count, float* to);
-  void survey();
   // Packs panel `number` of a group; returns whether values hold NaN or Inf.
   bool pack(int64_t group, int64_t number, float* to) const;
   static void point(const Steps& s, Use use, const float* at, Panel& panel);
@@ -51,10 +65,9 @@ class PackedKeys {
   Steps steps_;
   Use use_;
   int64_t floats_;
-  bool shared_ = true;
-  std::vector<uint8_t> needed_, bad_;
-  std::vector<int32_t> tile_visits_;
-  int64_t visits_ = 0;
+  Survey survey_;
+  bool shared_;
+  std::vector<uint8_t> bad_;
   Floats64 data_;
 };
 

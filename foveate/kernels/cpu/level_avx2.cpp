@@ -7,6 +7,7 @@ namespace foveate::kernels {
 namespace {
 constexpr float kInfinity = __builtin_inff();
 // clang-format off
+#include "foveate/kernels/cpu/simd_tails.h"
 #include "foveate/kernels/cpu/simd_avx2.h"
 #include "foveate/kernels/cpu/level.h"
 // clang-format on

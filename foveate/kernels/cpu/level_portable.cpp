@@ -5,6 +5,7 @@ namespace foveate::kernels {
 namespace {
 constexpr float kInfinity = __builtin_inff();
 // clang-format off
+#include "foveate/kernels/cpu/simd_tails.h"
 #include "foveate/kernels/cpu/simd_portable.h"
 #include "foveate/kernels/cpu/level.h"
 // clang-format on

@@ -1,5 +1,5 @@
 // AVX2 with FMA and F16C: 8 floats.  To be included inside the level's own anonymous namespace.
-struct Simd {
+struct Simd : CopiedTails<Simd> {
   using F = __m256;
   using I = __m256i;
   using M = __m256;  // all bits of a lane
@@ -54,19 +54,9 @@ struct Simd {
     if (type == DType::f16) return _mm256_cvtph_ps(half);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
-  // The first n of them, zeros behind; load_pairs: of 2 * kWidth halves as they are.
+  // The first n, zeros behind.
   static F load_first(const float* p, int n) {
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n), count_from(0)));
-  }
-  static F load_first_as(const uint16_t* p, int n, DType type) {
-    uint16_t first[kWidth] = {};
-    __builtin_memcpy(first, p, size_t(n) * 2);
-    return load_as(first, type);
-  }
-  static F load_pairs(const uint16_t* p, int n) {
-    uint16_t first[2 * kWidth] = {};
-    __builtin_memcpy(first, p, size_t(n) * 2);
-    return load((const float*)first);
   }
   static void store_as(uint16_t* p, F x, DType type) {
     if (type == DType::f16) {

@@ -42,7 +42,7 @@ struct Simd {
     if (type == DType::f16) return _mm512_cvtph_ps(half);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
-  // The first n of them, zeros behind; load_pairs: of 2 * kWidth halves as they are.
+  // The first n, zeros behind; load_pairs: of 2 * kWidth halves as they are.
   static F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p); }
   static F load_first_as(const uint16_t* p, int n, DType type) {
     const __m256i half = _mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p);

@@ -1,5 +1,5 @@
 // Vector extensions of g++ and clang: any machine.  To be included inside the level's own anonymous namespace.
-struct Simd {
+struct Simd : CopiedTails<Simd> {
   static constexpr int kWidth = 8, kColumns = 2;
   typedef float F __attribute__((vector_size(32)));
   typedef int32_t I __attribute__((vector_size(32)));
@@ -61,21 +61,11 @@ struct Simd {
     for (int i = 0; i < kWidth; ++i) x[i] = type == DType::f16 ? from_f16(p[i]) : from_bits(uint32_t{p[i]} << 16);
     return x;
   }
-  // The first n of them, zeros behind; load_pairs: of 2 * kWidth halves as they are.
+  // The first n, zeros behind.
   static F load_first(const float* p, int n) {
     float first[kWidth] = {};
     __builtin_memcpy(first, p, size_t(n) * 4);
     return load(first);
-  }
-  static F load_first_as(const uint16_t* p, int n, DType type) {
-    uint16_t first[kWidth] = {};
-    __builtin_memcpy(first, p, size_t(n) * 2);
-    return load_as(first, type);
-  }
-  static F load_pairs(const uint16_t* p, int n) {
-    uint16_t first[2 * kWidth] = {};
-    __builtin_memcpy(first, p, size_t(n) * 2);
-    return load((const float*)first);
   }
   static void store_as(uint16_t* p, F x, DType type) {
     const I wide = to_bf16(x);
