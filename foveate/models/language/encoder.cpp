@@ -72,7 +72,8 @@ Encoder Encoder::load(const std::string& path, at::ScalarType dtype) {
   if (std::filesystem::is_directory(path)) {
     EncoderConfig config = read_hf(HfFields::open(path));
     const std::filesystem::path pooling = std::filesystem::path(path) / "1_Pooling";  // of sentence-transformers
-    if (std::filesystem::exists(pooling / "config.json"))
+    std::error_code ignored;
+    if (std::filesystem::exists(pooling / "config.json", ignored))
       config.pools_means = HfFields::open(pooling.string()).truth_or("pooling_mode_mean_tokens", true);
     check(config, path);
     return Encoder(config, HfParameters(io::Safetensors::open_folder(path), "bert", config.heads), dtype);
