@@ -15,9 +15,9 @@ PROBE = "import torch; torch.nn.functional.linear(torch.ones(64, 64).bfloat16(),
 if "ONEDNN_MAX_CPU_ISA" not in os.environ and subprocess.run([sys.executable, "-c", PROBE]).returncode < 0:
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 
-import torch  # noqa: E402
-
-torch.ops.load_library(str(BUILD / "libfoveate.so"))
+os.environ["FOVEATE_BUILD"] = str(BUILD)
+sys.path.insert(0, str(ROOT / "python"))
+import foveate  # noqa: E402, F401  (loads the library)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,29 @@
+"""Every attention, one engine: attention over the keys that a plan names, with gradients, on the CPU.
+
+>>> import torch, foveate
+>>> q = torch.randn(1, 4, 16, 32); k = torch.randn(1, 2, 16, 32); v = torch.randn(1, 2, 16, 32)
+>>> out, lse = foveate.attend(q, k, v, foveate.Rule(window_left=7, sinks=2))
+>>> out.shape
+torch.Size([1, 4, 16, 32])
+"""
+
+from foveate import _library
+
+_library.load()
+
+from foveate.operators import Attended, Relative, attend  # noqa: E402
+from foveate.plans import BlockPlan, Plan, Rule, RunPlan, TokenPlan  # noqa: E402
+from foveate.sdpa import scaled_dot_product_attention  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "Attended",
+    "BlockPlan",
+    "Plan",
+    "Relative",
+    "Rule",
+    "RunPlan",
+    "TokenPlan",
+    "attend",
+    "scaled_dot_product_attention",
+]
