@@ -34,7 +34,7 @@ def from_block_mask(block_mask, rule: Rule | None = None) -> Plan:
 
     queries, keys = block_mask.seq_lengths
     count, index, full_count, full_index = lists
-    batch, heads = count.shape
+    batch, heads = count.shape[:2]
     size = dict(queries=queries, keys=keys, batch=batch, heads=heads, device=count.device)
     mask = mask_of_plan(BlockPlan(query_block, key_block, count, index, rule=Rule.full()), **size)
     mask &= create_mask(block_mask.mask_mod, batch, heads, queries, keys, device=count.device)
