@@ -6,7 +6,7 @@
 import pathlib
 import sys
 
-from foveate.mechanisms import TYPES, class_doc, class_name, listed_mechanisms, option_value
+from foveate.registry import TYPES, class_doc, class_name, listed_mechanisms, option_value
 
 
 def option_type(option: dict) -> str:
@@ -25,7 +25,7 @@ def class_stub(info: dict) -> list[str]:
 
 def stubs() -> str:
     infos = listed_mechanisms()
-    lines = ["from typing import Literal", "", "from foveate.mechanisms import Mechanism", ""]
+    lines = ["from typing import Literal", "", "from foveate.registry import Mechanism", ""]
     lines += [f"__all__ = {[class_name(info['name']) for info in infos]!r}", ""]
     return "\n".join(lines + [line for info in infos for line in class_stub(info)])
 

@@ -14,7 +14,7 @@ import torch
 
 import foveate
 from foveate import Rule
-from foveate.mechanisms import CLASSES, listed_mechanisms
+from foveate.registry import CLASSES, listed_mechanisms
 
 # A small budget, so that the mechanism leaves keys out of 96.  A mechanism that is not here fails: give it one.
 SMALL = {

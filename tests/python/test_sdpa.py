@@ -53,22 +53,29 @@ def test_masks_broadcast(shape, dtype):
     agree(inputs(), attn_mask=mask)
 
 
-@pytest.mark.parametrize("name", ["causal", "padding", "documents", "window", "blocks", "nothing seen"])
+def large_masks():
+    i, j = torch.arange(180)[:, None], torch.arange(190)
+    scattered = torch.rand(180, 190, generator=torch.Generator().manual_seed(13)) < 0.5
+    return {
+        "causal": j <= i + 10,
+        "padding": (j < torch.tensor([190, 5])[:, None, None, None]).expand(2, 1, 180, 190),
+        "documents": i // 30 == j // 30,
+        "window": (j <= i) & (j > i - 30),
+        "sinks": (j <= i) & ((j > i - 30) | (j < 4)),
+        "blocks": (i // 128 == j // 128) & (j <= i),
+        "nothing seen": j <= i - 30,
+        "by head": (j <= i + torch.arange(4)[:, None, None] * 10),
+        "scattered": scattered,
+    }
+
+
+@pytest.mark.parametrize("name", large_masks())
 def test_structured_boolean_masks_run_as_plans(name, monkeypatch):
-    i, j = torch.arange(9)[:, None], torch.arange(13)
-    mask = {
-        "causal": j <= i + 4,
-        "padding": (j < torch.tensor([13, 5])[:, None, None, None]).expand(2, 1, 9, 13),
-        "documents": i // 3 == j // 3,
-        "window": (j <= i) & (j > i - 3),
-        "blocks": torch.ones(9, 13).bool(),
-        "nothing seen": (j <= i - 3),
-    }[name]
     seen = []
     attend = foveate.sdpa.attend
     monkeypatch.setattr(foveate.sdpa, "attend", lambda *a, bias=None, **k: seen.append(bias) or attend(*a, bias=bias, **k))
-    agree(inputs(), attn_mask=mask)
-    assert seen == [None]
+    agree(inputs(queries=180, keys=190), attn_mask=large_masks()[name])
+    assert (seen[0] is None) == (name != "scattered")
 
 
 def test_additive_mask_with_minus_infinity():
