@@ -56,6 +56,7 @@ Attended run(const Call& c) {
   const auto* rule = std::get_if<Rule>(&p.plan);
   require(rule, "mechanism: the plan must be a rule, got lists: a mechanism makes its own");
   require(!p.heads.keys && !p.heads.values, "mechanism: key_heads and value_heads must not be given, got a head map");
+  require(!p.pages, "mechanism: keys must be whole, got pages");
   ops::check_problem(p);
   const std::optional<ops::Rotary> rotary = rotary_of(c.rotary);
   return attend(make_mechanism(parse_spec(c.spec)), {.q = p.q,

@@ -45,13 +45,18 @@ struct ListView {
 };
 
 struct Arguments {
-  DType type = DType::f32;
+  DType type = DType::f32;      // of q and out
+  DType key_type = DType::f32;  // of k and v: that of q, or q8 (forward alone)
   int64_t batch = 0, heads = 0, kv_heads = 0, queries = 0, keys = 0;
   const int64_t *key_heads = nullptr, *value_heads = nullptr;  // [Hq] which head of k and of v; null: equal groups
   int64_t rows = 0;                                            // of the plan: queries, or those of query_order
   RowNumbers query_order;                                      // [B|1, Hq|1, rows] which query a row is, -1 none
   int dim = 0, value_dim = 0;
   View q, k, v;
+  // [batch][page_count]: key j stands in row j % page_size of page pages[j / page_size] of k and v, whose batch axis is
+  // pages then; null: k and v are whole.  Forward alone.
+  const int32_t* pages = nullptr;
+  int64_t page_size = 0, page_count = 0;
   RuleView rule;
   int64_t query_block = 0, key_block = 0;  // 0: the rule alone
   std::vector<ListView> lists;

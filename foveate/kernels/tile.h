@@ -19,8 +19,14 @@ constexpr int kGroupRows = 6;     // query rows whose scores stand in registers 
 constexpr int kStripPanels = 8;   // panels whose scores stand in the first-level cache at a time (512 keys)
 constexpr int kDimMultiple = 16;  // rows of outputs are padded to this many floats
 
-enum class DType : uint8_t { f32, bf16, f16 };
-constexpr size_t bytes_of(DType type) { return type == DType::f32 ? 4 : 2; }
+// q8: a row of keys or values is int8 codes, one for each element, and then a bf16 scale for each kScaled of them: an
+// element is code * scale.  Strides of such rows are in bytes.
+enum class DType : uint8_t { f32, bf16, f16, q8 };
+constexpr int kScaled = 32;
+constexpr size_t bytes_of(DType type) { return type == DType::f32 ? 4 : type == DType::q8 ? 1 : 2; }
+constexpr int64_t row_bytes(int64_t dim, DType type) {
+  return type == DType::q8 ? dim + 2 * ((dim + kScaled - 1) / kScaled) : dim * int64_t(bytes_of(type));
+}
 
 // Keys [floor, high) are visible to a row from `low` on, and below `sinks` of the tile.
 struct RowBounds {
@@ -101,7 +107,7 @@ struct Tile {
   const int32_t* positions = nullptr;    // [rows], where the score has slopes
   const uint32_t* drop_words = nullptr;  // [rows][2] dropout_row, where there is dropout
   int32_t sinks = 0, keys = 0;
-  DType value_type = DType::f32;  // of rows as they are
+  DType key_type = DType::f32;  // of keys and values as they are
   ScoreTerms score;
 };
 
@@ -222,6 +228,9 @@ struct Table {
   void (*packed_inputs)(const float* x, int count, int terms, float* units, float* sums);
   void (*packed_multiply)(const PackedTile&);
   void (*packed_values)(const PackedView&, DType type, void* to, int64_t stride);
+  // A row of q8: codes are x / scale to the nearest (ties to even), the scale is the largest |x| / 127, rounded up.  A
+  // block with NaN or Inf becomes NaN.
+  void (*quantise_row)(const void* from, int dim, DType type, void* to);
   // What the machine can do: products in registers alone, returns the operations done; and reading memory.
   double (*peak_products[2])(int64_t rounds);  // [step - 1]
   float (*read)(const float* from, int64_t count);

@@ -354,17 +354,30 @@ const void* Tiling::row_at(const View& view, int64_t group, int64_t head, int64_
          (batch_of(group) * view.batch + head * view.head + row * view.row) * int64_t(bytes_of(a_.type));
 }
 
+const void* Tiling::key_at(const View& view, int64_t group, int64_t head, int64_t key) const {
+  const int64_t batch = batch_of(group);
+  const int64_t outer = a_.pages ? a_.pages[batch * a_.page_count + key / a_.page_size] : batch;
+  const int64_t row = a_.pages ? key % a_.page_size : key;
+  return static_cast<const char*>(view.data) +
+         (outer * view.batch + head * view.head + row * view.row) * int64_t(bytes_of(a_.key_type));
+}
+
 const void* Tiling::query_row(const View& view, int64_t group, const TileShape& tile, int row) const {
   const int64_t id = query(group, tile, row);
   return id < 0 ? nullptr : row_at(view, group, query_head(group, tile.head + row / tile.queries), id);
 }
 
 void Tiling::panel_rows(int64_t group, int64_t panel, const void** keys, const void** values) const {
-  const int64_t first = panel * kPanelKeys, bytes = int64_t(bytes_of(a_.type));
+  const int64_t first = panel * kPanelKeys, bytes = int64_t(bytes_of(a_.key_type));
   const int count = int(std::min<int64_t>(kPanelKeys, a_.keys - first));
-  const auto *key = static_cast<const char*>(key_row(group, first)),
-             *value = static_cast<const char*>(value_row(group, first));
-  for (int i = 0; i < count; ++i) keys[i] = key + i * a_.k.row * bytes, values[i] = value + i * a_.v.row * bytes;
+  for (int done = 0; done < count;) {  // rows that stand side by side: all of a panel, or what is on one page
+    const int64_t on_page = a_.pages ? a_.page_size - (first + done) % a_.page_size : count;
+    const int end = int(std::min<int64_t>(count, done + on_page));
+    const auto *key = static_cast<const char*>(key_row(group, first + done)),
+               *value = static_cast<const char*>(value_row(group, first + done));
+    for (; done < end; ++done, key += a_.k.row * bytes, value += a_.v.row * bytes)
+      keys[done] = key, values[done] = value;
+  }
   std::fill(keys + count, keys + kPanelKeys, nullptr);
   std::fill(values + count, values + kPanelKeys, nullptr);
 }

@@ -94,9 +94,9 @@ class Tiling {
   }
   // A row of `view`: of a query-side tensor (null where a row is none), of k, of v, of d_k or d_v.
   const void* query_row(const View& view, int64_t group, const TileShape& tile, int row) const;
-  const void* key_row(int64_t group, int64_t key) const { return row_at(a_.k, group, head_group(group).key_head, key); }
+  const void* key_row(int64_t group, int64_t key) const { return key_at(a_.k, group, head_group(group).key_head, key); }
   const void* value_row(int64_t group, int64_t key) const {
-    return row_at(a_.v, group, head_group(group).value_head, key);
+    return key_at(a_.v, group, head_group(group).value_head, key);
   }
   // Rows of a panel in k and in v, null behind the last key.
   void panel_rows(int64_t group, int64_t panel, const void** keys, const void** values) const;
@@ -109,6 +109,7 @@ class Tiling {
   void add(int64_t panel, const TileRows& rows, int64_t batch, bool rule, std::vector<PanelRef>& to) const;
   const HeadGroup& head_group(int64_t group) const { return head_groups_[size_t(group) % head_groups_.size()]; }
   const void* row_at(const View& view, int64_t group, int64_t head, int64_t row) const;
+  const void* key_at(const View& view, int64_t group, int64_t head, int64_t key) const;
   void add_row(int64_t batch, int64_t head, int64_t left, int64_t query, TileRows& rows) const;
   // Calls use(begin, end) for the ranges of keys in one row of a list.
   template <class Use>

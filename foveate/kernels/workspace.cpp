@@ -67,11 +67,11 @@ void PackedKeys::point(const Steps& s, Use use, const float* at, Panel& panel) {
 
 bool PackedKeys::pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
                       const void* const* values, int count, float* to) {
-  table.pack_by_key(keys, count, a.dim, a.type, s.step, to);
+  table.pack_by_key(keys, count, a.dim, a.key_type, s.step, to);
   to += by_key_units(s.depth);
-  if (use == Use::forward) return table.pack_by_dim(values, count, kPanelKeys, a.value_dim, a.type, s.step, to);
-  table.pack_by_key(values, count, a.value_dim, a.type, s.step, to);
-  table.pack_by_dim(keys, count, kPanelKeys, a.dim, a.type, s.step, to + by_key_units(s.value_depth));
+  if (use == Use::forward) return table.pack_by_dim(values, count, kPanelKeys, a.value_dim, a.key_type, s.step, to);
+  table.pack_by_key(values, count, a.value_dim, a.key_type, s.step, to);
+  table.pack_by_dim(keys, count, kPanelKeys, a.dim, a.key_type, s.step, to + by_key_units(s.value_depth));
   return false;
 }
 
@@ -197,7 +197,7 @@ Tile make_tile(const Arguments& a, const Steps& steps, const Tiling& tiling, int
   t.documents = rows.documents.empty() ? nullptr : rows.documents.data();
   t.sinks = int32_t(std::clamp<int64_t>(a.rule.sinks, 0, a.keys));
   t.keys = int32_t(a.keys);
-  t.value_type = a.type;
+  t.key_type = a.key_type;
   t.score = a.score;
   t.query_ids = rows.query_ids.data();
   t.positions = rows.positions.data();

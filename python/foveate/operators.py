@@ -63,6 +63,7 @@ def attend(
     landmarks: Tensor | None = None,
     key_heads: Tensor | None = None,
     value_heads: Tensor | None = None,
+    pages: Tensor | None = None,
 ) -> Attended:
     """out = softmax(s over the keys the plan shows) v, in blocks: no L x L matrix, forward or backward.
 
@@ -81,6 +82,10 @@ def attend(
     landmarks:    [B|1, Lk] bool: grouped softmax (Mohtashami and Jaggi, 2305.16300)
     key_heads, value_heads:  [Hq] int64: which head of k and of v a query head reads, where groups are unequal
 
+    For decoding, without gradients of anything: k and v may be rows of 8 bits (quantise_rows), and with
+    pages:        [B, N] int32, k [P, Hkv, S, D] and v [P, Hkv, S, Dv] are pages of S keys: key j of batch b is row j % S of page
+                  pages[b][j // S].  There are N * S keys; the rule (key_lengths, query_start) says which count.
+
     A row that sees no key: out 0, lse -inf (with a sink: its logit), gradients 0.  An invisible key, even NaN or Inf, changes nothing.
     Gradients: q, k, v, bias, sink, slopes, relative.logits, from out and from lse.  Under autocast q, k and v are cast to its dtype.
     Raises ValueError: shapes, dtypes or a plan that do not fit; TypeError: a plan of no known kind.
@@ -93,6 +98,22 @@ def attend(
     """
     terms = score_arguments(
         scale=scale, soft_cap=soft_cap, bias=bias, sink=sink, slopes=slopes, relative=relative, leaky=leaky, dropout=dropout,
-        dropout_seed=dropout_seed, landmarks=landmarks, key_heads=key_heads, value_heads=value_heads,
+        dropout_seed=dropout_seed, landmarks=landmarks, key_heads=key_heads, value_heads=value_heads, pages=pages,
     )  # fmt: skip
     return Attended(*torch.ops.foveate.attend(q, k, v, **terms, **plan_arguments(plan)))
+
+
+def quantise_rows(x: Tensor) -> Tensor:
+    """Keys or values in 8 bits: x [..., D] fp32, bf16 or fp16 -> uint8 [..., D + 2 * ceil(D / 32)], int8 codes and then a bf16 scale for
+    each 32 of them.  Error <= half a scale, which is the largest |x| of its block / 127, rounded up.  NaN and Inf make their block NaN.
+
+    >>> rows = quantise_rows(torch.ones(3, 64))
+    >>> rows.shape, rows.dtype
+    (torch.Size([3, 68]), torch.uint8)
+    """
+    return torch.ops.foveate.quantise_rows(x)
+
+
+def dequantise_rows(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The reverse of quantise_rows, in fp32, bf16 or fp16."""
+    return torch.ops.foveate.dequantise_rows(rows, dtype)

@@ -74,7 +74,8 @@ inline void add_bad_values(const ForwardTile& t, const Panel& p, const void* con
         if (!value || seen[i] == 0) continue;
         if (t.score.landmark_block && (p.first + column + i + 1) % t.score.landmark_block == 0) continue;
         for (int d = 0; d < t.value_dim; ++d) {
-          const float v = element(value, t.value_type, d);
+          const float v =
+              t.key_type == DType::q8 ? scaled_element(value, t.value_dim, d) : element(value, t.key_type, d);
           if (!Simd::all(Simd::finite(Simd::set(v)))) t.acc[int64_t{r} * padded(t.value_dim) + d] += v;
         }
       }

@@ -31,6 +31,7 @@ constexpr Table make_table(const char* name) {
   table.packed_values = packed_values;
   table.finish = finish;
   table.row_dots = row_dots;
+  table.quantise_row = quantise_row;
   table.scale_row = scale_row;
   table.add_scaled = add_scaled;
   table.add_row = add_row;

@@ -24,10 +24,24 @@ struct Pairs {
     const I b = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)high));
     return _mm512_castsi512_ps(_mm512_or_si512(_mm512_slli_epi32(b, 16), a));
   }
-  // 32 neighbours of a row.
-  static FOVEATE_INLINE void store_pairs(float* to, F first, F second) {
-    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+  static FOVEATE_INLINE F interleave(F low, F high) {
+    const I places = _mm512_or_si512(Simd::count_from(0), Simd::shift_up(Simd::count_from(16)));  // i, 16 + i
+    return (F)_mm512_permutexvar_epi16(places, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
+  // 32 neighbours of a row.
+  static FOVEATE_INLINE F join(F first, F second) { return (F)(__m512i)_mm512_cvtne2ps_pbh(second, first); }
+  // 32 neighbours of two rows, in an order that put_in_order mends in what is summed of them.
+  static FOVEATE_INLINE void interleave_two(const uint16_t* low, const uint16_t* high, F& first, F& second) {
+    const I a = _mm512_loadu_si512(low), b = _mm512_loadu_si512(high);
+    first = (F)_mm512_unpacklo_epi16(a, b), second = (F)_mm512_unpackhi_epi16(a, b);
+  }
+  static FOVEATE_INLINE void put_in_order(F& first, F& second) {
+    const I low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const I high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    const F mixed = first;
+    first = _mm512_permutex2var_ps(mixed, low, second), second = _mm512_permutex2var_ps(mixed, high, second);
+  }
+  static FOVEATE_INLINE void store_pairs(float* to, F first, F second) { Simd::store(to, join(first, second)); }
   // from [rows][64] -> to [rows / 2][64], two rows a unit, an odd last row with zeros; and, unless null, the rows as
   // they are in bf16: plain[r * stride].
   static void interleave_rows(const float* from, int rows, float* to, float* plain, int64_t stride) {

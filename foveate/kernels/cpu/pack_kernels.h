@@ -131,6 +131,33 @@ void row_dots(const void* const* a, const void* const* b, int rows, int dim, DTy
   }
 }
 
+void quantise_row(const void* from, int dim, DType type, void* to) {
+  int8_t* codes = (int8_t*)to;
+  for (int first = 0; first < dim; first += kScaled) {
+    const int count = smaller(kScaled, dim - first);
+    float x[kScaled] = {}, largest = 0;
+    for (int at = 0; at < count; at += kLanes) Simd::store(x + at, row_floats(from, first + at, dim, type));
+    bool sound = true;
+    for (int i = 0; i < kScaled; ++i) {
+      const float size = __builtin_fabsf(x[i]);
+      sound = sound && size < kInfinity;
+      largest = size > largest ? size : largest;
+    }
+    uint32_t bits;
+    largest /= 127;
+    __builtin_memcpy(&bits, &largest, 4);
+    uint16_t scale = uint16_t((bits + 0xffff) >> 16);  // to bf16, upwards: no code is above 127
+    if (largest < 0x1p-120f) scale = 0;                // its inverse must be finite
+    if (!sound) scale = 0x7fc0;
+    bits = uint32_t{scale} << 16;
+    float factor;
+    __builtin_memcpy(&factor, &bits, 4);
+    const float inverse = sound && scale != 0 ? 1 / factor : 0;
+    for (int i = 0; i < count; ++i) codes[first + i] = sound ? int8_t(__builtin_rintf(x[i] * inverse)) : int8_t(1);
+    __builtin_memcpy(codes + dim + 2 * (first / kScaled), &scale, 2);
+  }
+}
+
 void scale_row(const float* from, int dim, float factor, DType type, void* to) {
   store_row(to, from, Simd::set(factor), dim, type);
 }

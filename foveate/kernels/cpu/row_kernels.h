@@ -3,30 +3,83 @@
 
 constexpr int kLanes = Simd::kWidth;
 
+// kLanes elements of a row of q8 from `at` on, a multiple of kLanes; they share a scale.
+FOVEATE_INLINE F scaled_floats(const void* row, int at, int dim, const int8_t* codes) {
+  uint16_t scale;
+  __builtin_memcpy(&scale, (const char*)row + dim + 2 * (at / kScaled), 2);
+  const uint32_t bits = uint32_t{scale} << 16;
+  float factor;
+  __builtin_memcpy(&factor, &bits, 4);
+  return Simd::to_floats(Simd::load_bytes(codes)) * Simd::set(factor);
+}
+
 // Elements [at, at + kLanes) of a row as floats, 0 behind `dim` and for a null row.
 FOVEATE_INLINE F row_floats(const void* row, int at, int dim, DType type) {
   if (!row || at >= dim) return Simd::set(0);
-  if (at + kLanes <= dim)
+  const bool whole = at + kLanes <= dim;
+  if (type == DType::q8) {
+    if (whole) return scaled_floats(row, at, dim, (const int8_t*)row + at);
+    int8_t first[kLanes] = {};
+    __builtin_memcpy(first, (const int8_t*)row + at, size_t(dim - at));
+    return scaled_floats(row, at, dim, first);
+  }
+  if (whole)
     return type == DType::f32 ? Simd::load((const float*)row + at) : Simd::load_as((const uint16_t*)row + at, type);
   return type == DType::f32 ? Simd::load_first((const float*)row + at, dim - at)
                             : Simd::load_first_as((const uint16_t*)row + at, dim - at, type);
 }
 
-// Units [at, at + kLanes) of a row: floats, or pairs of bf16 taken as they are.
+// Units [at, at + kLanes) of a row: floats, or pairs of bf16, which a row of bf16 has as they are.
 FOVEATE_INLINE F row_units(const void* row, int at, int dim, DType type, int step) {
   if (step == 1) return row_floats(row, at, dim, type);
   if (!row || 2 * at >= dim) return Simd::set(0);
+  if (type == DType::q8) {
+    uint16_t halves[2 * kLanes];
+    for (int i = 0; i < 2 * kLanes; i += kLanes)
+      Simd::store_as(halves + i, row_floats(row, 2 * at + i, dim, type), DType::bf16);
+    return Simd::load((const float*)halves);
+  }
   if (2 * (at + kLanes) <= dim) return Simd::load((const float*)((const uint16_t*)row + 2 * at));
   return Simd::load_pairs((const uint16_t*)row + 2 * at, dim - 2 * at);
 }
 
 // ---- a group of rows and keys as they are ----
 
-// Keys are read whole where every row is there and whole vectors can be taken as they stand.
+enum class Reads {
+  whole,   // whole vectors as they stand
+  scaled,  // whole vectors of q8
+  any,
+  clean  // any, NaN and Inf as 0
+};
+
+// How `count` rows are read, of which each is there.
 template <class Unit>
-inline bool reads_whole(const Tile& t, const void* const* keys, int count) {
-  if (t.dim % (kLanes * Unit::kStep) != 0 || (Unit::kStep == 1 && t.value_type != DType::f32)) return false;
-  return keys[count - 1] != nullptr;
+inline Reads how_to_read(DType type, int dim, int multiple) {
+  if (dim % multiple != 0) return Reads::any;
+  if (type == DType::q8) return Reads::scaled;
+  return Unit::kStep == 1 && type != DType::f32 ? Reads::any : Reads::whole;
+}
+
+// Calls use(Constant) for one of the three.
+template <class Use>
+FOVEATE_INLINE auto with_reads(Reads reads, const Use& use) {
+  if (reads == Reads::whole) return use(Constant<int(Reads::whole)>());
+  if (reads == Reads::scaled) return use(Constant<int(Reads::scaled)>());
+  return use(Constant<int(Reads::any)>());
+}
+
+template <class Unit, Reads kReads>
+FOVEATE_INLINE F key_units(const Tile& t, const void* row, int at) {
+  if constexpr (kReads == Reads::whole) return Simd::load((const float*)row + at);
+  if constexpr (kReads == Reads::scaled) {
+    const int8_t* codes = (const int8_t*)row;
+    if constexpr (Unit::kStep == 1)
+      return scaled_floats(row, at, t.dim, codes + at);
+    else
+      return Unit::join(scaled_floats(row, 2 * at, t.dim, codes + 2 * at),
+                        scaled_floats(row, 2 * at + kLanes, t.dim, codes + 2 * at + kLanes));
+  }
+  return row_units(row, at, t.dim, t.key_type, Unit::kStep);
 }
 
 constexpr int kAhead = 16;  // rows
@@ -37,16 +90,14 @@ FOVEATE_INLINE void fetch_ahead(const void* row, int64_t bytes) {
 }
 
 // quads[r]: Simd::sum_quads of a row's products with four keys.
-template <class Unit, int R, bool kWhole>
+template <class Unit, int R, Reads kReads>
 FOVEATE_INLINE void four_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys,
                                   F (&quads)[R]) {
   Sums<R, 4> sums;
   for (int at = 0; at < t.depth; at += kLanes) {
     F k[4];
-    unrolled<4>([&](auto i) __attribute__((always_inline)) {
-      k[i.value] = kWhole ? Simd::load((const float*)keys[i.value] + at)
-                          : row_units(keys[i.value], at, t.dim, t.value_type, Unit::kStep);
-    });
+    unrolled<4>([&](auto i)
+                    __attribute__((always_inline)) { k[i.value] = key_units<Unit, kReads>(t, keys[i.value], at); });
     sums.for_each([&](int r, int i, F& sum) __attribute__((always_inline)) {
       sum = Unit::dot(Simd::load(q + r * q_stride + at), k[i], sum);
     });
@@ -59,10 +110,10 @@ FOVEATE_INLINE void four_products(const Tile& t, const float* q, int64_t q_strid
 
 // to[r * stride + key] = q[r] . keys[key] for `width` keys, a multiple of 16 (the last may be null: 0); tops[r] takes
 // their largest.  Rows of q stand q_stride units apart, with zeros up to whole vectors.  `next`: keys that come next.
-template <class Unit, int R, bool kWhole>
-FOVEATE_INLINE void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width,
-                                 const void* const* next, float* to, int64_t stride, F* tops) {
-  const int64_t bytes = t.dim * int64_t(bytes_of(t.value_type));
+template <class Unit, int R, Reads kReads>
+inline void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width,
+                         const void* const* next, float* to, int64_t stride, F* tops) {
+  const int64_t bytes = row_bytes(t.dim, t.key_type);
   for (int key = 0; key < width; key += kLanes) {
     F quads[kLanes / 4][R];
     const void* const* ahead = key + kAhead < width ? keys + key + kAhead
@@ -70,8 +121,8 @@ FOVEATE_INLINE void row_products(const Tile& t, const float* q, int64_t q_stride
                                                     : nullptr;
     for (int i = 0; i < kLanes / 4; ++i) {
       for (int j = 4 * i; ahead && j < 4 * i + 4; ++j) fetch_ahead(ahead[j], bytes);
-      if (kWhole || keys[key + 4 * i])
-        four_products<Unit, R, kWhole>(t, q, q_stride, keys + key + 4 * i, quads[i]);
+      if (kReads != Reads::any || keys[key + 4 * i])
+        four_products<Unit, R, kReads>(t, q, q_stride, keys + key + 4 * i, quads[i]);
       else
         for (F& none : quads[i]) none = Simd::set(0);
     }
@@ -92,77 +143,137 @@ template <class Unit>
 __attribute__((noinline)) void group_row_products(const Tile& t, int rows, const float* q, int64_t q_stride,
                                                   const void* const* keys, int width, const void* const* next,
                                                   float* to, int64_t stride, F* tops) {
-  const bool whole = reads_whole<Unit>(t, keys, width);
+  const Reads reads = keys[width - 1] ? how_to_read<Unit>(t.key_type, t.dim, kLanes * Unit::kStep) : Reads::any;
   for (int r = 0; r < rows; r += kRowsAtOnce)
     with_rows(smaller(kRowsAtOnce, rows - r), [&](auto count) {
       constexpr int R = smaller(count.value, kRowsAtOnce);
-      const auto products = whole ? row_products<Unit, R, true> : row_products<Unit, R, false>;
-      products(t, q + r * q_stride, q_stride, keys, width, next, to + r * stride, stride, tops ? tops + r : nullptr);
+      with_reads(reads, [&](auto how) {
+        row_products<Unit, R, Reads(how.value)>(t, q + r * q_stride, q_stride, keys, width, next, to + r * stride,
+                                                stride, tops ? tops + r : nullptr);
+      });
     });
 }
 
-// Vector `at` of `Unit::kStep` rows of v as units; kCleans takes NaN and Inf as 0.
-template <class Unit, bool kCleans>
+// Vector `at` of `Unit::kStep` rows of v as units.
+template <class Unit, Reads kReads>
 FOVEATE_INLINE F value_units(const Tile& t, const void* const* rows, int at) {
-  if constexpr (Unit::kStep == 2 && !kCleans)
-    if (rows[1] && at + kLanes <= t.value_dim)
+  if constexpr (kReads == Reads::any && Unit::kStep == 2)
+    if (rows[1] && at + kLanes <= t.value_dim && t.key_type == DType::bf16)
       return Unit::interleave((const uint16_t*)rows[0] + at, (const uint16_t*)rows[1] + at);
   const auto values = [&](const void* row) __attribute__((always_inline)) {
-    const F x = row_floats(row, at, t.value_dim, t.value_type);
-    return kCleans ? Simd::select(Simd::finite(x), x, Simd::set(0)) : x;
+    if constexpr (kReads == Reads::scaled) return scaled_floats(row, at, t.value_dim, (const int8_t*)row + at);
+    const F x = row_floats(row, at, t.value_dim, t.key_type);
+    return kReads == Reads::clean ? Simd::select(Simd::finite(x), x, Simd::set(0)) : x;
   };
-  if constexpr (Unit::kStep == 1) {
+  if constexpr (Unit::kStep == 1)
     return values(rows[0]);
-  } else {  // bf16: the upper half of a float
-    return (F)(Simd::shift_down<16>((I)values(rows[0])) | (I)values(rows[1]));
-  }
+  else
+    return Unit::interleave(values(rows[0]), values(rows[1]));
 }
 
-// to[row] = shrink[row] * to + weights . values, as add_by_dim, over rows of v as they are: rows[i] of panel i. Returns
-// whether all sums were finite; if not, NaN and Inf among the values were taken as 0 instead.
+struct ValueRows {
+  const void* const* rows;  // [64]
+  int count;                // of them, all there
+  const float* weights;     // of the first row of queries
+  int64_t stride;           // between rows of queries
+};
+
+// sums[r][c] += weights[r] . vectors [dim, dim + 16 C) of the values.
+template <class Unit, Reads kReads, int R, int C>
+FOVEATE_INLINE void weigh_values(const Tile& t, const ValueRows& v, int dim, Sums<R, C>& sums) {
+  for (int key = 0; key < v.count; key += Unit::kStep) {
+    F values[C];
+    if constexpr (kReads == Reads::whole && Unit::kStep == 2)
+      unrolled<C / 2>([&](auto c) __attribute__((always_inline)) {
+        const int at = dim + 2 * c.value * kLanes;
+        Unit::interleave_two((const uint16_t*)v.rows[key] + at, (const uint16_t*)v.rows[key + 1] + at,
+                             values[2 * c.value], values[2 * c.value + 1]);
+      });
+    else
+      unrolled<C>([&](auto c) __attribute__((always_inline)) {
+        const int at = dim + c.value * kLanes;
+        if constexpr (kReads == Reads::whole)
+          values[c.value] = Simd::load((const float*)v.rows[key] + at);
+        else
+          values[c.value] = value_units<Unit, kReads>(t, v.rows + key, at);
+      });
+    unrolled<R>([&](auto r) __attribute__((always_inline)) {
+      const F one = Simd::set(v.weights[key / Unit::kStep + r.value * v.stride]);
+      unrolled<C>([&](auto c) __attribute__((always_inline)) {
+        sums.at[r.value][c.value] = Unit::dot(one, values[c.value], sums.at[r.value][c.value]);
+      });
+    });
+  }
+  if constexpr (kReads == Reads::whole && Unit::kStep == 2)
+    unrolled<R>([&](auto r) __attribute__((always_inline)) {
+      unrolled<C / 2>([&](auto c) __attribute__((always_inline)) {
+        Unit::put_in_order(sums.at[r.value][2 * c.value], sums.at[r.value][2 * c.value + 1]);
+      });
+    });
+}
+
+// to[r * stride] = shrink[r] * to + weights . values for R rows and C vectors from `dim` on.  Returns whether all sums
+// were finite; if not, NaN and Inf among the values were taken as 0 instead.
+template <class Unit, int R, int C>
+__attribute__((noinline)) bool add_values(const Tile& t, const ValueRows& v, int dim, Reads reads, const float* shrink,
+                                          float* to, int64_t stride) {
+  Sums<R, C> sums;
+  with_reads(C % Unit::kStep == 0 || reads == Reads::scaled ? reads : Reads::any, [&](auto how) {
+    constexpr bool kSplits = C % Unit::kStep != 0 && how.value == int(Reads::whole);  // never chosen
+    weigh_values<Unit, kSplits ? Reads::any : Reads(how.value)>(t, v, dim, sums);
+  });
+  bool sound = true;
+  sums.for_each([&](int, int, F sum) __attribute__((always_inline)) { sound = sound && Simd::all(Simd::finite(sum)); });
+  if (!sound) {
+    sums = Sums<R, C>();
+    weigh_values<Unit, Reads::clean>(t, v, dim, sums);
+  }
+  sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
+    float* place = to + r * stride + dim + c * kLanes;
+    Simd::store(place, Simd::fma(Simd::load(place), Simd::set(shrink[r]), sum));
+  });
+  return sound;
+}
+
+constexpr int kSumsAtOnce = Simd::kWidth == 16 ? 16 : 8;  // in registers, beside values
+constexpr int kWeighedRows = 4;                           // at a time
+
+// Calls use(first vector, vectors of a pass) until all are done.  Most at once, because a row of values that is read
+// whole comes faster from memory; but not of q8, whose reading costs more than its memory: all rows share it.
+template <class Use>
+FOVEATE_INLINE void for_vectors(int count, bool eight, const Use& use) {
+  int at = 0;
+  for (; eight && at + 8 <= count; at += 8) use(at, Constant<8>());
+  for (; at + 4 <= count; at += 4) use(at, Constant<4>());
+  if (count & 2) use(at, Constant<2>());
+  if (count & 1) use(count - 1, Constant<1>());
+}
+
+// to[row] = shrink[row] * to + weights . values, as add_by_dim, over rows of v as they are: rows[i] of panel i, one
+// panel after the other: from memory once, for the other rows of the group from the first-level cache.
 template <class Unit>
 inline bool add_row_values(const Tile& t, const Group& g, const float* weights, const int64_t* at, int64_t stride,
                            const void* const* const* rows, const int* widths, int n, const float* shrink, float* to) {
   const int dims = padded(t.value_dim);
-  bool all_sound = true;
-  for (int dim = 0; dim < dims; dim += kPanelKeys)
-    for_columns(smaller(kPanelKeys, dims - dim), [&](int column, auto columns) {
-      with_rows(g.rows, [&](auto row_count) {
-        constexpr int R = row_count.value, C = columns.value;
-        const auto add = [&](auto cleans) __attribute__((always_inline)) {
-          Sums<R, C> sums;
-          for (int i = 0; i < n; ++i)
-            for (int key = 0; key < widths[i] && rows[i][key]; key += Unit::kStep) {
-              if (dim + column == 0)
-                for (int j = key + kAhead; j < smaller(key + kAhead + Unit::kStep, kPanelKeys); ++j)
-                  fetch_ahead(rows[i][j], t.value_dim * int64_t(bytes_of(t.value_type)));
-              F values[C];
-              unrolled<C>([&](auto c) __attribute__((always_inline)) {
-                values[c.value] = value_units<Unit, cleans.value>(t, rows[i] + key, dim + column + c.value * kLanes);
-              });
-              const float* weight = weights + at[i] + key / Unit::kStep;
-              unrolled<R>([&](auto r) __attribute__((always_inline)) {
-                const F one = Simd::set(weight[r.value * stride]);
-                unrolled<C>([&](auto c) __attribute__((always_inline)) {
-                  sums.at[r.value][c.value] = Unit::dot(one, values[c.value], sums.at[r.value][c.value]);
-                });
-              });
-            }
-          bool sound = true;
-          if constexpr (!cleans.value)
-            sums.for_each([&](int, int, F sum)
-                              __attribute__((always_inline)) { sound = sound && Simd::all(Simd::finite(sum)); });
-          if (!sound) return false;
-          sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
-            float* place = to + int64_t{g.row + r} * dims + dim + column + c * kLanes;
-            Simd::store(place, Simd::fma(Simd::load(place), Simd::set(shrink[r]), sum));
-          });
-          return true;
-        };
-        if (add(Constant<0>())) return;
-        all_sound = false;
-        add(Constant<1>());
-      });
+  const float none[kGroupRows] = {1, 1, 1, 1, 1, 1};
+  bool sound = true;
+  for (int i = 0; i < n; ++i) {
+    ValueRows v{rows[i], 0, weights + at[i], stride};
+    while (v.count < widths[i] && rows[i][v.count]) ++v.count;
+    const Reads reads =
+        v.count % Unit::kStep == 0 ? how_to_read<Unit>(t.key_type, t.value_dim, kDimMultiple) : Reads::any;
+    for_vectors(dims / kLanes, reads != Reads::scaled, [&](int vector, auto columns) {
+      constexpr int C = columns.value, most = smaller(kWeighedRows, kSumsAtOnce / C);
+      for (int r = 0; r < g.rows; r += most)
+        with_rows(smaller(most, g.rows - r), [&](auto count) {
+          constexpr int R = smaller(count.value, most);
+          ValueRows of = v;
+          of.weights += r * stride;
+          const bool good = add_values<Unit, R, C>(t, of, vector * kLanes, reads, (i == 0 ? shrink : none) + r,
+                                                   to + int64_t{g.row + r} * dims, dims);
+          sound = sound && good;
+        });
     });
-  return all_sound;
+  }
+  return sound;
 }

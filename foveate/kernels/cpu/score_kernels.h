@@ -9,6 +9,13 @@ inline float element(const char* data, DType type, int64_t i) {
   return value[0];
 }
 
+// Element i of a row of q8.
+inline float scaled_element(const char* row, int dim, int i) {
+  uint16_t scale;
+  __builtin_memcpy(&scale, row + dim + 2 * (i / kScaled), 2);
+  return float(((const int8_t*)row)[i]) * element((const char*)&scale, DType::bf16, 0);
+}
+
 FOVEATE_INLINE I key_ids(const Panel& p, int column) {
   return p.ids ? Simd::load_i(p.ids + column) : Simd::count_from(p.first + column);
 }

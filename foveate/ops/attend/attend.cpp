@@ -95,8 +95,8 @@ Forward Kernels<Flat...>::autocast(const Tensor& q, const Tensor& k, const Tenso
 }  // namespace
 
 Attended attend(const Tensor& q, const Tensor& k, const Tensor& v, const Plan& plan, const Score& score,
-                const HeadMap& heads) {
-  const auto [out, lse] = Attend::call_forward(flatten({q, k, v, plan, score, heads, {}}));
+                const HeadMap& heads, const std::optional<Tensor>& pages) {
+  const auto [out, lse] = Attend::call_forward(flatten({q, k, v, plan, score, heads, {}, pages}));
   return {out, lse};
 }
 

@@ -62,7 +62,13 @@ struct Attended {
 // that sees no key: out 0, lse -inf (with a sink: its logit), gradients 0.  An invisible key or value, even NaN or Inf,
 // changes nothing.  Gradients: q, k, v, bias, sink, slopes, relative logits, from out and from lse. Throws Error:
 // shapes, dtypes or a plan that do not fit.   Source: Dao et al., FlashAttention-2, 2307.08691, section 3.
+//
+// For decoding, without gradients of anything:
+//   k and v may be rows of 8 bits (quantise_rows): uint8, q in fp32, bf16 or fp16.
+//   pages [B, N] int32: k [P, Hkv, S, D] and v [P, Hkv, S, Dv] are pages of S keys (Kwon et al., 2309.06180), shared by
+//   the batch; key j of batch b is row j % S of page pages[b][j / S], and there are N * S keys, of which the rule
+//   (key_lengths, query_start) says which count.  Entries wholly behind key_lengths may be anything.
 Attended attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan,
-                const Score& score = {}, const HeadMap& heads = {});
+                const Score& score = {}, const HeadMap& heads = {}, const std::optional<at::Tensor>& pages = {});
 
 }  // namespace foveate::ops

@@ -13,6 +13,7 @@
 #include "foveate/base/random.h"
 #include "foveate/kernels/attend.h"
 #include "foveate/ops/attend/prepared.h"
+#include "foveate/ops/attend/storage.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/parallel.h"
 
@@ -116,7 +117,8 @@ bool fits_int32(const std::optional<Tensor>& t) {
 
 }  // namespace
 
-std::string decline_reason(const Problem& p) {
+std::string decline_reason(const Problem& given) {
+  const Problem p = shaped(given);
   const int64_t largest = std::max(p.q.size(3), p.v.size(3));
   if (!kernel_table()) return "FOVEATE_BACKEND=definition";
   if (p.q.scalar_type() == at::kDouble) return "fp64 runs in the definition";

@@ -15,7 +15,9 @@
 #include <limits>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/attend/storage.h"
 #include "foveate/ops/attend/tiles.h"
+#include "foveate/ops/quantise/quantise.h"
 
 namespace foveate::ops {
 namespace {
@@ -44,12 +46,15 @@ void check_heads(const Problem& p) {
 
 }  // namespace
 
-void check_problem(const Problem& p) {
+void check_problem(const Problem& given) {
   const auto text = [](const Tensor& t) {
     return fmt::format("[{}]", fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
   };
-  require(p.q.dim() == 4 && p.k.dim() == 4 && p.v.dim() == 4,
-          "attend: q, k, v must be [batch, heads, length, dim], got {} {} {}", text(p.q), text(p.k), text(p.v));
+  require(given.q.dim() == 4 && given.k.dim() == 4 && given.v.dim() == 4,
+          "attend: q, k, v must be [batch, heads, length, dim], got {} {} {}", text(given.q), text(given.k),
+          text(given.v));
+  check_storage(given);
+  const Problem p = shaped(given);
   const auto type = p.q.scalar_type();
   require((type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble) &&
               p.k.scalar_type() == type && p.v.scalar_type() == type,
@@ -68,6 +73,8 @@ void check_problem(const Problem& p) {
 }
 
 void check_gradients(const Problem& p, const Attended& attended, const Tensor& d_out, const Tensor& d_lse) {
+  require(!p.pages && !is_quantised(p.k), "attend_backward: {} keys have no gradient, they are for decoding",
+          p.pages ? "paged" : "8-bit");
   const int64_t shape[] = {p.q.size(0), p.q.size(1), p.q.size(2), p.v.size(3)};
   const at::IntArrayRef whole(shape), rows(shape, 3);
   const auto lse_type = p.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -95,7 +102,8 @@ void cast_score_gradients(const Problem& p, Gradients& g) {
 namespace {
 
 // The problem with a key and a value head for every query head, where it has a head map, and without landmarks' values.
-Problem simplified(const Problem& p) {
+Problem simplified(const Problem& given) {
+  const Problem p = whole(given);
   Problem wide = p;
   if (p.score.landmarks)  // whose values never count, not even NaN
     wide.v = p.v.masked_fill(p.score.landmarks->unsqueeze(1).unsqueeze(3), 0);

@@ -16,6 +16,7 @@ struct Problem {
   Score score;
   HeadMap heads;
   Wanted wanted;
+  std::optional<at::Tensor> pages;  // see attend
 
   bool wants_bias() const { return score.bias && wanted.bias; }
   bool wants_sink() const { return score.sink && wanted.sink; }

@@ -21,8 +21,8 @@ bool strict() {
 }  // namespace
 
 std::string explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan, const Score& score,
-                    Pass pass, const HeadMap& heads) {
-  const Problem problem{q, k, v, plan, score, heads, {}};
+                    Pass pass, const HeadMap& heads, const std::optional<at::Tensor>& pages) {
+  const Problem problem{q, k, v, plan, score, heads, {}, pages};
   check_problem(problem);
   const std::string reason = decline_reason(problem);
   return reason.empty() ? describe(problem, pass) : "definition: " + reason;

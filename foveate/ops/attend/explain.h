@@ -12,7 +12,8 @@ namespace foveate::ops {
 // One line: the level, its tiles, the panels of keys visited and the extra memory; or "definition: " and the reason.
 // Runs nothing.  Throws Error: a problem that does not fit.
 std::string explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan,
-                    const Score& score = {}, Pass pass = Pass::forward, const HeadMap& heads = {});
+                    const Score& score = {}, Pass pass = Pass::forward, const HeadMap& heads = {},
+                    const std::optional<at::Tensor>& pages = {});
 
 // What ran since the program started: "avx512_bf16 forward", or "definition forward: fp64 runs in the definition".
 struct KernelUse {

@@ -35,7 +35,7 @@ Problem make_problem(const Tensor& q, const Tensor& k, const Tensor& v, Optional
                      OptionalTensor key_lengths, OptionalTensor query_documents, OptionalTensor key_documents,
                      OptionalTensor row_start, OptionalTensor row_end, int64_t query_block, int64_t key_block,
                      OptionalTensor count, OptionalTensor index, OptionalTensor full_count, OptionalTensor full_index,
-                     OptionalTensor run_end, OptionalTensor query_order) {
+                     OptionalTensor run_end, OptionalTensor query_order, OptionalTensor pages) {
   Rule rule{query_start,     window_left,   window_right, sinks,   head_window, key_lengths,
             query_documents, key_documents, row_start,    row_end, query_order};
   Score score{scale, soft_cap, bias, sink, slopes, {}, leaky, landmarks, dropout, dropout_seed};
@@ -44,7 +44,7 @@ Problem make_problem(const Tensor& q, const Tensor& k, const Tensor& v, Optional
           relative.has_value() + relative_queries.has_value() + relative_keys.has_value());
   if (relative) score.relative = Relative{*relative, *relative_queries, *relative_keys, relative_sizes.vec()};
   Plan plan = make_plan(std::move(rule), query_block, key_block, count, index, full_count, full_index, run_end);
-  return {q, k, v, std::move(plan), std::move(score), {key_heads, value_heads}, {}};
+  return {q, k, v, std::move(plan), std::move(score), {key_heads, value_heads}, {}, pages};
 }
 
 }  // namespace foveate::ops

@@ -24,7 +24,8 @@ inline constexpr const char* kSchema =
     "int? query_start=None, int? window_left=None, int? window_right=None, int sinks=0, Tensor? head_window=None, "
     "Tensor? key_lengths=None, Tensor? query_documents=None, Tensor? key_documents=None, Tensor? row_start=None, "
     "Tensor? row_end=None, int query_block=0, int key_block=0, Tensor? count=None, Tensor? index=None, "
-    "Tensor? full_count=None, Tensor? full_index=None, Tensor? run_end=None, Tensor? query_order=None";
+    "Tensor? full_count=None, Tensor? full_index=None, Tensor? run_end=None, Tensor? query_order=None, "
+    "Tensor? pages=None";
 
 Problem make_problem(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, OptionalTensor bias,
                      OptionalTensor sink, OptionalDouble scale, OptionalDouble soft_cap, OptionalTensor slopes,
@@ -36,7 +37,7 @@ Problem make_problem(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      OptionalTensor key_documents, OptionalTensor row_start, OptionalTensor row_end,
                      int64_t query_block, int64_t key_block, OptionalTensor count, OptionalTensor index,
                      OptionalTensor full_count, OptionalTensor full_index, OptionalTensor run_end,
-                     OptionalTensor query_order);
+                     OptionalTensor query_order, OptionalTensor pages);
 
 // The inverse of make_problem; refers to the problem.
 inline auto flatten(const Problem& p) {
@@ -61,7 +62,7 @@ inline auto flatten(const Problem& p) {
                     s.dropout, s.dropout_seed, s.landmarks, p.heads.keys, p.heads.values, r.query_start, r.window_left,
                     r.window_right, r.sinks, r.head_window, r.key_lengths, r.query_documents, r.key_documents,
                     r.row_start, r.row_end, query_block, key_block, count, index, full_count, full_index, run_end,
-                    r.query_order);
+                    r.query_order, p.pages);
 }
 
 using Arguments = decltype(flatten(std::declval<Problem>()));

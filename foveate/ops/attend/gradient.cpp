@@ -1,11 +1,14 @@
 #include "foveate/ops/attend/gradient.h"
 
+#include "foveate/ops/quantise/quantise.h"
+
 namespace foveate::ops {
 
 using at::Tensor;
 
 Forward attended_like(const Tensor& q, const Tensor& v) {
-  return {q.new_empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2), v.sym_size(3)}),
+  return {q.new_empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2),
+                              is_quantised(v) ? quantised_dim(v.sym_size(3)) : v.sym_size(3)}),
           q.new_empty_symint({q.sym_size(0), q.sym_size(1), q.sym_size(2)}, lse_type(q))};
 }
 

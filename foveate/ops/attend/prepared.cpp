@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "foveate/base/random.h"
+#include "foveate/ops/attend/storage.h"
 
 namespace foveate::ops {
 
@@ -16,6 +17,7 @@ using kernels::DType;
 
 DType dtype_of(const Tensor& t) {
   if (t.scalar_type() == at::kBFloat16) return DType::bf16;
+  if (t.scalar_type() == at::kByte) return DType::q8;
   return t.scalar_type() == at::kHalf ? DType::f16 : DType::f32;
 }
 
@@ -35,16 +37,21 @@ int64_t landmark_block(const Problem& p) {
 Prepared::Prepared(const Problem& p) {
   auto& a = arguments;
   const Tensor q = keep(readable(p.q)), k = keep(readable(p.k)), v = keep(readable(p.v));
-  a.type = dtype_of(q);
+  const Problem shapes = shaped(p);
+  a.type = dtype_of(q), a.key_type = dtype_of(k);
   a.batch = q.size(0), a.heads = q.size(1), a.queries = q.size(2);
-  a.kv_heads = k.size(1), a.keys = k.size(2);
+  a.kv_heads = k.size(1), a.keys = shapes.k.size(2);
   a.rows = rows_of(p.plan, q);
   if (p.heads.keys) {
     const auto map = [&](const Tensor& heads) { return keep(heads.contiguous()).data_ptr<int64_t>(); };
     a.key_heads = map(*p.heads.keys), a.value_heads = map(p.heads.values.value_or(*p.heads.keys));
   }
-  a.dim = int(q.size(3)), a.value_dim = int(v.size(3));
+  a.dim = int(q.size(3)), a.value_dim = int(shapes.v.size(3));
   a.q = view_of(q), a.k = view_of(k), a.v = view_of(v);
+  if (p.pages) {
+    a.page_size = k.size(2), a.page_count = p.pages->size(1);
+    a.pages = keep(p.pages->clamp(0, std::max<int64_t>(k.size(0) - 1, 0)).contiguous()).data_ptr<int32_t>();
+  }
   set_rule(rule_of(p.plan));
   if (const auto* blocks = std::get_if<BlockPlan>(&p.plan)) {
     a.query_block = blocks->query_block, a.key_block = blocks->key_block;
@@ -57,7 +64,7 @@ Prepared::Prepared(const Problem& p) {
     a.query_block = runs->query_block, a.key_block = 1;
     add_list(runs->start, nullptr, &runs->end, true);
   }
-  if (p.score.landmarks) a.score.landmark_block = int(landmark_block(p));
+  if (p.score.landmarks) a.score.landmark_block = int(landmark_block(shapes));
   set_score(p.score);
 }
 

@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/quantise/quantise.h"
 
 namespace foveate::ops {
 
@@ -62,7 +63,8 @@ at::Tensor segment_of(std::span<const int64_t> cuts, at::Tensor* lengths) {
 
 }  // namespace
 
-at::Tensor pool_segments(const at::Tensor& x, std::span<const int64_t> cuts, Pooling pooling) {
+at::Tensor pool_segments(const at::Tensor& rows, std::span<const int64_t> cuts, Pooling pooling) {
+  const at::Tensor x = widened(rows, at::kFloat);
   check_cuts(cuts, x.size(2), "pool_segments");
   const int64_t segments = std::ssize(cuts) - 1;
   if (const int64_t size = even_length(cuts); size > 0) {  // no copy of x: many times faster than by index
@@ -84,7 +86,8 @@ at::Tensor pool_segments(const at::Tensor& x, std::span<const int64_t> cuts, Poo
   return sums / (pooling == Pooling::mean ? size : size.sqrt());
 }
 
-at::Tensor weigh_segments(const at::Tensor& x, const at::Tensor& weights, std::span<const int64_t> cuts) {
+at::Tensor weigh_segments(const at::Tensor& rows, const at::Tensor& weights, std::span<const int64_t> cuts) {
+  const at::Tensor x = widened(rows, at::kFloat);
   check_cuts(cuts, x.size(2), "weigh_segments");
   require(weights.dim() == 3 && weights.is_floating_point() && weights.size(2) == x.size(2) &&
               (weights.size(0) == 1 || weights.size(0) == x.size(0)) &&

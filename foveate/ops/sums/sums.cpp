@@ -11,6 +11,7 @@
 #include "foveate/kernels/sums.h"
 #include "foveate/ops/attend/explain.h"
 #include "foveate/ops/attend/prepared.h"
+#include "foveate/ops/attend/storage.h"
 #include "foveate/ops/attend/tiles.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/parallel.h"
@@ -89,7 +90,7 @@ Tensor attention_sums(const Tensor& q, const Tensor& k, const Tensor& lse, const
     kernels::sums(*kernel_table(), a, rows.data_ptr<float>(), request, sums.data_ptr<float>(), torch_pool());
     if (o.by == SumBy::diagonal) return sums.squeeze(2).flip(-1);  // the kernels count from the farthest
   } else if (q.numel() > 0 && k.size(2) > 0) {
-    add_by_definition(p, lse, o, sums);
+    add_by_definition(whole(p), lse, o, sums);
   }
   if (o.by == SumBy::block) return sums;
   return o.by == SumBy::row ? sums.squeeze(3) : sums.squeeze(2);
