@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
+#include <map>
 
 #include "foveate/base/error.h"
 #include "foveate/io/cache.h"
@@ -37,6 +38,15 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->capture_default_str();
   command.add_option("--threads", options.threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
   command.add_flag("--explain", options.explain, "at the end, say which attention kernels ran, or why none did");
+}
+
+void add_cache_option(CLI::App& command, attention::CacheType& cache) {
+  const auto names = enum_names(cache);
+  std::map<std::string, attention::CacheType> types;
+  for (size_t i = 0; i < names.size(); ++i) types[std::string(names[i])] = attention::CacheType(i);
+  command.add_option("--cache", cache, "keys and values of earlier tokens: model (as computed) or q8 (8 bits)")
+      ->transform(CLI::CheckedTransformer(types))
+      ->default_str("model");
 }
 
 namespace {

@@ -20,6 +20,7 @@ struct ModelOptions {
   bool explain = false;
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
+void add_cache_option(CLI::App& command, attention::CacheType& cache);
 
 struct LoadedModel {
   std::string path;

@@ -9,11 +9,11 @@
 #include "common.h"
 #include "foveate/attention/registry.h"
 #include "foveate/base/error.h"
+#include "foveate/base/write_file.h"
 #include "foveate/eval/interval.h"
 #include "foveate/io/cache.h"
 #include "foveate/ops/level.h"
 #include "foveate/report/compare_report.h"
-#include "foveate/report/write.h"
 #include "machine.h"
 
 namespace foveate::app {
@@ -97,14 +97,14 @@ report::CompareReport describe(const Options& options, const LoadedModel& loaded
 
 void write(const Options& options, const report::CompareReport& report) {
   const std::filesystem::path folder(options.out);
-  report::write_file_atomically(folder / "compare.json", report::to_json(report));
-  report::write_file_atomically(folder / "compare.html", report::to_html(report));
+  write_file_atomically(folder / "compare.json", report::to_json(report));
+  write_file_atomically(folder / "compare.html", report::to_html(report));
 }
 
 void compare(const Options& options) {
   const std::string text_path = io::find_text(options.text);
   io::find_model(options.model.model);
-  report::require_writable_directory(options.out);
+  require_writable_directory(options.out);
   options.eval.validate();
   watch_interrupts();
   const LoadedModel loaded = load_model(options.model);
@@ -156,6 +156,7 @@ void add_compare(CLI::App& app) {
       ->take_all()
       ->allow_extra_args(false)
       ->capture_default_str();
+  add_cache_option(*command, options->eval.cache);
   command->add_option("--context", options->eval.context, "tokens of the text that are read")->capture_default_str();
   command
       ->add_option("--continuation", options->eval.continuation,

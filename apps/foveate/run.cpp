@@ -1,5 +1,6 @@
 // foveate run: answers a prompt, or keeps a conversation.
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
 
 #include "commands.h"
@@ -15,8 +16,9 @@ namespace {
 
 struct Options {
   ModelOptions model;
-  std::string prompt, attention = "dense", system;
+  std::string prompt, attention = "dense", system, session;
   models::GenerateOptions generate{.max_tokens = 256, .sampling = {}, .stop = {}, .seed = 0};
+  attention::CacheType cache = attention::CacheType::model;
   bool raw = false, chat = false, force = false;
 };
 
@@ -26,15 +28,22 @@ class Conversation {
   Conversation(const LoadedModel& loaded, const Options& options)
       : loaded_(loaded),
         options_(options),
-        mechanisms_(attention::make_mechanisms(options.attention, loaded.decoder->layers())) {}
+        mechanisms_(attention::make_mechanisms(options.attention, loaded.decoder->layers())) {
+    if (options.session.empty() || !std::filesystem::exists(options.session)) return;
+    open();
+    session_->load(options.session);
+  }
 
   models::Generated answer(const std::vector<int32_t>& prompt) {
     require(!prompt.empty(), "run: the prompt must not be empty");
     require_context(*loaded_.decoder, std::ssize(prompt) + options_.generate.max_tokens, options_.force);
     size_t common = 0;
-    while (common < std::min(read_.size(), prompt.size() - 1) && read_[common] == prompt[common]) ++common;
+    if (session_) {
+      const std::vector<int32_t>& read = session_->tokens();
+      while (common < std::min(read.size(), prompt.size() - 1) && read[common] == prompt[common]) ++common;
+    }
     if (!rewind(common)) {
-      session_.emplace(*loaded_.decoder, mechanisms_);
+      open();
       common = 0;
     }
     const at::Tensor hidden = session_->prefill(std::span(prompt).subspan(common));
@@ -44,14 +53,14 @@ class Conversation {
                                                      std::fflush(stdout);
                                                      return !was_interrupted();
                                                    });
-    read_ = prompt;
-    read_.insert(read_.end(), generated.tokens.begin(), generated.tokens.end());
-    read_.resize(std::min(read_.size(), size_t(session_->length())));
     fmt::print("\n");
+    if (!options_.session.empty()) session_->save(options_.session);
     return generated;
   }
 
  private:
+  void open() { session_.emplace(*loaded_.decoder, mechanisms_, models::SessionOptions{.cache = options_.cache}); }
+
   // Whether the session could go back to its first `length` tokens.
   bool rewind(size_t length) {
     if (!session_ || length == 0) return false;
@@ -67,7 +76,6 @@ class Conversation {
   const Options& options_;
   std::vector<attention::Mechanism> mechanisms_;
   std::optional<models::Session> session_;
-  std::vector<int32_t> read_;
 };
 
 std::vector<int32_t> encode(const LoadedModel& loaded, const Options& options,
@@ -113,6 +121,9 @@ void add_run(CLI::App& app) {
   models::GenerateOptions& generate = options->generate;
   command->add_option("prompt", options->prompt, "the prompt; - reads standard input");
   command->add_option("--attention", options->attention, "mechanism, see `foveate list`")->capture_default_str();
+  add_cache_option(*command, options->cache);
+  command->add_option("--session", options->session,
+                      "keep here what was read: a prompt that begins with it goes on from there, now or another day");
   command->add_option("--system", options->system, "system message");
   command->add_option("-n,--max-tokens", generate.max_tokens, "tokens to generate at most")
       ->check(CLI::PositiveNumber)

@@ -19,6 +19,7 @@ struct Options {
   ModelOptions model;
   std::string file, attention = "dense";
   int64_t context = 0, stride = 0;
+  attention::CacheType cache = attention::CacheType::model;
 };
 
 // {"token": 42, "text": "...", "logprob": -1.5}; bytes that are no UTF-8 become U+FFFD in the text
@@ -42,7 +43,7 @@ void score(const Options& options) {
   print_token(*loaded.tokenizer, tokens.front(), std::nullopt);  // nothing stands before it
   for (const eval::Window& window : windows) {
     const std::span<const int32_t> read(tokens.data() + window.begin, size_t(window.end - window.begin));
-    models::Session session(*loaded.decoder, mechanisms);
+    models::Session session(*loaded.decoder, mechanisms, {.cache = options.cache});
     const at::Tensor hidden = session.prefill(read).squeeze(0);
     const int64_t first = std::max(window.score_from, window.begin + 1), count = window.end - first;
     const std::vector<float> nll = eval::token_nll(*loaded.decoder, hidden.narrow(0, first - window.begin - 1, count),
@@ -63,6 +64,7 @@ void add_score(CLI::App& app) {
   add_model_options(*command, options->model);
   command->add_option("file", options->file, "text file, name of a fetched text, or - for standard input")->required();
   command->add_option("--attention", options->attention, "mechanism, see `foveate list`")->capture_default_str();
+  add_cache_option(*command, options->cache);
   command->add_option("--context", options->context, "tokens read at a time; 0: the model's own")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -8,7 +8,7 @@ Attended Dense::attend(const Inputs& in) const {
 }
 
 std::unique_ptr<State> Dense::make_state(const StateOptions& options) const {
-  return std::make_unique<PlainState<Dense>>(*this, bound_of(options.rule), options.rollback);
+  return std::make_unique<PlainState<Dense>>(*this, bound_of(options.rule), options);
 }
 
 }  // namespace foveate::attention

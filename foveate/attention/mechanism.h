@@ -7,6 +7,7 @@
 // and, if a prompt may not be cut anywhere, chunk_multiple().  registry.h lists them all.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -29,7 +30,7 @@ constexpr auto enum_names(Kind) { return std::array<std::string_view, 3>{"row", 
 
 // One layer's attention problem.  Query i sits at key index Lk - Lq + i unless rule.query_start says otherwise.
 struct Inputs {
-  at::Tensor q, k, v;  // [B, Hq, Lq, D], [B, Hkv, Lk, D], [B, Hkv, Lk, Dv], rotated
+  at::Tensor q, k, v;  // [B, Hq, Lq, D], [B, Hkv, Lk, D], [B, Hkv, Lk, Dv], rotated; k and v perhaps 8-bit rows
   Rule rule;           // what the model itself demands: causality, a layer's own window, padding, documents
   ops::Score score;    // the model's scale and soft cap
   int64_t layer = 0;
@@ -55,9 +56,15 @@ struct Attended {
   std::vector<PlannedRows> plans;  // together: every row once
 };
 
+// What a cache holds: keys and values as the model computes them, or in 8 bits (ops::quantise_rows): half the memory of
+// bf16 and of its bandwidth.  Prompts read the cache too: a row is the same whether it was prefilled or decoded.
+enum class CacheType { model, q8 };
+constexpr auto enum_names(CacheType) { return std::array<std::string_view, 2>{"model", "q8"}; }
+
 struct StateOptions {
   Rule rule;             // the layer's own rule: its window bounds what must be kept
   int64_t rollback = 0;  // truncate() may go back at least so many tokens
+  CacheType cache = CacheType::model;
 };
 
 // One layer's memory during generation.  Not differentiable: call it under at::NoGradGuard.
@@ -70,6 +77,11 @@ class State {
   virtual Attended decode(const Inputs& in) = 0;
   // Forgets all tokens from `length` on.  Throws Error where they are needed and were evicted.
   virtual void truncate(int64_t length) = 0;
+  // What it would take to go on elsewhere, by name; load() of an empty state like it throws Error where they do not
+  // fit.
+  using Snapshot = std::map<std::string, at::Tensor>;
+  virtual Snapshot save() const = 0;
+  virtual void load(const Snapshot& snapshot) = 0;
   virtual int64_t length() const = 0;      // tokens appended and not truncated
   virtual int64_t bytes() const = 0;       // allocated
   virtual int64_t read_bytes() const = 0;  // keys, values and summaries that the next decoded token will read
@@ -78,6 +90,7 @@ class State {
 // Keys and values of one layer in order, grown in amortised steps.  May keep only the first and the latest tokens.
 class KvCache {
  public:
+  explicit KvCache(CacheType type) : type_(type) {}
   void append(const at::Tensor& k, const at::Tensor& v);
   at::Tensor k() const { return k_.narrow(2, 0, held_); }
   at::Tensor v() const { return v_.narrow(2, 0, held_); }
@@ -87,11 +100,14 @@ class KvCache {
   int64_t token_bytes() const;  // of one token's keys and values
   // Drops all but the first `head` and the latest `tail` tokens.
   void keep(int64_t head, int64_t tail);
+  State::Snapshot save() const;
+  void load(const State::Snapshot& snapshot);
   // Forgets tokens from `length` on; the latest `tail` of what is left must still be held (after eviction).
   void truncate(int64_t length, int64_t tail);
 
  private:
-  at::Tensor k_, v_;  // [B, Hkv, capacity, D]
+  CacheType type_;
+  at::Tensor k_, v_;  // [B, Hkv, capacity, D], or 8-bit rows of it
   int64_t length_ = 0, held_ = 0, head_ = 0;
 };
 
@@ -101,9 +117,12 @@ class CachedState : public State {
   struct Bound {
     int64_t head, tail;  // the first and the latest tokens that may still be seen
   };
-  CachedState(std::optional<Bound> bound, int64_t rollback) : bound_(bound), rollback_(rollback) {}
+  CachedState(std::optional<Bound> bound, const StateOptions& options)
+      : cache_(options.cache), bound_(bound), rollback_(options.rollback) {}
 
   void truncate(int64_t length) override;
+  Snapshot save() const override { return cache_.save(); }
+  void load(const Snapshot& snapshot) override { cache_.load(snapshot); }
   int64_t length() const override { return cache_.length(); }
   int64_t bytes() const override { return cache_.bytes(); }
   int64_t read_bytes() const override;
@@ -125,8 +144,8 @@ class CachedState : public State {
 template <class Mechanism>
 class PlainState final : public CachedState {
  public:
-  PlainState(Mechanism mechanism, std::optional<Bound> bound, int64_t rollback)
-      : CachedState(bound, rollback), mechanism_(std::move(mechanism)) {}
+  PlainState(Mechanism mechanism, std::optional<Bound> bound, const StateOptions& options)
+      : CachedState(bound, options), mechanism_(std::move(mechanism)) {}
   Attended prefill(const Inputs& in) override {
     Attended attended = mechanism_.attend(appended(in));
     evict();
@@ -146,7 +165,7 @@ template <class Mechanism>
 class PromptState final : public CachedState {
  public:
   PromptState(Mechanism mechanism, const StateOptions& options)
-      : CachedState(bound_of(options.rule), options.rollback), mechanism_(std::move(mechanism)) {}
+      : CachedState(bound_of(options.rule), options), mechanism_(std::move(mechanism)) {}
   // Nothing is dropped between the chunks of a prompt: their plans count blocks from its first token.
   Attended prefill(const Inputs& in) override { return mechanism_.attend(appended(in)); }
   Attended decode(const Inputs& in) override {

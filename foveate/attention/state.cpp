@@ -1,9 +1,11 @@
 #include <ATen/ops/empty.h>
+#include <ATen/ops/tensor.h>
 
 #include <algorithm>
 
 #include "foveate/attention/mechanism.h"
 #include "foveate/base/error.h"
+#include "foveate/ops/quantise/quantise.h"
 
 namespace foveate::attention {
 namespace {
@@ -12,7 +14,9 @@ constexpr int64_t kStep = 64;  // capacities are multiples of so many tokens
 
 }  // namespace
 
-void KvCache::append(const at::Tensor& k, const at::Tensor& v) {
+void KvCache::append(const at::Tensor& new_k, const at::Tensor& new_v) {
+  const bool quantises = type_ == CacheType::q8;
+  const at::Tensor k = quantises ? ops::quantise_rows(new_k) : new_k, v = quantises ? ops::quantise_rows(new_v) : new_v;
   const int64_t added = k.size(2), needed = held_ + added;
   if (!k_.defined() || needed > k_.size(2)) {
     // A prompt is stored exactly; what comes after it grows by half, so that n appends copy O(n) tokens.
@@ -63,6 +67,33 @@ void KvCache::truncate(int64_t length, int64_t tail) {
           length, std::max<int64_t>(latest, 0));
   held_ -= length_ - length;
   length_ = length;
+}
+
+State::Snapshot KvCache::save() const {
+  if (!k_.defined()) return {};
+  return {{"k", k()}, {"v", v()}, {"counts", at::tensor({length_, held_, head_}, at::kLong)}};
+}
+
+void KvCache::load(const State::Snapshot& snapshot) {
+  *this = KvCache(type_);
+  if (snapshot.empty()) return;
+  const auto part = [&](const char* name) {
+    const auto found = snapshot.find(name);
+    require(found != snapshot.end(), "cache: a saved cache must have k, v and counts, got none named {}", name);
+    return found->second;
+  };
+  const at::Tensor k = part("k"), v = part("v"), counts = part("counts").contiguous();
+  require(counts.scalar_type() == at::kLong && counts.numel() == 3, "cache: counts must be 3 int64, got {} {}",
+          counts.numel(), c10::toString(counts.scalar_type()));
+  const int64_t* numbers = counts.const_data_ptr<int64_t>();
+  const int64_t length = numbers[0], held = numbers[1], head = numbers[2];
+  require(0 <= head && head <= held && held <= length && k.dim() == 4 && v.dim() == 4 && k.size(2) == held &&
+              v.size(2) == held && ops::is_quantised(k) == (type_ == CacheType::q8),
+          "cache: k and v must hold the {} of {} tokens that counts says, in {}, got {} and {} in {}", held, length,
+          type_ == CacheType::q8 ? "8 bits" : "the model's dtype", k.dim() == 4 ? k.size(2) : -1,
+          v.dim() == 4 ? v.size(2) : -1, c10::toString(k.scalar_type()));
+  k_ = k.clone(), v_ = v.clone();
+  length_ = length, held_ = held, head_ = head;
 }
 
 Inputs CachedState::appended(const Inputs& in) {

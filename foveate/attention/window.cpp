@@ -71,7 +71,7 @@ Attended Window::attend_repositioned(const Inputs& in, const Rule& rule) const {
 std::unique_ptr<State> Window::make_state(const StateOptions& options) const {
   CachedState::Bound bound{.head = sinks, .tail = size};
   if (const auto own = bound_of(options.rule); own && own->tail <= size) bound = *own;
-  return std::make_unique<PlainState<Window>>(*this, bound, options.rollback);
+  return std::make_unique<PlainState<Window>>(*this, bound, options);
 }
 
 }  // namespace foveate::attention

@@ -1,15 +1,16 @@
-#include "foveate/report/write.h"
+#include "foveate/base/write_file.h"
 
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <string>
 #include <system_error>
 
 #include "foveate/base/error.h"
 
-namespace foveate::report {
+namespace foveate {
 namespace {
 
 std::string reason(int code) { return std::generic_category().message(code); }
@@ -35,7 +36,7 @@ class TemporaryFile {
   TemporaryFile& operator=(const TemporaryFile&) = delete;
 
   bool is_open() const { return descriptor_ >= 0; }
-  // Both return false with errno set.
+  // All return false with errno set.
   bool write(std::string_view text) {
     while (!text.empty()) {
       const ssize_t written = ::write(descriptor_, text.data(), text.size());
@@ -43,6 +44,9 @@ class TemporaryFile {
       if (written < 0) return false;
       text.remove_prefix(size_t(written));
     }
+    return true;
+  }
+  bool close() {
     const int closing = descriptor_;
     descriptor_ = -1;
     const bool is_synced = ::fsync(closing) == 0 || errno == EINVAL;  // some file systems cannot sync
@@ -72,10 +76,17 @@ void require_writable_directory(const std::filesystem::path& directory) {
 }
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view text) {
+  write_file_atomically(path, std::span(&text, 1));
+}
+
+void write_file_atomically(const std::filesystem::path& path, std::span<const std::string_view> parts) {
   TemporaryFile file(path);
-  const bool is_written = file.is_open() && file.write(text) && file.rename_to(path);
+  const auto write = [&] {
+    return std::ranges::all_of(parts, [&](std::string_view text) { return file.write(text); });
+  };
+  const bool is_written = file.is_open() && write() && file.close() && file.rename_to(path);
   const int error = errno;
   require(is_written, "write: the file must be writable, got '{}': {}", path.string(), reason(error));
 }
 
-}  // namespace foveate::report
+}  // namespace foveate

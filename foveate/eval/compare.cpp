@@ -118,17 +118,17 @@ std::vector<int64_t> Comparison::bucket_positions() const {
   return {all.begin() + 1, all.end()};
 }
 
-Comparison::Pass Comparison::read_text(const std::vector<attention::Mechanism>& mechanisms, const Progress& progress,
-                                       Measured& measured) const {
+Comparison::Pass Comparison::read_text(const std::vector<attention::Mechanism>& mechanisms, attention::CacheType cache,
+                                       const Progress& progress, Measured& measured) const {
   const std::span<const int32_t> text(tokens_.data(), size_t(options_.context));
   const int64_t prompt = options_.context - options_.continuation;
   {  // torch prepares its products at first use: warm up outside the timing
-    models::Session warm(decoder_, mechanisms);
+    models::Session warm(decoder_, mechanisms, {.cache = cache});
     warm.prefill(text.first(size_t(std::min<int64_t>(prompt, 64))));
     warm.decode(text.first(1));
   }
   const bool can_measure = reset_peak_resident();
-  models::SessionOptions session_options;
+  models::SessionOptions session_options{.cache = cache};
   session_options.observe = [&](const Inputs& in, const Attended&) {
     progress("reading the text", 0.3 * double(in.layer + 1) / double(decoder_.layers()));
   };
@@ -166,21 +166,22 @@ void Comparison::score(const Pass& pass, Measured& measured) const {
 }
 
 Measured Comparison::run(const std::vector<attention::Mechanism>& mechanisms, const Progress& progress) {
-  const bool is_dense =
+  const bool is_reference =
+      options_.cache == attention::CacheType::model &&
       std::ranges::all_of(mechanisms, [](const auto& m) { return std::holds_alternative<attention::Dense>(m); });
-  if (!dense_hidden_.defined() && !is_dense) {
+  if (!dense_hidden_.defined() && !is_reference) {
     Measured ignored;
     const std::vector<attention::Mechanism> dense(size_t(decoder_.layers()), attention::Dense{});
-    dense_hidden_ = read_text(dense, progress, ignored).hidden;
+    dense_hidden_ = read_text(dense, attention::CacheType::model, progress, ignored).hidden;
   }
   Measured measured;
-  const Pass pass = read_text(mechanisms, progress, measured);
+  const Pass pass = read_text(mechanisms, options_.cache, progress, measured);
   if (!dense_hidden_.defined()) dense_hidden_ = pass.hidden;
   progress("comparing predictions", 0.3);
   score(pass, measured);
 
   Coverage coverage;
-  models::SessionOptions observed;
+  models::SessionOptions observed{.cache = options_.cache};
   observed.observe = [&](const Inputs& in, const Attended& attended) {
     coverage(in, attended);
     progress("counting visited keys", 0.35 + 0.15 * double(in.layer + 1) / double(decoder_.layers()));
@@ -191,13 +192,13 @@ Measured Comparison::run(const std::vector<attention::Mechanism>& mechanisms, co
   measured.kept_mass = coverage.kept_mass();
 
   if (options_.needle_haystacks > 0) {
-    NeedleResult result = run_needles(decoder_, mechanisms, tokenizer_, needles_,
+    NeedleResult result = run_needles(decoder_, mechanisms, tokenizer_, needles_, options_.cache,
                                       [&](double share) { progress("needles", 0.5 + 0.4 * share); });
     measured.needle_ranked_first = std::move(result.ranked_first);
     measured.needle_hits = result.hits;
   }
   measured.passkey_total = std::ssize(passkeys_);
-  measured.passkey_hits = run_passkeys(decoder_, mechanisms, tokenizer_, passkeys_,
+  measured.passkey_hits = run_passkeys(decoder_, mechanisms, tokenizer_, passkeys_, options_.cache,
                                        [&](double share) { progress("passkeys", 0.9 + 0.1 * share); });
   return measured;
 }

@@ -21,6 +21,7 @@ struct CompareOptions {
   int64_t passkeys = 5;
   int64_t buckets = 16;  // of perplexity by position
   uint64_t seed = 0;
+  attention::CacheType cache = attention::CacheType::model;  // of what is compared; the reference has the model's own
 
   void validate() const;  // Throws Error: out of range
 };
@@ -57,8 +58,8 @@ class Comparison {
 
  private:
   struct Pass;  // hidden states and costs of one reading of the text
-  Pass read_text(const std::vector<attention::Mechanism>& mechanisms, const Progress& progress,
-                 Measured& measured) const;
+  Pass read_text(const std::vector<attention::Mechanism>& mechanisms, attention::CacheType cache,
+                 const Progress& progress, Measured& measured) const;
   void score(const Pass& pass, Measured& measured) const;
   std::vector<int64_t> edges() const;
 

@@ -47,7 +47,8 @@ Codec codec_of(const io::Tokenizer& tokenizer) {
 }
 
 NeedleResult run_needles(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
-                         const io::Tokenizer& tokenizer, const NeedleSet& set, const Progress& progress) {
+                         const io::Tokenizer& tokenizer, const NeedleSet& set, attention::CacheType cache,
+                         const Progress& progress) {
   NeedleResult result;
   double done = 0, all = 0;
   for (const Haystack& haystack : set.haystacks) all += double(haystack.needles.size() + 1);
@@ -58,7 +59,8 @@ NeedleResult run_needles(const models::Decoder& decoder, const std::vector<atten
   for (const Haystack& haystack : set.haystacks) {
     size_t longest = 0;
     for (const Needle& needle : haystack.needles) longest = std::max(longest, needle.question.size());
-    models::Session session(decoder, mechanisms, {.rollback = int64_t(longest) + set.answer_budget + 8});
+    models::Session session(decoder, mechanisms,
+                            {.rollback = int64_t(longest) + set.answer_budget + 8, .cache = cache});
     session.prefill(haystack.tokens);
     step();
     for (const Needle& needle : haystack.needles) {
@@ -72,10 +74,11 @@ NeedleResult run_needles(const models::Decoder& decoder, const std::vector<atten
 }
 
 int64_t run_passkeys(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
-                     const io::Tokenizer& tokenizer, const std::vector<Passkey>& passkeys, const Progress& progress) {
+                     const io::Tokenizer& tokenizer, const std::vector<Passkey>& passkeys, attention::CacheType cache,
+                     const Progress& progress) {
   int64_t hits = 0;
   for (size_t i = 0; i < passkeys.size(); ++i) {
-    models::Session session(decoder, mechanisms);
+    models::Session session(decoder, mechanisms, {.cache = cache});
     const at::Tensor hidden = last_row(session.prefill(passkeys[i].tokens));
     const auto generated = models::generate(session, tokenizer, hidden, {.max_tokens = 10});
     hits += passkey_hit(generated.text, passkeys[i].key);

@@ -24,11 +24,12 @@ struct NeedleResult {
 // Each haystack is read once as a prompt; each question is then appended by the decode rule, scored and taken back.
 // A prompt is ranked first when the right answer's log-probability is above that of every distractor.
 NeedleResult run_needles(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
-                         const io::Tokenizer& tokenizer, const NeedleSet& set, const Progress& progress = {});
+                         const io::Tokenizer& tokenizer, const NeedleSet& set, attention::CacheType cache,
+                         const Progress& progress = {});
 
 // How many passkeys the greedy continuation repeats.
 int64_t run_passkeys(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
-                     const io::Tokenizer& tokenizer, const std::vector<Passkey>& passkeys,
+                     const io::Tokenizer& tokenizer, const std::vector<Passkey>& passkeys, attention::CacheType cache,
                      const Progress& progress = {});
 
 }  // namespace foveate::eval

@@ -1,12 +1,14 @@
 #include "foveate/io/safetensors.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "foveate/base/write_file.h"
 #include "foveate/io/json.h"
 
 namespace foveate::io {
@@ -173,13 +175,36 @@ void Safetensors::read(std::span<const std::byte> bytes, const std::string& path
   std::vector<StoredTensor> tensors;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__")
-      check_metadata(value, path);
+      check_metadata(value, path), metadata_ = value.get<std::map<std::string, std::string>>();
     else
       tensors.push_back(read_entry(path, name, value, bytes, reader.offset()));
   }
   check_cover(tensors, path, reader.offset(), bytes.size());
   for (const StoredTensor& tensor : tensors)
     require(tensors_.add(tensor), "{}: tensor {} must stand in one file", path, printable(tensor.name));
+}
+
+void write_safetensors(const std::string& path, std::span<const StoredTensor> tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  nlohmann::ordered_json header = nlohmann::ordered_json::object();
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  std::vector<std::string_view> parts(1);
+  size_t end = 0;
+  for (const StoredTensor& tensor : tensors) {
+    require(!header.contains(tensor.name), "{}: tensors must have different names, got {} twice", path,
+            printable(tensor.name));
+    header[tensor.name] = {
+        {"dtype", type_name(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {end, end + tensor.bytes.size()}}};
+    end += tensor.bytes.size();
+    parts.push_back(as_text(tensor.bytes));
+  }
+  const std::string text = header.dump();
+  const uint64_t length = text.size();
+  std::string head(sizeof length, '\0');
+  std::memcpy(head.data(), &length, sizeof length);  // the supported machines are little-endian, as the format is
+  head += text;
+  parts[0] = head;
+  write_file_atomically(path, parts);
 }
 
 Safetensors Safetensors::open_folder(const std::string& folder) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -28,7 +29,8 @@ class Safetensors {
   static Safetensors parse(std::span<const std::byte> bytes, const std::string& name);
 
   const std::string& path() const { return path_; }
-  const std::vector<StoredTensor>& tensors() const { return tensors_.all(); }  // file by file, in each by name
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }  // of a single file
+  const std::vector<StoredTensor>& tensors() const { return tensors_.all(); }       // file by file, in each by name
   const StoredTensor* find(std::string_view name) const { return tensors_.find(name); }  // null if absent
   const StoredTensor& tensor(std::string_view name) const {
     return tensors_.get(name, path_);
@@ -40,7 +42,13 @@ class Safetensors {
 
   std::string path_;
   std::vector<std::shared_ptr<const MappedFile>> files_;  // none after parse()
+  std::map<std::string, std::string> metadata_;
   TensorList<StoredTensor> tensors_;
 };
+
+// Writes tensors (contiguous; `file` and `offset` do not matter) and metadata to a file, whole or not at all.
+// Throws Error: two tensors of one name, a path that is not writable.
+void write_safetensors(const std::string& path, std::span<const StoredTensor> tensors,
+                       const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace foveate::io

@@ -120,6 +120,51 @@ TEST(RowMechanisms, decode_equals_prefill) {
   }
 }
 
+TEST_P(Contract, a_cache_in_8_bits_agrees_with_itself_and_nearly_with_the_models_own) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(70);
+  const StateOptions in_8_bits{.cache = CacheType::q8};
+  const auto single = make_state(m, in_8_bits), at_once = make_state(m, in_8_bits), own = make_state(m, {});
+  const at::Tensor prompt = own->prefill(rows(in, 0, 40)).out;
+  for (const auto& state : {&single, &at_once}) {
+    const at::Tensor out = (*state)->prefill(rows(in, 0, 40)).out;
+    if (kind_of(m) == Kind::row) {  // others may keep other keys
+      EXPECT_LE((out - prompt).norm().item<double>(), 1.5e-2 * prompt.norm().item<double>());
+    }
+  }
+  const at::Tensor want = at_once->decode(rows(in, 40, 30)).out;
+  std::vector<at::Tensor> outs;
+  for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows(in, row, 1)).out);
+  EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
+  EXPECT_LT(single->bytes(), own->bytes());
+  if (kind_of(m) != Kind::row) return;
+  const auto prefilled = make_state(m, in_8_bits);
+  EXPECT_TRUE(same(prefilled->prefill(in).out.narrow(2, 40, 30), want, {1e-5, 1e-5}));
+}
+
+TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(90);
+  for (const CacheType cache : {CacheType::model, CacheType::q8}) {
+    const auto state = make_state(m, {.cache = cache}), other = make_state(m, {.cache = cache});
+    state->prefill(rows(in, 0, 40));
+    for (int64_t row = 40; row < 60; ++row) state->decode(rows(in, row, 1));
+    other->load(state->save());
+    EXPECT_EQ(other->length(), 60);
+    for (int64_t row = 60; row < 90; ++row) {
+      const at::Tensor want = state->decode(rows(in, row, 1)).out;
+      ASSERT_TRUE(other->decode(rows(in, row, 1)).out.equal(want)) << row;
+    }
+    const auto wrong = make_state(m, {.cache = cache == CacheType::model ? CacheType::q8 : CacheType::model});
+    EXPECT_THROW(wrong->load(state->save()), Error);
+    State::Snapshot cut = state->save();
+    cut.erase("v");
+    EXPECT_THROW(other->load(cut), Error);
+  }
+}
+
 TEST_P(Contract, later_tokens_change_no_earlier_row) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();

@@ -1,4 +1,4 @@
-#include "foveate/report/write.h"
+#include "foveate/base/write_file.h"
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@
 
 #include "foveate/base/error.h"
 
-namespace foveate::report {
+namespace foveate {
 namespace {
 
 namespace fs = std::filesystem;
@@ -98,4 +98,4 @@ TEST_F(Write, refuses_an_output_folder_without_write_permission) {
 }
 
 }  // namespace
-}  // namespace foveate::report
+}  // namespace foveate

@@ -6,7 +6,11 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/tensor.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
 
 #include "foveate/base/error.h"
 #include "foveate/models/language/generate.h"
@@ -90,6 +94,67 @@ TEST(Session, chunked_prefill_equals_one_prefill_at_multiples) {
           session.prefill(std::span(tokens).subspan(size_t(i), size_t(std::min(step, 45 - i))), i + step >= 45));
     EXPECT_TRUE(same(at::cat(rows, 1), whole.prefill(tokens), {2e-5, 2e-5})) << spec;
   }
+}
+
+class SessionFile : public testing::Test {
+ protected:
+  std::string path_ = (std::filesystem::temp_directory_path() / fmt::format("foveate_session_{}", ::getpid())).string();
+  ~SessionFile() override { std::filesystem::remove(path_); }
+
+  // What loading the file into a session of these options says.
+  std::string failure(const Decoder& decoder, const char* spec, SessionOptions options = {}) const {
+    Session session(decoder, attention::make_mechanisms(spec, 3), options);
+    try {
+      session.load(path_);
+      return {};
+    } catch (const Error& error) {
+      EXPECT_EQ(session.length(), 0);
+      return error.what();
+    }
+  }
+};
+
+TEST_F(SessionFile, goes_on_with_the_same_bits) {
+  const Decoder decoder = test::tiny_decoder();
+  const auto tokens = some_tokens(60);
+  for (const char* spec : kSpecs)
+    for (const auto cache : {attention::CacheType::model, attention::CacheType::q8}) {
+      Session session(decoder, attention::make_mechanisms(spec, 3), {.cache = cache});
+      session.prefill(std::span(tokens).first(30));
+      session.decode(std::span(tokens).subspan(30, 10));
+      session.save(path_);
+      Session other(decoder, attention::make_mechanisms(spec, 3), {.cache = cache});
+      other.load(path_);
+      EXPECT_EQ(other.length(), 40);
+      EXPECT_EQ(other.tokens(), std::vector(tokens.begin(), tokens.begin() + 40));
+      for (size_t i = 40; i < 60; ++i)
+        ASSERT_TRUE(
+            other.decode(std::span(tokens).subspan(i, 1)).equal(session.decode(std::span(tokens).subspan(i, 1))))
+            << spec << " token " << i;
+    }
+}
+
+TEST_F(SessionFile, of_something_else_is_refused_by_name) {
+  const Decoder decoder = test::tiny_decoder(), other = test::tiny_decoder(/*gemma=*/true);
+  const auto tokens = some_tokens(20);
+  Session session(decoder, attention::make_mechanisms("window:size=7", 3));
+  session.prefill(tokens);
+  session.save(path_);
+  EXPECT_EQ(failure(decoder, "window:size=7"), "");
+  EXPECT_NE(failure(other, "window:size=7").find("the session is of another model"), std::string::npos);
+  EXPECT_NE(failure(decoder, "window:size=8").find("choose the same --attention"), std::string::npos);
+  EXPECT_NE(failure(decoder, "window:size=7", {.cache = attention::CacheType::q8}).find("choose the same --cache"),
+            std::string::npos);
+  EXPECT_THROW(session.load(path_), Error) << "a session that has read may not load";
+  const auto bytes = std::filesystem::file_size(path_);
+  for (const auto kept : {bytes - 1, bytes / 2, uintmax_t{100}, uintmax_t{4}, uintmax_t{0}}) {
+    session.save(path_);
+    std::filesystem::resize_file(path_, kept);
+    EXPECT_NE(failure(decoder, "window:size=7"), "") << kept << " bytes";
+  }
+  std::filesystem::remove(path_);
+  EXPECT_NE(failure(decoder, "window:size=7"), "");
+  EXPECT_THROW(session.save("/no/such/folder/session"), Error);
 }
 
 TEST(Session, truncation_returns_to_an_earlier_state) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "foveate/ops/quantise/quantise.h"
 #include "foveate/ops/select/pool.h"
 
 namespace foveate::attention {
@@ -41,7 +42,8 @@ void Dhsa::validate() const {
 
 int64_t Dhsa::chunk_multiple() const { return std::lcm(query_block, chunk); }
 
-at::Tensor Dhsa::pool(const at::Tensor& x, std::span<const int64_t> cuts) const {
+at::Tensor Dhsa::pool(const at::Tensor& rows, std::span<const int64_t> cuts) const {
+  const at::Tensor x = ops::widened(rows, at::kFloat);
   const at::Tensor shared = head_share ? x.mean(1, true, x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat) : x;
   return ops::pool_segments(shared, cuts, pooling_of(pooling));
 }
@@ -90,7 +92,7 @@ namespace {
 // Keeps the sums of all chunks beside the cache, so that a decoded token reads summaries and its own keys only.
 class DhsaState final : public CachedState {
  public:
-  DhsaState(Dhsa dhsa, int64_t rollback) : CachedState(std::nullopt, rollback), dhsa_(dhsa) {}
+  DhsaState(Dhsa dhsa, const StateOptions& options) : CachedState(std::nullopt, options), dhsa_(dhsa) {}
 
   Attended prefill(const Inputs& in) override { return dhsa_.attend(appended(in)); }
 
@@ -117,6 +119,11 @@ class DhsaState final : public CachedState {
   void truncate(int64_t length) override {
     CachedState::truncate(length);
     pooled_ = std::min(pooled_, length / dhsa_.chunk);
+  }
+
+  void load(const Snapshot& snapshot) override {
+    CachedState::load(snapshot);
+    summaries_ = at::Tensor(), pooled_ = 0;  // made anew
   }
 
   int64_t bytes() const override {
@@ -171,7 +178,7 @@ class DhsaState final : public CachedState {
 
 std::unique_ptr<State> Dhsa::make_state(const StateOptions& options) const {
   validate();
-  return std::make_unique<DhsaState>(*this, options.rollback);
+  return std::make_unique<DhsaState>(*this, options);
 }
 
 }  // namespace foveate::attention

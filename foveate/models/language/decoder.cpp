@@ -38,6 +38,22 @@ int64_t Decoder::parameter_count() const {
   return sum;
 }
 
+std::string Decoder::fingerprint() const {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  const auto add = [&](const void* data, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3;
+  };
+  for (const int64_t size : {config_.width, config_.heads, config_.kv_heads, config_.head_dim, config_.value_dim,
+                             config_.feed_forward, config_.vocabulary, layers()})
+    add(&size, sizeof size);
+  for (const auto& [name, tensor] : weights_.named()) {
+    if (tensor.dim() != 1) continue;  // norms and biases: small, and no two models have the same
+    const Tensor values = tensor.to(at::kFloat).contiguous();
+    add(values.const_data_ptr(), values.nbytes());
+  }
+  return fmt::format("{}-{:016x}", config_.architecture, hash);
+}
+
 Rule Decoder::rule_of(int64_t layer) const {
   Rule rule;
   if (const auto window = config_.layers[layer].window) rule.window_left = *window - 1;

@@ -22,6 +22,9 @@ class Decoder {
   int64_t layers() const { return std::ssize(config_.layers); }
   int64_t parameter_count() const;  // numbers in all parameters; a tied head counts once
 
+  // Tells models apart: of the architecture, its sizes and all its norms.
+  std::string fingerprint() const;
+
   // How a layer's queries, keys and values become its attention output.
   using Attend = std::function<attention::Attended(const attention::Inputs&)>;
 

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "foveate/base/error.h"
+#include "foveate/base/timer.h"
 
 namespace foveate::models {
 
@@ -14,7 +15,9 @@ Session::Session(const Decoder& decoder, const std::vector<attention::Mechanism>
   require(std::ssize(mechanisms) == decoder.layers(), "session: one mechanism per layer, got {} for {} layers",
           mechanisms.size(), decoder.layers());
   for (int64_t layer = 0; layer < decoder.layers(); ++layer) {
-    states_.push_back(attention::make_state(mechanisms[layer], {decoder.rule_of(layer), options_.rollback}));
+    states_.push_back(
+        attention::make_state(mechanisms[layer], {decoder.rule_of(layer), options_.rollback, options_.cache}));
+    attention_ += (layer > 0 ? ";" : "") + attention::spec_of(mechanisms[layer]).text();
     chunk_multiple_ = std::lcm(chunk_multiple_, attention::chunk_multiple(mechanisms[layer]));
   }
 }
@@ -30,17 +33,22 @@ at::Tensor Session::run(std::span<const int32_t> tokens, bool is_prompt, bool en
   const at::NoGradGuard no_grad;
   const std::vector<int64_t> wide(tokens.begin(), tokens.end());
   const at::Tensor ids = at::tensor(wide, at::kLong).unsqueeze(0);
-  return decoder_.forward(ids, length(), [&](attention::Inputs in) {
+  const at::Tensor hidden = decoder_.forward(ids, length(), [&](attention::Inputs in) {
     in.ends_prompt = ends_prompt;
     attention::State& state = *states_[in.layer];
+    const Timer timer;
     attention::Attended attended = is_prompt ? state.prefill(in) : state.decode(in);
+    attention_seconds_ += timer.seconds();
     if (options_.observe) options_.observe(in, attended);
     return attended;
   });
+  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+  return hidden;
 }
 
 void Session::truncate(int64_t length) {
   for (const auto& state : states_) state->truncate(length);
+  tokens_.resize(size_t(length));
 }
 
 int64_t Session::bytes() const {
