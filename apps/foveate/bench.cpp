@@ -6,7 +6,9 @@
 
 #include "commands.h"
 #include "common.h"
+#include "foveate/attention/registry.h"
 #include "foveate/eval/bench_attention.h"
+#include "foveate/eval/bench_model.h"
 #include "foveate/eval/bench_primitives.h"
 #include "foveate/ops/level.h"
 #include "foveate/report/table.h"
@@ -25,7 +27,8 @@ nlohmann::json json_of(const eval::AttentionTiming& t) {
                          {"kernel", t.kernel},           {"seconds", t.seconds},
                          {"median_seconds", t.median},   {"gflops", t.operations / t.seconds * 1e-9},
                          {"of_peak", t.of_peak}};
-  if (t.of_reference > 0) line["of_dense_rate"] = t.of_reference;
+  if (t.of_reference > 0) line["of_reference"] = t.of_reference;
+  if (t.of_read > 0) line["gb_per_second"] = t.bytes / t.seconds * 1e-9, line["of_read"] = t.of_read;
   if (t.sdpa_seconds > 0) line["sdpa_seconds"] = t.sdpa_seconds;
   if (t.folded_sdpa_seconds > 0) line["folded_sdpa_seconds"] = t.folded_sdpa_seconds;
   return line;
@@ -60,6 +63,7 @@ void run(Options options) {
     };
     rows.push_back({t.shape.name, fmt::format("{:.3f}", t.seconds * 1e3),
                     fmt::format("{:.0f}", t.operations / t.seconds * 1e-9), fmt::format("{:.0f} %", t.of_peak * 100),
+                    t.of_read > 0 ? fmt::format("{:.0f} %", t.of_read * 100) : std::string(),
                     t.of_reference > 0 ? fmt::format("{:.2f}", t.of_reference) : std::string(),
                     ratio(t.sdpa_seconds, t.seconds), ratio(t.folded_sdpa_seconds, t.seconds)});
   });
@@ -69,7 +73,8 @@ void run(Options options) {
                                            {"ms"},
                                            {"GFLOP/s"},
                                            {"of peak"},
-                                           {"of dense rate"},
+                                           {"of reading"},
+                                           {"of reference"},
                                            {"over SDPA"},
                                            {"over folded SDPA"}},
                                           rows));
@@ -116,6 +121,86 @@ void add_bench_primitives(CLI::App& bench) {
   command.callback([options, json] { run_primitives(*options, *json); });
 }
 
+struct ModelBench {
+  ModelOptions model;
+  std::vector<std::string> attention = {"dense"};
+  eval::ModelBenchOptions bench;
+  bool force = false, json = false;
+};
+
+void run_model(const ModelBench& options) {
+  options.bench.validate();
+  const LoadedModel loaded = load_model(options.model);
+  std::vector<std::vector<attention::Mechanism>> all;
+  for (const std::string& spec : options.attention)
+    all.push_back(attention::make_mechanisms(spec, loaded.decoder->layers()));
+  for (const int64_t tokens : options.bench.lengths)
+    require_context(*loaded.decoder, tokens + options.bench.decoded, options.force);
+  const auto median = [](const std::vector<double>& numbers) { return numbers[numbers.size() / 2]; };
+  const auto range = [&](const std::vector<double>& numbers) {
+    return fmt::format("{:.0f} ({:.0f} .. {:.0f})", median(numbers), numbers.front(), numbers.back());
+  };
+  watch_interrupts();
+  std::vector<std::vector<std::string>> rows;
+  ProgressLine progress;
+  for (size_t i = 0; i < all.size(); ++i)
+    eval::bench_model(*loaded.decoder, all[i], options.bench, [&](const eval::ModelTiming& t) {
+      throw_if_interrupted();
+      if (options.json) {
+        fmt::print("{}\n", nlohmann::json({{"attention", options.attention[i]},
+                                           {"tokens", t.tokens},
+                                           {"threads", at::get_num_threads()},
+                                           {"prefill_tokens_per_s", t.prefill_tokens_per_s},
+                                           {"decode_tokens_per_s", t.decode_tokens_per_s},
+                                           {"prefill_attention_seconds", t.prefill_attention_seconds},
+                                           {"decode_attention_seconds", t.decode_attention_seconds},
+                                           {"decoded", options.bench.decoded},
+                                           {"cache_bytes", t.cache_bytes}})
+                               .dump());
+        std::fflush(stdout);
+        return;
+      }
+      progress.show("bench", fmt::format("{}, {} tokens", options.attention[i], t.tokens), 0);
+      const double decoded = double(options.bench.decoded);
+      rows.push_back({options.attention[i], std::to_string(t.tokens), range(t.prefill_tokens_per_s),
+                      fmt::format("{:.0f}", median(t.prefill_attention_seconds) * 1e3), range(t.decode_tokens_per_s),
+                      fmt::format("{:.2f}", median(t.decode_attention_seconds) / decoded * 1e3),
+                      fmt::format("{:.1f}", double(t.cache_bytes) / (1 << 20))});
+    });
+  progress.finish();
+  if (options.json) return;
+  fmt::print("{}, {} threads, {} tokens decoded\n", ops::kernel_level(), at::get_num_threads(), options.bench.decoded);
+  fmt::print("{}", report::format_table({{"attention", report::Align::kLeft},
+                                         {"tokens"},
+                                         {"prefill tok/s"},
+                                         {"attention ms"},
+                                         {"decode tok/s"},
+                                         {"attention ms a token"},
+                                         {"cache MiB"}},
+                                        rows));
+}
+
+void add_bench_model(CLI::App& bench) {
+  CLI::App& command =
+      *bench.add_subcommand("model", "a model's prefill and decode, and the time attention takes of it");
+  const auto options = std::make_shared<ModelBench>();
+  add_model_options(command, options->model);
+  command.add_option("--attention", options->attention, "a mechanism, see `foveate list`; repeat for more")
+      ->take_all()
+      ->allow_extra_args(false)
+      ->capture_default_str();
+  add_cache_option(command, options->bench.cache);
+  command.add_option("--tokens", options->bench.lengths, "of the prompts")->capture_default_str();
+  command.add_option("--decoded", options->bench.decoded, "tokens generated behind each")->capture_default_str();
+  command.add_option("--repeats", options->bench.repeats, "after one that is not counted")->capture_default_str();
+  command.add_flag("--force", options->force, "go on beyond the model's context");
+  command.add_flag("--json", options->json, "one JSON object a line");
+  command.footer(
+      "Speeds are medians, with the slowest and the fastest.\n"
+      "Examples:\n  foveate bench model --tokens 512 8000 --attention dense --attention window:size=512");
+  command.callback([options] { run_model(*options); });
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app) {
@@ -136,6 +221,7 @@ void add_bench(CLI::App& app) {
   command.add_flag("--json", options->json, "one JSON object a line");
   command.footer("Examples:\n  foveate bench attention --suite dense sparse --dim 64 128 --length 8192 --threads 1 2");
   add_bench_primitives(bench);
+  add_bench_model(bench);
   bench.footer("Examples:\n  foveate bench attention --help");
   command.callback([options] { run(*options); });
 }

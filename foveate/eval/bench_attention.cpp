@@ -18,6 +18,8 @@
 #include "foveate/ops/attend/definition.h"
 #include "foveate/ops/attend/explain.h"
 #include "foveate/ops/level.h"
+#include "foveate/ops/parallel.h"
+#include "foveate/ops/quantise/quantise.h"
 
 namespace foveate::eval {
 namespace {
@@ -36,8 +38,11 @@ Inputs make_inputs(const AttentionCase& c) {
     for (int64_t i = 0; i < t.numel(); ++i) data[i] = float(random.uniform() * 2 - 1);
     return t.to(c.type);
   };
-  return {make(c.heads, c.queries, 1), make(c.kv_heads, c.keys, 2), make(c.kv_heads, c.keys, 3),
-          make(c.heads, c.queries, 4)};
+  const auto keys = [&](uint64_t seed) {
+    const Tensor t = make(c.kv_heads, c.keys, seed);
+    return c.quantised ? ops::quantise_rows(t) : t;
+  };
+  return {make(c.heads, c.queries, 1), keys(2), keys(3), make(c.heads, c.queries, 4)};
 }
 
 // Seconds of single runs, best first, until `seconds` are spent.
@@ -72,7 +77,8 @@ void check(const AttentionCase& c, const Inputs& all, const ops::Attended& whole
   const AttentionCase one = first_group(c);
   const auto cut = [&](const Tensor& t, int64_t heads) { return t.narrow(0, 0, 1).narrow(1, 0, heads); };
   const ops::Problem low{cut(all.q, one.heads), cut(all.k, 1), cut(all.v, 1), c.plan, score_of(c, one.heads), {}, {}};
-  const ops::Problem high{low.q.to(at::kFloat), low.k.to(at::kFloat), low.v.to(at::kFloat), c.plan, low.score, {}, {}};
+  const auto exactly = [](const Tensor& t) { return ops::widened(t, at::kFloat).to(at::kFloat); };
+  const ops::Problem high{exactly(low.q), exactly(low.k), exactly(low.v), c.plan, low.score, {}, {}};
   const double bound = c.type == at::kFloat ? 1e-5 : c.type == at::kHalf ? 2e-3 : 1e-2;
   const auto expect = [&](const char* what, const Tensor& got, const Tensor& want) {
     const double error = error_of(got, want);
@@ -138,6 +144,18 @@ double products_peak(at::ScalarType type) {
   return best_rate([&] { return table.peak_products[pairs](1'000'000); });
 }
 
+// Memory that all threads read side by side.
+double read_rate(const Tensor& memory) {
+  const int64_t threads = at::get_num_threads(), each = memory.numel() / threads;
+  return best_rate([&] {
+    run_queue(ops::torch_pool(), threads,
+              [&](int64_t part, int) { level_table().read(memory.const_data_ptr<float>() + part * each, each); });
+    return 4.0 * double(each * threads);
+  });
+}
+
+Tensor more_than_any_cache() { return at::ones({int64_t{64} << 20}); }  // 256 MiB
+
 AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options) {
   at::set_num_threads(c.threads);
   const Inputs x = make_inputs(c);
@@ -159,6 +177,8 @@ AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options) {
   });
   t.seconds = times.front(), t.median = times[times.size() / 2];
   t.operations = visible_pairs(c.plan, x.q, x.k) * double(c.dim) * (c.pass == BenchPass::forward ? 4 : 10);
+  t.bytes = double(x.k.nbytes() + x.v.nbytes());
+  if (c.queries < c.keys) t.of_read = t.bytes / t.seconds / (read_rate(more_than_any_cache()) * 1e9);
   const double peak = std::max(before, products_peak(c.type));
   t.of_peak = t.operations / t.seconds / (peak * 1e9 * c.threads);
   if (options.peers && c.sdpa) {
@@ -171,14 +191,13 @@ AttentionTiming time_case(const AttentionCase& c, const BenchOptions& options) {
 }  // namespace
 
 MachinePeaks measure_peaks() {
-  constexpr int64_t kFloats = 64 << 20;  // 256 MiB: more than any cache
-  const Tensor memory = at::ones({kFloats});
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);
+  const double read = read_rate(more_than_any_cache());
+  at::set_num_threads(threads);
   return {.fp32 = products_peak(at::kFloat),
           .bf16 = level_table().peak_products[1] ? products_peak(at::kBFloat16) : 0,
-          .read = best_rate([&] {
-            level_table().read(memory.const_data_ptr<float>(), kFloats);
-            return 4.0 * kFloats;
-          })};
+          .read = read};
 }
 
 void bench_attention(const BenchOptions& options, const std::function<void(const AttentionTiming&)>& done) {

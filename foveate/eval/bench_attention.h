@@ -23,6 +23,7 @@ struct AttentionCase {
   std::string name;
   int64_t batch = 1, heads = 4, kv_heads = 4, queries = 2048, keys = 2048, dim = 64;
   at::ScalarType type = at::kBFloat16;
+  bool quantised = false;  // k and v in 8 bits
   BenchPass pass = BenchPass::forward;
   int threads = 1;
   Plan plan;
@@ -36,10 +37,12 @@ struct AttentionTiming {
   std::string kernel;  // what ran, or why the definition did
   double seconds = 0;  // the best of several runs
   double median = 0;
-  double operations = 0;           // useful: 4 * D per visible pair forward, 10 * D backward
-  double of_peak = 0;              // rate over threads * the peak measured beside it
-  double of_reference = 0;         // rate over the reference case's; 0 without one
-  double sdpa_seconds = 0;         // 0: not run
+  double operations = 0;    // useful: 4 * D per visible pair forward, 10 * D backward
+  double bytes = 0;         // of keys and values, each once
+  double of_peak = 0;       // rate over threads * the peak measured beside it
+  double of_read = 0;       // bytes a second over what as many threads read, measured beside it; 0: not a decode case
+  double of_reference = 0;  // rate over the reference case's; 0 without one
+  double sdpa_seconds = 0;  // 0: not run
   double folded_sdpa_seconds = 0;  // one query, with the group of query heads as its rows; 0: not run
 };
 

@@ -65,7 +65,7 @@ class Cases {
  private:
   void add(AttentionCase c, const std::string& name, const std::optional<std::string>& reference = {}) {
     for (const BenchPass pass : {BenchPass::forward, BenchPass::backward}) {
-      if (pass == BenchPass::backward && (!options_.backward || c.queries == 1)) continue;
+      if (pass == BenchPass::backward && (!options_.backward || c.queries < c.keys)) continue;
       const auto full = [&](const std::string& n) {
         return fmt::format("{} {} {}", n, pass == BenchPass::forward ? "forward" : "backward", suffix_);
       };
@@ -165,11 +165,19 @@ class Cases {
   void decode() {
     for (const int64_t dim : options_.dims)
       for (const int64_t length : options_.lengths) {
-        AttentionCase c = base_;
-        c.heads = 32, c.kv_heads = 8, c.queries = 1, c.keys = length, c.dim = dim;
-        c.plan = Rule{};
-        c.sdpa = true;
-        add(c, fmt::format("1 query, {} keys D {}", length, dim));
+        for (const int64_t queries : {1, 8, 32})
+          for (const bool quantised : {false, true}) {
+            AttentionCase c = base_;
+            c.heads = 32, c.kv_heads = 8, c.queries = queries, c.keys = length, c.dim = dim;
+            c.plan = Rule{};
+            c.quantised = quantised;
+            c.sdpa = queries == 1 && !quantised;  // more than one stand at torch's first keys, not at the last
+            const auto name = [&](bool q8) {
+              return fmt::format("{} {}, {} keys{} D {}", queries, queries == 1 ? "query" : "queries", length,
+                                 q8 ? " in 8 bits" : "", dim);
+            };
+            add(c, name(quantised), quantised ? std::optional(name(false)) : std::nullopt);
+          }
       }
   }
 

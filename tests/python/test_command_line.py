@@ -43,7 +43,7 @@ def test_bench_checks_and_measures(foveate):
     assert machine["level"] in LEVELS and machine["peak_fp32_gflops"] > 0 and machine["read_gb_per_second"] > 0
     assert len(cases) == 2 * (4 + 2 * (1 + 8 + 1))  # dtypes x (dense cases and, twice, the sparse suite)
     assert all(case["seconds"] > 0 and case["gflops"] > 0 and case["of_peak"] > 0 for case in cases)
-    assert any("sdpa_seconds" in case for case in cases) and any("of_dense_rate" in case for case in cases)
+    assert any("sdpa_seconds" in case for case in cases) and any("of_reference" in case for case in cases)
     table = foveate("bench", "attention", "--forward-only", "--no-peers", "--dtype", "fp32", *sizes).stdout.decode()
     assert "of peak" in table and "causal L 256 D 32 forward fp32 1t" in table
     primitives = foveate("bench", "primitives", "--length", "256", "--seconds", "0", "--json").stdout.splitlines()
