@@ -1,6 +1,4 @@
 // foveate list [NAME]: mechanisms, their classes and options.
-#include <nlohmann/json.hpp>
-
 #include "commands.h"
 #include "foveate/attention/registry.h"
 #include "foveate/report/table.h"
@@ -9,14 +7,6 @@ namespace foveate::app {
 namespace {
 
 std::string kind_name(attention::Kind kind) { return std::string(enum_names(kind)[size_t(kind)]); }
-
-nlohmann::ordered_json as_json(const attention::MechanismInfo& info) {
-  nlohmann::ordered_json options = nlohmann::ordered_json::array();
-  for (const OptionInfo& option : info.options)
-    options.push_back(
-        {{"name", option.name}, {"default", option.default_value}, {"range", option.range}, {"doc", option.doc}});
-  return {{"name", info.name}, {"class", kind_name(info.kind)}, {"summary", info.summary}, {"options", options}};
-}
 
 void print_all(const std::vector<attention::MechanismInfo>& infos) {
   std::vector<std::vector<std::string>> rows;
@@ -61,11 +51,7 @@ void add_list(CLI::App& app) {
       attention::make_mechanism({.name = options->name, .options = {}});  // names the known ones if it is none of them
       std::erase_if(infos, [&](const auto& info) { return info.name != options->name; });
     }
-    if (options->json) {
-      nlohmann::ordered_json all = nlohmann::ordered_json::array();
-      for (const auto& info : infos) all.push_back(as_json(info));
-      return fmt::print("{}\n", all.dump(2));
-    }
+    if (options->json) return fmt::print("{}\n", attention::mechanisms_as_json(infos));
     options->name.empty() ? print_all(infos) : print_one(infos.front());
   });
 }

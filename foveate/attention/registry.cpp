@@ -1,5 +1,6 @@
 #include "foveate/attention/registry.h"
 
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <type_traits>
 
@@ -25,6 +26,24 @@ std::vector<MechanismInfo> list_mechanisms() {
     infos.push_back({std::string(T::name), std::string(T::summary), T::kind, describe_options<T>()});
   });
   return infos;
+}
+
+std::string mechanisms_as_json(const std::vector<MechanismInfo>& infos) {
+  nlohmann::ordered_json all = nlohmann::ordered_json::array();
+  for (const MechanismInfo& info : infos) {
+    nlohmann::ordered_json options = nlohmann::ordered_json::array();
+    for (const OptionInfo& option : info.options)
+      options.push_back({{"name", option.name},
+                         {"type", option.type},
+                         {"default", option.default_value},
+                         {"range", option.range},
+                         {"doc", option.doc}});
+    all.push_back({{"name", info.name},
+                   {"class", enum_names(info.kind)[size_t(info.kind)]},
+                   {"summary", info.summary},
+                   {"options", options}});
+  }
+  return all.dump(2);
 }
 
 Mechanism make_mechanism(const Spec& spec) {

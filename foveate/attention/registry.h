@@ -23,6 +23,8 @@ struct MechanismInfo {
   std::vector<OptionInfo> options;
 };
 std::vector<MechanismInfo> list_mechanisms();
+// For programs: a list of {name, class, summary, options: [{name, type, default, range, doc}]}.
+std::string mechanisms_as_json(const std::vector<MechanismInfo>& infos);
 
 // Throws Error: unknown mechanism (names the known ones), unknown or illegal option.
 Mechanism make_mechanism(const Spec& spec);

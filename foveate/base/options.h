@@ -28,7 +28,7 @@ constexpr Range at_least(double low) { return {.low = low}; }
 constexpr Range between(double low, double high) { return {.low = low, .high = high}; }
 
 struct OptionInfo {
-  std::string name, default_value, range, doc;
+  std::string name, type, default_value, range, doc;  // type: int, float, bool, choice (range: a | b), text
 };
 
 namespace detail {
@@ -39,6 +39,14 @@ std::string option_text(const T& value) {
     return std::string(enum_names(value)[static_cast<size_t>(value)]);
   else
     return fmt::format("{}", value);
+}
+
+template <class T>
+std::string type_text(const T&) {
+  if constexpr (std::is_enum_v<T>) return "choice";
+  if constexpr (std::is_same_v<T, bool>) return "bool";
+  if constexpr (std::is_integral_v<T>) return "int";
+  return std::is_floating_point_v<T> ? "float" : "text";
 }
 
 template <class T>
@@ -101,8 +109,8 @@ std::vector<OptionInfo> describe_options() {
   std::vector<OptionInfo> infos;
   const T defaults;
   T::fields(defaults, [&](std::string_view name, const auto& value, Range range, std::string_view doc) {
-    infos.push_back(
-        {std::string(name), detail::option_text(value), detail::legal_text(value, range), std::string(doc)});
+    infos.push_back({std::string(name), detail::type_text(value), detail::option_text(value),
+                     detail::legal_text(value, range), std::string(doc)});
   });
   return infos;
 }

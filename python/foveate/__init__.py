@@ -11,6 +11,9 @@ from foveate import _library
 
 _library.load()
 
+from foveate import catalogue, convert  # noqa: E402
+from foveate.catalogue import *  # noqa: E402, F403
+from foveate.mechanisms import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
 from foveate.operators import Attended, Relative, attend  # noqa: E402
 from foveate.plans import BlockPlan, Plan, Rule, RunPlan, TokenPlan  # noqa: E402
 from foveate.sdpa import scaled_dot_product_attention  # noqa: E402
@@ -19,11 +22,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Attended",
     "BlockPlan",
+    "Mechanism",
     "Plan",
     "Relative",
+    "Rotary",
     "Rule",
     "RunPlan",
     "TokenPlan",
     "attend",
+    "convert",
+    "mechanism",
+    "mechanisms",
     "scaled_dot_product_attention",
+    *catalogue.__all__,
 ]

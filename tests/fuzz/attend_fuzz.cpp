@@ -263,9 +263,10 @@ Distance distance(const Tensor& got, const Tensor& want, int64_t kinks) {
 // Empty where every tensor is within its bound of the norm and of its elements, or within twice the error that the
 // definition has in the same dtype: sums of many large terms that cancel.
 // What rounding `out` to its type may change in d_bias, as a Frobenius norm. A row's d_bias is P (dP - delta), delta =
-// sum of out * d_out: half an ulp of an element is eps / 4 sqrt(3) of it in the root mean square (over its mantissa), the
-// elements of a row add up to (eps / 4 sqrt(3)) |out * d_out|, and P, whose squares sum to at most 1 in a row, spreads that
-// over what the row feeds. Where the bias does not matter (it is the same in the row) nothing else is left of the sum.
+// sum of out * d_out: half an ulp of an element is eps / 4 sqrt(3) of it in the root mean square (over its mantissa),
+// the elements of a row add up to (eps / 4 sqrt(3)) |out * d_out|, and P, whose squares sum to at most 1 in a row,
+// spreads that over what the row feeds. Where the bias does not matter (it is the same in the row) nothing else is left
+// of the sum.
 double rounding_of_delta(const Case& c, const Tensor& out) {
   if (out.scalar_type() != at::kBFloat16 && out.scalar_type() != at::kHalf) return 0;
   const double eps = out.scalar_type() == at::kHalf ? 0x1p-10 : 0x1p-7, sigmas = 3;

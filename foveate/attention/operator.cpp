@@ -1,0 +1,235 @@
+// Every mechanism as a torch operator: a spec string and attend's flat arguments, whose plan must be a rule.
+// In eager mode a mechanism is its parts, gradients included.  Under tracing (torch.compile) it is one opaque operator,
+// whose backward makes the forward once more with a graph: the selection is data-dependent and can not be traced.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/library.h>
+
+#include "foveate/attention/registry.h"
+#include "foveate/base/error.h"
+#include "foveate/ops/attend/flat.h"
+#include "foveate/ops/attend/gradient.h"
+
+namespace foveate::attention {
+namespace {
+
+using at::Tensor;
+using ops::Backward;
+using ops::Forward;
+using ops::Mask;
+using ops::OptionalInt;
+using ops::OptionalTensor;
+
+// rotary: [dim, base, factor, divisors ..] of what rotated q and k (ops/rotary.h), empty: nothing did.
+const std::string kSchema =
+    std::string("str spec, int layer, int? first_position, bool ends_prompt, float[] rotary, ") +
+    "Tensor q, Tensor k, Tensor v, " + ops::kSchema;
+
+struct Call {
+  std::string spec;
+  int64_t layer;
+  OptionalInt first_position;
+  bool ends_prompt;
+  std::vector<double> rotary;
+  ops::Problem problem;
+};
+
+auto flatten(const Call& c) {
+  return std::tuple_cat(
+      std::tuple(std::string_view(c.spec), c.layer, c.first_position, c.ends_prompt, at::ArrayRef<double>(c.rotary)),
+      ops::flatten(c.problem));
+}
+
+std::optional<ops::Rotary> rotary_of(const std::vector<double>& numbers) {
+  if (numbers.empty()) return std::nullopt;
+  require(numbers.size() >= 3, "mechanism: rotary must be dim, base, factor and divisors, got {} numbers",
+          numbers.size());
+  return ops::Rotary(int64_t(numbers[0]), numbers[1], numbers[2], {numbers.begin() + 3, numbers.end()});
+}
+
+Attended run(const Call& c) {
+  const ops::Problem& p = c.problem;
+  const auto* rule = std::get_if<Rule>(&p.plan);
+  require(rule, "mechanism: the plan must be a rule, got lists: a mechanism makes its own");
+  require(!p.heads.keys && !p.heads.values, "mechanism: key_heads and value_heads must not be given, got a head map");
+  ops::check_problem(p);
+  const std::optional<ops::Rotary> rotary = rotary_of(c.rotary);
+  return attend(make_mechanism(parse_spec(c.spec)), {.q = p.q,
+                                                     .k = p.k,
+                                                     .v = p.v,
+                                                     .rule = *rule,
+                                                     .score = p.score,
+                                                     .layer = c.layer,
+                                                     .rotary = rotary ? &*rotary : nullptr,
+                                                     .first_position = c.first_position,
+                                                     .ends_prompt = c.ends_prompt});
+}
+
+// lse is NaN where the mechanism has none (it changed logits): an operator's results do not come and go.
+Forward results(const Call& c) {
+  const Attended attended = run(c);
+  const Tensor& q = c.problem.q;
+  if (attended.lse) return {attended.out, *attended.lse};
+  return {attended.out, at::full({q.size(0), q.size(1), q.size(2)}, std::numeric_limits<double>::quiet_NaN(),
+                                 q.options().dtype(ops::lse_type(q)))};
+}
+
+// The tensors of a problem that have gradients, as leaves of a new graph; undefined where there is none or none wanted.
+std::vector<Tensor> make_leaves(ops::Problem& p) {
+  std::vector<Tensor> leaves;
+  const auto leaf = [&](bool wanted, Tensor* t) {
+    if (wanted) *t = t->detach().requires_grad_();
+    leaves.push_back(wanted ? *t : Tensor());
+  };
+  for (Tensor* t : {&p.q, &p.k, &p.v}) leaf(true, t);
+  leaf(p.wants_bias(), p.score.bias ? &*p.score.bias : nullptr);
+  leaf(p.wants_sink(), p.score.sink ? &*p.score.sink : nullptr);
+  leaf(p.wants_slopes(), p.score.slopes ? &*p.score.slopes : nullptr);
+  leaf(p.wants_relative(), p.score.relative ? &p.score.relative->logits : nullptr);
+  return leaves;
+}
+
+Backward gradients(const Tensor& d_out, OptionalTensor d_lse, const Mask& output_mask, Call c) {
+  // operators are called with autograd shut out
+  auto keys = c10::impl::tls_local_dispatch_key_set();
+  keys.excluded_ = keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+  const c10::impl::ForceDispatchKeyGuard with_autograd(keys);
+  const at::AutoGradMode grad_mode(true);
+  c.problem.wanted = ops::wanted(output_mask);
+  const std::vector<Tensor> leaves = make_leaves(c.problem);
+  const auto [out, lse] = results(c);
+  std::vector<Tensor> inputs, roots, root_gradients;
+  for (const Tensor& t : leaves)
+    if (t.defined()) inputs.push_back(t);
+  if (out.requires_grad()) roots.push_back(out), root_gradients.push_back(d_out);
+  if (d_lse && lse.requires_grad()) roots.push_back(lse), root_gradients.push_back(*d_lse);
+  std::vector<Tensor> found(inputs.size());
+  if (!roots.empty())
+    found = torch::autograd::grad(roots, inputs, root_gradients, std::nullopt, false, /*allow_unused=*/true);
+  std::array<Tensor, 7> all;
+  for (size_t i = 0, next = 0; i < all.size(); ++i) {
+    if (!leaves[i].defined()) {
+      all[i] = c.problem.q.new_empty({0}, ops::lse_type(c.problem.q));
+      continue;
+    }
+    const Tensor& gradient = found[next++];
+    all[i] = gradient.defined() ? gradient.contiguous() : at::zeros_like(leaves[i], at::MemoryFormat::Contiguous);
+  }
+  return {all[0], all[1], all[2], all[3], all[4], all[5], all[6]};
+}
+
+// Someone looks at the operators themselves (fake tensors, functionalisation, a mode): the operator stays whole.
+bool is_traced(const ops::Problem& p) {
+  if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return true;
+  const auto traced = [](const Tensor& t) { return t.key_set().has(c10::DispatchKey::Python); };
+  return traced(p.q) || traced(p.k) || traced(p.v);
+}
+
+template <class... Flat>
+struct MakeCall {
+  static Call make(std::string_view spec, int64_t layer, OptionalInt first_position, bool ends_prompt,
+                   at::ArrayRef<double> rotary, const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
+    return {std::string(spec), layer, first_position, ends_prompt, rotary.vec(), ops::make_problem(q, k, v, flat...)};
+  }
+};
+template <class... Flat>
+MakeCall<Flat...> make_call_of(ops::Problem (*)(const Tensor&, const Tensor&, const Tensor&, Flat...));
+
+// The operators' kernels; All are the schema's arguments as C++ types.
+template <class... All>
+struct Kernels {
+  static Call call_of(All... all) { return decltype(make_call_of(ops::make_problem))::make(all...); }
+
+  static Forward forward(All... all) { return results(call_of(all...)); }
+  static Forward forward_meta(All... all) {
+    const Call c = call_of(all...);
+    return ops::attended_like(c.problem.q, c.problem.v);
+  }
+  static Backward backward(const Tensor& d_out, OptionalTensor d_lse, Mask output_mask, All... all) {
+    return gradients(d_out, d_lse, output_mask, call_of(all...));
+  }
+  static Backward backward_meta(const Tensor&, OptionalTensor, Mask output_mask, All... all) {
+    return ops::gradients_like(call_of(all...).problem, output_mask);
+  }
+
+  struct Operator {
+    using Call = attention::Call;
+    static constexpr std::string_view name = "mechanism";
+    static ops::Problem& problem_of(Call& c) { return c.problem; }
+    static Forward forward(const Call& c) {
+      static const auto op =
+          c10::Dispatcher::singleton().findSchemaOrThrow("foveate::mechanism", "").typed<Forward(All...)>();
+      return std::apply([](const auto&... a) { return op.call(a...); }, flatten(c));
+    }
+    static Backward backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor&, const Tensor&, const Mask& mask,
+                             const Call& c) {
+      static const auto op = c10::Dispatcher::singleton()
+                                 .findSchemaOrThrow("foveate::mechanism_backward", "")
+                                 .typed<Backward(const Tensor&, OptionalTensor, Mask, All...)>();
+      return std::apply([&](const auto&... a) { return op.call(d_out, d_lse, mask, a...); }, flatten(c));
+    }
+  };
+
+  static Forward autograd(All... all) {
+    Call c = call_of(all...);
+    return is_traced(c.problem) ? ops::with_gradient<Operator>(std::move(c)) : results(c);
+  }
+  static Forward autocast(All... all) {
+    Call c = call_of(all...);
+    const ops::AutocastInputs cast(c.problem);
+    return Operator::forward(c);
+  }
+};
+
+template <class... All>
+Kernels<All...> kernels_of(Call (*)(All...));
+using Op = decltype(kernels_of(decltype(make_call_of(ops::make_problem))::make));
+
+// The name, then key and value of every option that is not at its default.
+std::vector<std::string> mechanism_options(std::string_view text) {
+  const Spec spec = spec_of(make_mechanism(parse_spec(text)));
+  std::vector<std::string> parts = {spec.name};
+  for (const auto& [key, value] : spec.options) parts.insert(parts.end(), {key, value});
+  return parts;
+}
+
+std::vector<std::string> layer_specs(std::string_view layered_spec, int64_t layers) {
+  std::vector<std::string> specs;
+  for (const Mechanism& mechanism : make_mechanisms(layered_spec, layers)) specs.push_back(spec_of(mechanism).text());
+  return specs;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(foveate, library) {
+  const std::string forward = "mechanism(" + kSchema + ") -> (Tensor out, Tensor lse)";
+  const std::string backward =
+      "mechanism_backward(Tensor d_out, Tensor? d_lse, bool[4] output_mask, " + kSchema +
+      ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_sink, Tensor d_slopes, Tensor d_relative)";
+  const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  library.def(forward.c_str(), tags);
+  library.def(backward.c_str(), tags);
+  library.def("list_mechanisms() -> str", [] { return mechanisms_as_json(list_mechanisms()); });
+  library.def("mechanism_options(str spec) -> str[]", mechanism_options);
+  library.def("layer_specs(str layered_spec, int layers) -> str[]", layer_specs);
+}
+
+TORCH_LIBRARY_IMPL(foveate, CompositeExplicitAutograd, library) {
+  library.impl("mechanism", TORCH_FN(Op::forward));
+  library.impl("mechanism_backward", TORCH_FN(Op::backward));
+}
+
+TORCH_LIBRARY_IMPL(foveate, Meta, library) {
+  library.impl("mechanism", TORCH_FN(Op::forward_meta));
+  library.impl("mechanism_backward", TORCH_FN(Op::backward_meta));
+}
+
+TORCH_LIBRARY_IMPL(foveate, AutocastCPU, library) { library.impl("mechanism", TORCH_FN(Op::autocast)); }
+TORCH_LIBRARY_IMPL(foveate, AutocastCUDA, library) { library.impl("mechanism", TORCH_FN(Op::autocast)); }
+TORCH_LIBRARY_IMPL(foveate, Autograd, library) { library.impl("mechanism", TORCH_FN(Op::autograd)); }
+
+}  // namespace foveate::attention
