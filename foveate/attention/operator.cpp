@@ -213,6 +213,7 @@ TORCH_LIBRARY_FRAGMENT(foveate, library) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   library.def(forward.c_str(), tags);
   library.def(backward.c_str(), tags);
+  library.def("version() -> str", [] { return std::string(FOVEATE_VERSION); });
   library.def("list_mechanisms() -> str", [] { return mechanisms_as_json(list_mechanisms()); });
   library.def("mechanism_options(str spec) -> str[]", mechanism_options);
   library.def("layer_specs(str layered_spec, int layers) -> str[]", layer_specs);

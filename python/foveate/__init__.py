@@ -11,14 +11,16 @@ from foveate import _library
 
 _library.load()
 
+import torch  # noqa: E402
+
 from foveate import catalogue, convert  # noqa: E402
 from foveate.catalogue import *  # noqa: E402, F403
-from foveate.mechanisms import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
+from foveate.registry import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
 from foveate.operators import Attended, Relative, attend  # noqa: E402
 from foveate.plans import BlockPlan, Plan, Rule, RunPlan, TokenPlan  # noqa: E402
 from foveate.sdpa import scaled_dot_product_attention  # noqa: E402
 
-__version__ = "0.1.0"
+__version__ = torch.ops.foveate.version()
 __all__ = [
     "Attended",
     "BlockPlan",

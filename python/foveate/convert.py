@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.masks import block_flags, listed, mask_of_plan, plan_of_mask, rule_mask, runs
+from foveate.masks import block_counts, block_flags, listed, mask_of_plan, plan_of_mask, rule_mask, runs
 from foveate.plans import BlockPlan, Plan, Rule, RunPlan, TokenPlan, rule_of
 
 from_mask, to_mask = plan_of_mask, mask_of_plan
@@ -34,7 +34,7 @@ def from_block_mask(block_mask, rule: Rule | None = None) -> Plan:
 
     queries, keys = block_mask.seq_lengths
     count, index, full_count, full_index = lists
-    batch, heads = count.shape
+    batch, heads = count.shape[:2]
     size = dict(queries=queries, keys=keys, batch=batch, heads=heads, device=count.device)
     mask = mask_of_plan(BlockPlan(query_block, key_block, count, index, rule=Rule.full()), **size)
     mask &= create_mask(block_mask.mask_mod, batch, heads, queries, keys, device=count.device)
@@ -50,22 +50,44 @@ def to_block_mask(plan: Plan, queries: int, keys: int, *, batch: int = 1, heads:
     from torch.nn.attention.flex_attention import BlockMask
 
     refuse_order(plan, "to_block_mask")
-    if not isinstance(plan, BlockPlan):
-        mask = mask_of_plan(plan, queries, keys, batch=batch, heads=heads)
-        mask_mod = rule_mask_mod(plan, queries, keys) if isinstance(plan, Rule) else lambda b, h, i, j: mask[b, h, i, j]
-        plan = blocks_of_mask(mask, query_block, key_block)
+    if isinstance(plan, BlockPlan):
+        checked, sure = block_tables(plan, keys)
+        mask_mod = block_mask_mod(plan, checked, sure, queries, keys)
+        query_block, key_block = plan.query_block, plan.key_block
     else:
-        mask_mod = rule_mask_mod(plan.rule, queries, keys)
-    count, index, full_count, full_index = to_fa4(plan, keys)
-    block_size = (plan.query_block, plan.key_block)
-    return BlockMask.from_kv_blocks(count, index, full_count, full_index, block_size, mask_mod, (queries, keys))
+        mask = mask_of_plan(plan, queries, keys, batch=batch, heads=heads)
+        some, sure = block_flags(mask, query_block, key_block)
+        checked = some & ~sure
+        mask_mod = rule_mask_mod(plan, queries, keys) if isinstance(plan, Rule) else lambda b, h, i, j: mask[b, h, i, j]
+    sticking_out = torch.zeros_like(sure)  # FlexAttention wants blocks that stick out to be partial
+    sticking_out[..., -1:, :] |= queries % query_block > 0
+    sticking_out[..., -1:] |= keys % key_block > 0
+    lists = []
+    for flags in (checked | (sure & sticking_out), sure & ~sticking_out):
+        lists += [flags.sum(-1).int(), widened(listed(flags).clamp(min=0), flags.size(-1))]
+    return BlockMask.from_kv_blocks(*lists, (query_block, key_block), mask_mod, (queries, keys))
 
 
-def blocks_of_mask(mask: Tensor, query_block: int, key_block: int) -> BlockPlan:
-    """The lists of blocks that a mask touches; what it says inside partial blocks is not in the plan."""
-    some, every = block_flags(mask, query_block, key_block)
-    lists = [(flags.sum(-1).int(), listed(flags).clamp(min=0)) for flags in (some & ~every, every)]
-    return BlockPlan(query_block, key_block, *lists[0], *lists[1], Rule.full())
+def block_tables(plan: BlockPlan, keys: int) -> tuple[Tensor, Tensor]:
+    """Which blocks are checked by the rule and which are seen whole: bool [B|1, H|1, query blocks, key blocks]."""
+    blocks = -(-keys // plan.key_block)
+    checked = block_counts(plan.count, plan.index, 1, blocks)
+    sure = torch.zeros_like(checked) if plan.full_index is None else block_counts(plan.full_count, plan.full_index, 1, blocks)
+    if bool((checked + sure > 1).any()):
+        raise ValueError("convert: no block must be listed twice, got one that counts twice")
+    checked, sure = torch.broadcast_tensors(checked > 0, sure > 0)
+    return checked, sure.clone()
+
+
+def block_mask_mod(plan: BlockPlan, checked: Tensor, sure: Tensor, queries: int, keys: int):
+    """All that a BlockPlan shows as a mask_mod: kernels ask it in partial blocks only, but unfused FlexAttention reads no lists."""
+    rule_says = rule_mask_mod(plan.rule, queries, keys)
+
+    def mask_mod(b, h, i, j):
+        place = (b if checked.size(0) > 1 else 0, h if checked.size(1) > 1 else 0, i // plan.query_block, j // plan.key_block)
+        return (checked[place] & rule_says(b, h, i, j)) | sure[place]
+
+    return mask_mod
 
 
 def rule_mask_mod(rule: Rule, queries: int, keys: int):

@@ -10,6 +10,9 @@ from foveate.operators import attend
 from foveate.plans import Plan, Rule
 
 
+FEW_PAIRS = 2**15  # looking at a mask takes 0.3 ms, as long as attention over so many pairs
+
+
 def scaled_dot_product_attention(
     query: Tensor,
     key: Tensor,
@@ -25,9 +28,10 @@ def scaled_dot_product_attention(
     query, key, value:  [..., Hq, L, E], [..., H, S, E], [..., H, S, Ev], one dtype of fp32, bf16, fp16, fp64; leading axes broadcast
     attn_mask:          broadcasts to [..., Hq, L, S]: bool, True = attend, or floating point, added to the logits (has a gradient).
                         A bool mask that is causal, a window, documents, padding or any one range of keys a row, or is made of blocks,
-                        runs as such and costs what its visible part costs; any other is added as 0 and -inf.  Inside torch.compile,
-                        where its values are not known, every bool mask is added.
-    dropout_p:          in [0, 1); which weights are dropped is drawn from torch's default generator (not the same ones as torch's)
+                        runs as such and costs what its visible part costs.  Any other is added as 0 and -inf; so is every bool mask
+                        of few pairs, and inside torch.compile, where values are not known.
+    dropout_p:          in [0, 1); which weights are dropped is drawn from torch's default generator (not the same ones as torch's).
+                        The draw breaks a graph of torch.compile; `attend` with a dropout_seed does not
     is_causal:          top-left: query i sees keys 0 .. i.  Not together with attn_mask
     scale:              None: 1 / sqrt(E)
     enable_gqa:         key and value heads are shared by groups of query heads
@@ -93,7 +97,7 @@ def rule_and_bias(mask: Tensor | None, is_causal: bool, batch: torch.Size, q: Te
     mask = mask_axes(mask, batch, q.size(1), q.size(2), k.size(2))
     if mask.dtype != torch.bool:
         return Rule.full(), mask
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and q.size(2) * k.size(2) >= FEW_PAIRS:
         plan = structured_plan(mask.expand(-1, -1, q.size(2), k.size(2)))
         if plan is not None:
             return plan, None

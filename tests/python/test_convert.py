@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import create_block_mask, create_mask
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 
 import foveate
 from foveate import BlockPlan, Rule, RunPlan, TokenPlan, convert
@@ -113,7 +113,12 @@ def test_flex_block_masks_there_and_back(name):
     back = convert.to_block_mask(plan, queries, keys, batch=2, heads=2, query_block=64, key_block=64)
     dense = convert.to_mask(convert.from_block_mask(back), queries, keys, batch=2, heads=2)
     assert torch.equal(dense, wanted)
-    assert torch.equal(create_mask(back.mask_mod, 2, 2, queries, keys, device="cpu") & (back.to_dense().repeat_interleave(64, 2)[:, :, :queries].repeat_interleave(64, 3)[..., :keys] > 0), wanted)
+    assert torch.equal(create_mask(back.mask_mod, 2, 2, queries, keys, device="cpu"), wanted)
+    touched = create_block_mask(back.mask_mod, 2, 2, queries, keys, device="cpu", BLOCK_SIZE=64)
+    for got, given in ((back.kv_num_blocks, touched.kv_num_blocks), (back.full_kv_num_blocks, touched.full_kv_num_blocks)):
+        assert torch.equal(got.expand_as(given), given)
+    q, k, v = (torch.randn(2, 2, length, 16, generator=torch.Generator().manual_seed(6)) for length in (queries, keys, keys))
+    torch.testing.assert_close(flex_attention(q, k, v, block_mask=back), foveate.attend(q, k, v, plan).out, atol=1e-4, rtol=1e-4)
     if name == "causal":
         with_rule = convert.from_block_mask(blocks, Rule(query_start=0))
         assert isinstance(with_rule, BlockPlan) and torch.equal(convert.to_mask(with_rule, queries, keys, batch=2, heads=2), wanted)
@@ -145,7 +150,7 @@ def test_bsr_there_and_back():
         dense[row * 4 : row * 4 + 4, column * 8 : column * 8 + 8] = block
     plan = convert.from_bsr(indptr, indices, 4, 8, inside, keys=24)
     assert torch.equal(convert.to_mask(plan, 12, 24)[0, 0], dense)
-    checked = convert.from_mask(torch.ones(1, 1, 12, 24).bool().tril() & wanted, query_block=4, key_block=8)
+    checked = convert.from_mask(torch.ones(1, 1, 12, 24).bool().tril(17) & wanted, query_block=4, key_block=8)
     with pytest.raises(ValueError, match="to_bsr: all blocks must be seen whole"):
         convert.to_bsr(checked)
 
@@ -153,11 +158,12 @@ def test_bsr_there_and_back():
 def test_csr_there_and_back():
     mask = torch.rand(17, 23, generator=torch.Generator().manual_seed(4)) < 0.3
     mask[5] = False
-    sparse = mask.float().to_sparse_csr()
-    plan = convert.from_csr(sparse.crow_indices(), sparse.col_indices())
+    indptr = torch.tensor([0, *mask.sum(1).cumsum(0).tolist()])
+    indices = torch.tensor([j for row in mask.tolist() for j, seen in enumerate(row) if seen])
+    plan = convert.from_csr(indptr, indices)
     assert torch.equal(convert.to_mask(plan, 17, 23)[0, 0], mask)
-    indptr, indices = convert.to_csr(plan, 17, 23)
-    assert torch.equal(indptr.long(), sparse.crow_indices()) and torch.equal(indices.long(), sparse.col_indices())
+    for got, given in zip(convert.to_csr(plan, 17, 23), (indptr, indices)):
+        assert torch.equal(got.long(), given)
     with pytest.raises(ValueError, match="indptr must be one axis from 0 to the length of indices"):
         convert.from_csr(torch.tensor([0, 3]), torch.tensor([1]))
 

@@ -176,8 +176,8 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   g.terms = terms.views, g.bias_batch = terms.bias_batch, g.bias_part = terms.bias_part;
   g.groups_in_turn = terms.groups_in_turn;
   kernels::backward(*kernel_table(), a, g, torch_pool());
-  const Tensor none = at::empty({0}, floats);
-  Gradients gradients{d_q, keys.of_k(p), keys.of_v(p), none, none, none, none};
+  const auto none = [&] { return at::empty({0}, floats); };  // an operator's results must not share memory
+  Gradients gradients{d_q, keys.of_k(p), keys.of_v(p), none(), none(), none(), none()};
   terms.give(p, gradients);
   if (p.wants_sink()) {
     Tensor delta = (given.to(at::kFloat) * out.to(at::kFloat)).sum(-1);

@@ -1,0 +1,201 @@
+"""Every mechanism of the library's list as a Python callable: options, gradients, torch.compile, opcheck."""
+
+import ast
+import copy
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import foveate
+from foveate import Rule
+from foveate.registry import CLASSES, listed_mechanisms
+
+# A small budget, so that the mechanism leaves keys out of 96.  A mechanism that is not here fails: give it one.
+SMALL = {
+    "dense": "dense",
+    "window": "window:size=8,sinks=2",
+    "dhsa": "dhsa:budget=32,query_block=8,chunk=4,global_tokens=4,local_tokens=4",
+    "dhsa_blocks": "dhsa_blocks:density=0.5,query_block=16,key_block=16",
+}
+
+
+def problem(dtype=torch.float, queries=96, keys=96):
+    make = torch.Generator().manual_seed(21)
+    shapes = [(2, 4, queries, 8), (2, 2, keys, 8), (2, 2, keys, 8)]
+    return [torch.randn(shape, generator=make, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def operator_arguments(spec, q, k, v):
+    return (spec, 0, None, True, [], q, k, v), dict(window_right=0, scale=0.3)
+
+
+def test_every_listed_mechanism_is_tried_here():
+    assert set(SMALL) == set(CLASSES) == {info["name"] for info in listed_mechanisms()}
+
+
+def test_the_command_line_lists_the_same(build):
+    listed = subprocess.run([build / "foveate", "list", "--json"], capture_output=True, check=True).stdout
+    assert json.loads(listed) == listed_mechanisms()
+
+
+@pytest.mark.parametrize("spec", SMALL.values())
+def test_gradients_match_finite_differences_under_a_fixed_selection(spec):
+    """A selection is constant near random points, so the gradient is that of attention over the chosen keys."""
+    q, k, v = (t.detach()[:1, :, :24].requires_grad_() for t in problem(torch.double))
+    spec = spec.replace("budget=32", "budget=16")
+    run = lambda *t: foveate.mechanism(spec)(*t, rule=Rule(), scale=0.5)  # noqa: E731
+    assert torch.autograd.gradcheck(run, (q, k, v), fast_mode=True)
+
+
+@pytest.mark.parametrize("spec", SMALL.values())
+def test_opcheck_forward_and_backward(spec):
+    tensors = problem()
+    arguments, named = operator_arguments(spec, *tensors)
+    torch.library.opcheck(torch.ops.foveate.mechanism, arguments, named)
+    arguments, named = operator_arguments(spec, *(t.detach() for t in tensors))
+    out, lse = torch.ops.foveate.mechanism(*arguments, **named)
+    sink = torch.randn(4)
+    given = (torch.randn_like(out), torch.randn_like(lse), [False, True, False, False])
+    torch.library.opcheck(torch.ops.foveate.mechanism_backward, (*given, *arguments), dict(named, sink=sink))
+
+
+@pytest.mark.parametrize("spec", SMALL.values())
+def test_compiled_is_one_graph_with_the_gradients_of_eager(spec):
+    m = foveate.mechanism(spec)
+    learned = dict(sink=torch.randn(4), bias=torch.randn(1, 4, 1, 96), slopes=torch.rand(4))
+    learned = {name: t.requires_grad_() for name, t in learned.items()}
+
+    def loss(q, k, v, terms):
+        out, lse = m(q, k, v, rule=Rule(window_left=60), soft_cap=4.0, dropout=0.2, dropout_seed=3, **terms)
+        return out.square().sum() + lse.sum()
+
+    tensors = [*problem(), *learned.values()]
+    wanted = torch.autograd.grad(loss(*tensors[:3], learned), tensors)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(*tensors[:3], learned), tensors)
+    for a, b in zip(got, wanted):
+        assert b.abs().sum() > 0
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("spec", SMALL.values())
+def test_full_budget_is_dense_and_a_small_one_is_not(spec):
+    q, k, v = problem()
+    dense = foveate.attend(q, k, v).out
+    full = {"dhsa": "dhsa:budget=1024", "window": "window:size=96", "dhsa_blocks": "dhsa_blocks:density=1"}.get(spec.split(":")[0], spec)
+    torch.testing.assert_close(foveate.mechanism(full)(q, k, v).out, dense)
+    assert spec == "dense" or not torch.allclose(foveate.mechanism(spec)(q, k, v).out, dense)
+
+
+def test_window_equals_its_rule_and_the_models_rule_counts():
+    q, k, v = problem()
+    wanted = foveate.attend(q, k, v, Rule(window_left=7, sinks=2))
+    got = foveate.Window(size=8, sinks=2)(q, k, v)
+    assert torch.equal(got.out, wanted.out) and torch.equal(got.lse, wanted.lse)
+    lengths = Rule(key_lengths=torch.tensor([96, 50]))
+    wanted = foveate.attend(q, k, v, Rule(window_left=7, sinks=2, key_lengths=torch.tensor([96, 50])))
+    assert torch.equal(foveate.Window(size=8, sinks=2)(q, k, v, rule=lengths).out, wanted.out)
+
+
+def rotated(x, positions, base=100.0):
+    angles = positions[:, None] * base ** -(torch.arange(4) / 4)
+    cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+    return x * cos + torch.cat([-x[..., 4:], x[..., :4]], -1) * sin
+
+
+@pytest.mark.parametrize("first", [0, 1000])
+def test_window_with_positions_in_the_cache_moves_queries(first):
+    """StreamingLLM: a row sees sinks and window at the places they have in the cache, here 0 .. 9.  There is no lse: NaN."""
+    q, k, v = problem()
+    row, slot, index = 40, torch.arange(10), torch.arange(96)
+    m = foveate.Window(size=8, sinks=2, positions="cache")
+    keys = rotated(k, torch.where(index < 2, index, index + first))  # the sinks are the first of the text
+    out, lse = m(rotated(q, index + first), keys, v, rotary=foveate.Rotary(8, base=100.0), first_position=first)
+    assert lse.isnan().all()
+    kept = torch.tensor([0, 1, *range(row - 7, row + 1)])
+    one = rotated(q[:, :, row : row + 1], slot[-1:])
+    wanted = torch.nn.functional.scaled_dot_product_attention(one, rotated(k[:, :, kept], slot), v[:, :, kept], enable_gqa=True)
+    torch.testing.assert_close(out[:, :, row : row + 1], wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="window: positions=cache needs a model with rotary embedding, got one without"):
+        m(q, k, v)
+    with pytest.raises(ValueError, match="rotary"):
+        m(q, k, v, rotary=foveate.Rotary(3))
+
+
+def test_a_prompts_end_counts():
+    q, k, v = problem()
+    m = foveate.mechanism(SMALL["dhsa"] + ",instruction_tokens=16")
+    last, middle = m(q, k, v), m(q, k, v, ends_prompt=False)
+    assert torch.equal(last.out[:, :, :80], middle.out[:, :, :80]) and not torch.allclose(last.out, middle.out)
+
+
+def test_options_are_checked_by_the_library():
+    for match, wrong in {
+        "dhsa: budget must be >= 1, got 0": lambda: foveate.Dhsa(budget=0),
+        "dhsa: budget must be >= 1, got '1.5'": lambda: foveate.Dhsa(budget=1.5),
+        "global_tokens \\+ local_tokens must be <= budget": lambda: foveate.Dhsa(budget=1),
+        "pooling must be avgpool_norm \\| avgpool \\| maxpool, got 'sum'": lambda: foveate.Dhsa(pooling="sum"),
+        "dhsa: unknown option 'bugdet', known: query_block budget": lambda: foveate.mechanism("dhsa:bugdet=1"),
+        "unknown mechanism 'dsha', known: dense window dhsa": lambda: foveate.mechanism("dsha"),
+        "only one mechanism may go without '@layers'": lambda: foveate.mechanisms("dense;window", 2),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            wrong()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bugdet'"):
+        foveate.Dhsa(bugdet=1)
+
+
+def test_calls_are_checked():
+    q, k, v = problem()
+    with pytest.raises(TypeError, match="window: rule must be a foveate.Rule, got TokenPlan"):
+        foveate.Window()(q, k, v, rule=foveate.TokenPlan(1, torch.zeros(1, 1, 96, 1).int()))
+    with pytest.raises(ValueError, match="query heads must be a multiple of key heads"):
+        foveate.Dhsa()(q[:, :3], k, v)
+    lists = dict(query_block=1, index=torch.zeros(1, 1, 96, 1).int())
+    with pytest.raises(ValueError, match="mechanism: the plan must be a rule, got lists"):
+        torch.ops.foveate.mechanism("dense", 0, None, True, [], q, k, v, **lists)
+    with pytest.raises(ValueError, match="mechanism: key_heads and value_heads must not be given"):
+        torch.ops.foveate.mechanism("dense", 0, None, True, [], q, k, v, key_heads=torch.zeros(4).long())
+
+
+@pytest.mark.parametrize("spec", SMALL.values())
+def test_specs_pickles_and_copies_give_the_same_mechanism(spec):
+    m = foveate.mechanism(spec)
+    for same in (foveate.mechanism(m.spec), pickle.loads(pickle.dumps(m)), copy.deepcopy(m), copy.copy(m)):
+        assert same == m and same.spec == m.spec and hash(same) == hash(m) and type(same) is type(m)
+    assert type(m) is getattr(foveate, type(m).__name__) and repr(m).startswith(type(m).__name__)
+    assert all(option["doc"] in type(m).__doc__ for option in type(m).options.values())
+    if spec != "dense":
+        assert m != type(m)()
+
+
+def test_layers():
+    layers = foveate.mechanisms("dense@0,3;window:size=64", 4)
+    assert layers == [foveate.Dense(), foveate.Window(size=64), foveate.Window(size=64), foveate.Dense()]
+
+
+def test_second_derivatives_are_refused_when_compiled():
+    q, k, v = problem()
+    compiled = torch.compile(lambda q: foveate.Window(size=4)(q, k, v).out.square().sum(), backend="eager")
+    (gradient,) = torch.autograd.grad(compiled(q), q, create_graph=True)
+    with pytest.raises((RuntimeError, ValueError), match="has no second derivative"):
+        gradient.square().sum().backward()
+
+
+def test_stubs_name_every_class_and_option(tmp_path):
+    package = pathlib.Path(foveate.__file__).parents[1]
+    program = package.parent / "tools" / "make_stubs.py"
+    subprocess.run([sys.executable, program, tmp_path / "catalogue.pyi"], check=True, env={**os.environ, "PYTHONPATH": str(package)})
+    tree = ast.parse((tmp_path / "catalogue.pyi").read_text())
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    assert set(classes) == set(foveate.catalogue.__all__)
+    for name, node in classes.items():
+        fields = [item.target.id for item in node.body if isinstance(item, ast.AnnAssign)]
+        assert fields == list(getattr(foveate, name).options)
+        assert ast.get_docstring(node) == getattr(foveate, name).__doc__
