@@ -15,10 +15,16 @@ import textwrap
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+try:
+    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
+    raise ImportError("foveate.huggingface: transformers >= 5.2 must be installed, found none; run `pip install transformers`") from None
 
 from foveate.huggingface_masks import causal_rule_of_mask, is_packed, make_mask, rule_of_mask
-from foveate.mechanisms import Mechanism, mechanisms
+from foveate.registry import Mechanism, mechanisms
 from foveate.operators import attend
 from foveate.plans import Rule
 
@@ -135,7 +141,8 @@ def attention_forward(
     scaling:        of logits; None: 1 / sqrt(D), and what GPT-2's configuration says
     softcap, s_aux: soft cap, and a logit per head that joins the denominator alone
     cu_seq_lens_q, cu_seq_lens_k: int [n + 1] of packed sequences, of a batch of one
-    A row that sees no key (a padded query) is 0.  Dropout is drawn from torch's default generator, so torch.manual_seed repeats it.
+    A row that sees no key (a padded query) is 0.  Dropout is drawn from torch's default generator, so torch.manual_seed repeats it; in
+    torch.compile the draw cuts the graph, so dropout does not go with fullgraph=True.
     Raises ValueError: weights are asked for, an argument that is not served, a mask or lengths that are ambiguous.
     """
     check_served(module, others)
@@ -143,7 +150,10 @@ def attention_forward(
     dropout = {"dropout": dropout, "dropout_seed": int(torch.randint(2**62, ()).item())} if dropout > 0 else {}
     terms = dict(scale=scale_of(module, scaling), soft_cap=softcap, sink=s_aux, **dropout)
     if mechanism is not None:
-        out = mechanism_forward(module, mechanism, query, key, value, attention_mask, is_causal, cu_seq_lens_q, **terms)
+        if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
+            raise ValueError(f"{NAME}:{mechanism.spec}: sequences must be packed by position_ids, got cu_seq_lens_q")
+        rule, first = causal_rule(module, mechanism, query, key, attention_mask, is_causal, others.get("sliding_window"))
+        out = mechanism_forward(module, mechanism, query, key, value, rule, first, **terms)
     else:
         rule, bias = rule_and_bias(module, query, key, attention_mask, is_causal, others.get("sliding_window"))
         if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
@@ -232,20 +242,24 @@ def mechanism_of(module: torch.nn.Module, spec: str) -> Mechanism:
     return mechanisms_of(spec, layers)[layer]
 
 
-def mechanism_forward(module, mechanism: Mechanism, query, key, value, mask, is_causal, cu_seq_lens, **terms) -> Tensor:
-    queries, keys, name = query.size(2), key.size(2), f"{NAME}:{mechanism.spec}"
-    if cu_seq_lens is not None:
-        raise ValueError(f"{name}: sequences must be packed by position_ids, got cu_seq_lens_q")
+def causal_rule(module, mechanism: Mechanism, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None, window: int | None):
+    """What the model shows, as mechanisms take it; and the position of query 0 in the text (None: its key index)."""
+    queries, name = query.size(2), f"{NAME}:{mechanism.spec}"
     if mask is None:
-        found = (Rule(), None) if is_causal_without_mask(module, query, key, is_causal) else None
+        causal = is_causal_without_mask(module, query, key, is_causal)
+        found = (Rule(window_left=None if window is None else window - 1), None) if causal else None
     else:
         if not is_packed(mask, queries):
             raise ValueError(f"{name}: a mask must be of ranges, got {mask.dtype} {list(mask.shape)}; use attn_implementation='{NAME}'")
         check_causality(module, mask, is_causal)
-        found = causal_rule_of_mask(mask, queries, keys)
+        found = causal_rule_of_mask(mask, queries, key.size(2))
     if found is None:
         raise ValueError(f"{name}: mechanisms serve causal attention, got {type(module).__name__} that sees later keys; use '{NAME}'")
-    rule, first_position = found
+    return found
+
+
+def mechanism_forward(module, mechanism: Mechanism, query, key, value, rule: Rule, first_position: int | None, **terms) -> Tensor:
+    queries, keys = query.size(2), key.size(2)
     # Keys behind the last query are slots of a static cache that nothing was written to.
     held = keys if rule.query_start is None else min(keys, rule.query_start + queries)
     key, value = key[:, :, :held], value[:, :, :held]

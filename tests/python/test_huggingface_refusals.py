@@ -151,24 +151,28 @@ def test_mechanisms_refuse_attention_that_sees_later_keys():
         made(implementation="foveate:window:size=4")(IDS[:1], cu_seq_lens_q=ends, cu_seq_lens_k=ends)
 
 
-def bare(module=types.SimpleNamespace(is_causal=True), queries=5, keys=5, **more):
+CAUSAL = types.SimpleNamespace(is_causal=True, layer_idx=0, config=types.SimpleNamespace(num_hidden_layers=1))
+
+
+def bare(module=CAUSAL, queries=5, keys=5, spec=None, **more):
     make = torch.Generator().manual_seed(2)
     q, k, v = (torch.randn(1, heads, length, 8, generator=make) for heads, length in ((4, queries), (2, keys), (2, keys)))
-    return attention_forward(module, q, k, v, None, spec=None, **more)[0], (q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
+    return attention_forward(module, q, k, v, None, spec=spec, **more)[0], (q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))
 
 
 def test_without_a_mask_causality_is_kept_or_the_call_is_refused():
     sdpa = torch.nn.functional.scaled_dot_product_attention
-    for module, options in ((types.SimpleNamespace(is_causal=True), {}), (types.SimpleNamespace(), dict(is_causal=True))):
+    for module, options in ((CAUSAL, {}), (CAUSAL, dict(spec="dense")), (types.SimpleNamespace(), dict(is_causal=True))):
         out, qkv = bare(module, **options)
         torch.testing.assert_close(out, sdpa(*qkv, is_causal=True).transpose(1, 2))
     out, qkv = bare(is_causal=False, keys=9)
     torch.testing.assert_close(out, sdpa(*qkv).transpose(1, 2))
     out, qkv = bare(queries=1, keys=9)
     torch.testing.assert_close(out, sdpa(*qkv).transpose(1, 2))
-    out, qkv = bare(sliding_window=2)
     window = torch.ones(5, 5, dtype=torch.bool).tril().triu(-1)
-    torch.testing.assert_close(out, sdpa(*qkv, attn_mask=window).transpose(1, 2))
+    for spec in (None, "dense"):
+        out, qkv = bare(sliding_window=2, spec=spec)
+        torch.testing.assert_close(out, sdpa(*qkv, attn_mask=window).transpose(1, 2))
     with REFUSED(match="without a mask causal SimpleNamespace must have one query or as many as keys, got 5 and 9; pass a mask"):
         bare(keys=9)
     with REFUSED(match="without a mask SimpleNamespace must say is_causal, got neither"):
