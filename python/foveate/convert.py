@@ -272,7 +272,8 @@ def from_slices(q_ranges: Tensor, k_ranges: Tensor, kinds: Sequence[int] | Tenso
 
 def check_slices(q: Tensor, k: Tensor, kinds: Tensor, queries: int, keys: int) -> None:
     if q.shape != k.shape or q.dim() != 2 or q.size(-1) != 2 or kinds.shape != q.shape[:1]:
-        raise ValueError(f"from_slices: q_ranges, k_ranges must be [slices, 2] and kinds [slices], got {list(q.shape)}, {list(k.shape)}, {list(kinds.shape)}")
+        shapes = f"{list(q.shape)}, {list(k.shape)}, {list(kinds.shape)}"
+        raise ValueError(f"from_slices: q_ranges, k_ranges must be [slices, 2] and kinds [slices], got {shapes}")
     if kinds.numel() and not 0 <= int(kinds.min()) <= int(kinds.max()) < len(SLICE_KINDS):
         raise ValueError(f"from_slices: kinds must be 0 .. 3 ({', '.join(SLICE_KINDS)}), got {kinds.tolist()}")
     for name, ranges, size in (("q_ranges", q, queries), ("k_ranges", k, keys)):

@@ -40,6 +40,8 @@ def structured_plan(mask: Tensor, query_block: int = 128, key_block: int = 128) 
     """Steps 1 to 3 of plan_of_mask; None where the mask is none of these.  mask: bool [B|1, Hq|1, Lq, Lk]."""
     if mask.numel() == 0:
         return Rule.full()
+    if mask.size(3) >= 2**24:
+        return None  # hulls counts in floats
     first, last, broken = hulls(mask)
     if not bool(broken.any()):
         return numbered_rule(first, last, mask.size(3)) or Rule(window_right=None, row_start=first, row_end=last)
@@ -49,7 +51,7 @@ def structured_plan(mask: Tensor, query_block: int = 128, key_block: int = 128) 
 def hulls(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each row's first key and the one behind its last, both 0 in empty rows, and whether it sees not all between: [B|1, Hq|1, Lq].
 
-    Keys must be fewer than 2^24: counted in floats, whose reductions torch vectorises (8 times faster than those of bool).
+    Keys must be fewer than 2^24: counted in floats, whose sums torch vectorises (a third of the time of sums of bool).
     """
     keys = mask.size(3)
     ones, key = mask.float(), torch.arange(keys, device=mask.device)
@@ -63,7 +65,7 @@ def numbered_rule(first: Tensor, last: Tensor, keys: int) -> Rule | None:
     lengths = [None] if first.size(0) == 1 else [None, last.amax((1, 2))]
     for key_lengths in lengths:
         rule = proposed_rule(first, last, keys, key_lengths)
-        if rule is not None and all(torch.equal(a.expand_as(b), b) for a, b in zip(bounds_of(rule, first.size(2), keys), (first, last))):
+        if rule is not None and all(torch.equal(a.expand_as(b), b) for a, b in zip(bounds_of(rule, first.size(2), keys, first.device), (first, last))):
             return rule
     return None
 
@@ -84,9 +86,8 @@ def proposed_rule(first: Tensor, last: Tensor, keys: int, key_lengths: Tensor | 
     return dataclasses.replace(rule, window_left=rule.query_start - left) if rule.query_start >= left else None
 
 
-def bounds_of(rule: Rule, queries: int, keys: int) -> tuple[Tensor, Tensor]:
+def bounds_of(rule: Rule, queries: int, keys: int, device) -> tuple[Tensor, Tensor]:
     """first and last [B|1, 1, Lq] of a rule made of query_start, windows and key_lengths; both 0 in empty rows."""
-    device = rule.key_lengths.device if rule.key_lengths is not None else None
     position = torch.arange(queries, device=device) + (keys - queries if rule.query_start is None else rule.query_start)
     end = torch.full((1, 1, 1), keys, device=device) if rule.key_lengths is None else rule.key_lengths[:, None, None].clamp(max=keys)
     last = end.expand(-1, 1, queries) if rule.window_right is None else torch.minimum(position + rule.window_right + 1, end)
@@ -116,9 +117,12 @@ def block_plan(mask: Tensor, first: Tensor, last: Tensor, query_block: int, key_
     """Blocks, or None where blocks seen in part are no ranges of keys by row, [first, last) being all that a row sees."""
     some, every = block_flags(mask, query_block, key_block)
     part = some & ~every
+    if bool(part.all()):
+        return None  # no block is empty or whole: then ranges by row would be all there is, and they were tried
     rule = Rule.full()
     if bool(part.any()):
-        inside = part.repeat_interleave(query_block, -2)[..., : mask.size(2), :].repeat_interleave(key_block, -1)[..., : mask.size(3)]
+        tall = part[..., :, None, :, None].expand(-1, -1, -1, query_block, -1, key_block)
+        inside = tall.flatten(4).flatten(2, 3)[..., : mask.size(2), : mask.size(3)]
         rule = part_rule(mask, inside, first, last)
         if rule is None:
             return None
@@ -129,7 +133,7 @@ def block_plan(mask: Tensor, first: Tensor, last: Tensor, query_block: int, key_
 def part_rule(mask: Tensor, inside: Tensor, first: Tensor, last: Tensor) -> Rule | None:
     """The rule that tells the mask where `inside`: by numbers if it is the right limit alone, else by row."""
     key = torch.arange(mask.size(3), device=mask.device)
-    fits = lambda low, high: bool((((key >= low[..., None]) & (key < high[..., None])) == mask)[inside].all())  # noqa: E731
+    fits = lambda low, high: not bool(((((key >= low[..., None]) & (key < high[..., None])) != mask) & inside).any())  # noqa: E731
     zero = torch.zeros_like(first)
     numbers = numbered_rule(zero, last, mask.size(3)) if bool((last > 0).all()) else None
     if numbers is not None and fits(zero, last):
@@ -140,11 +144,10 @@ def part_rule(mask: Tensor, inside: Tensor, first: Tensor, last: Tensor) -> Rule
 def block_flags(mask: Tensor, query_block: int, key_block: int) -> tuple[Tensor, Tensor]:
     """Whether some key, and every key, of each block is visible: bool [B|1, H|1, query blocks, key blocks]."""
     queries, keys = mask.shape[-2:]
-    margin = (0, -keys % key_block, 0, -queries % query_block)
-    blocks = lambda m: m.view(*m.shape[:2], m.size(2) // query_block, query_block, m.size(3) // key_block, key_block)  # noqa: E731
-    some = blocks(torch.nn.functional.pad(mask, margin, value=False)).any(-1).any(-2)
-    every = blocks(torch.nn.functional.pad(mask, margin, value=True)).all(-1).all(-2)
-    return some, every
+    padded = torch.nn.functional.pad(mask, (0, -keys % key_block, 0, -queries % query_block)).float()
+    seen = padded.unflatten(3, (-1, key_block)).sum(4).unflatten(2, (-1, query_block)).sum(3)
+    sizes = [(n - torch.arange(0, n, block, device=mask.device)).clamp(max=block) for n, block in ((queries, query_block), (keys, key_block))]
+    return seen > 0, seen == sizes[0][:, None] * sizes[1]
 
 
 def listed(flags: Tensor) -> Tensor:

@@ -130,8 +130,9 @@ def test_checkpointing_gives_the_same_gradients(name, reentrant):
     q, k, v = problem()
 
     def layer(q, k, v):
-        x = q * 1.5
-        return foveate.Window(size=4)(x, k, v).out if name == "mechanism" else foveate.attend(x, k, v, plans()["tokens"], dropout=0.3, dropout_seed=7).out
+        if name == "mechanism":
+            return foveate.Window(size=4)(q * 1.5, k, v).out
+        return foveate.attend(q * 1.5, k, v, plans()["tokens"], dropout=0.3, dropout_seed=7).out
 
     wanted = torch.autograd.grad(layer(q, k, v).square().sum(), (q, k, v))
     checkpoint(layer, q, k, v, use_reentrant=reentrant).square().sum().backward()
@@ -152,6 +153,13 @@ def test_compiles_as_one_graph_with_plans_from_outside_and_inside(name):
         wanted = torch.autograd.grad(loss(q, k, v, plan), (q, k, v))
         for got, gradient in zip(torch.autograd.grad(compiled(q, k, v, plan), (q, k, v)), wanted):
             torch.testing.assert_close(got, gradient)
+
+
+def test_every_operator_is_known_to_these_tests():
+    """An operator over tensors has opcheck here, in test_operator.py or in test_mechanisms.py: a new one needs it too."""
+    names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("foveate::")}
+    texts = {"version", "list_mechanisms", "mechanism_options", "layer_specs"}
+    assert names == {"attend", "attend_backward", "mechanism", "mechanism_backward"} | texts
 
 
 def test_backward_passes_opcheck():
