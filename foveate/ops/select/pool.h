@@ -18,8 +18,8 @@ enum class Pooling {
 // Cuts [0, size, 2 size, ..., length]; the last segment may be shorter.  length 0 gives [0].
 std::vector<int64_t> even_cuts(int64_t length, int64_t size);
 
-// x [B, H, L, D], or 8-bit rows of it (quantise_rows), pooled over segments [cuts[c], cuts[c+1]) -> [B, H, segments, D] fp32 (fp64 for fp64). Differentiable.
-// Throws Error: cuts that do not ascend strictly from 0 to L.
+// x [B, H, L, D], or 8-bit rows of it (quantise_rows), pooled over segments [cuts[c], cuts[c+1]) -> [B, H, segments, D]
+// fp32 (fp64 for fp64). Differentiable. Throws Error: cuts that do not ascend strictly from 0 to L.
 at::Tensor pool_segments(const at::Tensor& x, std::span<const int64_t> cuts, Pooling pooling);
 
 // Weighted sums over segments: sum of weights[b, h, j] * x[b, h, j] over each.  weights [B|1, H|1, L] floating point,
