@@ -45,8 +45,9 @@ struct ListView {
 };
 
 struct Arguments {
-  DType type = DType::f32;      // of q and out
-  DType key_type = DType::f32;  // of k and v: that of q, or q8 (forward alone)
+  DType type = DType::f32;
+  bool keys_in_8_bits = false;  // k and v are rows of q8; forward alone
+  DType key_type() const { return keys_in_8_bits ? DType::q8 : type; }
   int64_t batch = 0, heads = 0, kv_heads = 0, queries = 0, keys = 0;
   const int64_t *key_heads = nullptr, *value_heads = nullptr;  // [Hq] which head of k and of v; null: equal groups
   int64_t rows = 0;                                            // of the plan: queries, or those of query_order

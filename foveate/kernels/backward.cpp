@@ -65,9 +65,9 @@ class PackedRows {
     table.pack_rows(q.data(), all, a_.dim, a_.type, steps_.step, take(int64_t{all} * steps_.depth));
     table.pack_rows(d_out.data(), all, a_.value_dim, a_.type, steps_.step, take(int64_t{all} * steps_.value_depth));
     table.pack_by_dim(q.data(), all, all, a_.dim, a_.type, steps_.step,
-                      take(int64_t{all / steps_.step} * padded(a_.dim)));
+                      take(int64_t{all / steps_.step} * padded(a_.dim)), nullptr);
     table.pack_by_dim(d_out.data(), all, all, a_.value_dim, a_.type, steps_.step,
-                      take(int64_t{all / steps_.step} * padded(a_.value_dim)));
+                      take(int64_t{all / steps_.step} * padded(a_.value_dim)), nullptr);
     float* lse = take(all);
     float* delta = take(all);
     table.row_dots(d_out.data(), out.data(), rows, a_.value_dim, a_.type, delta);
@@ -117,8 +117,8 @@ class BucketRows {
       q_rows[size_t(row)] = row_of(a.q, from), d_out_rows[size_t(row)] = row_of(d_out, from);
     }
     float *q_by_dim = take(even_ / s.step * padded(a.dim)), *d_by_dim = take(even_ / s.step * padded(a.value_dim));
-    table.pack_by_dim(q_rows.data(), int(even_), int(even_), a.dim, a.type, s.step, q_by_dim);
-    table.pack_by_dim(d_out_rows.data(), int(even_), int(even_), a.value_dim, a.type, s.step, d_by_dim);
+    table.pack_by_dim(q_rows.data(), int(even_), int(even_), a.dim, a.type, s.step, q_by_dim, nullptr);
+    table.pack_by_dim(d_out_rows.data(), int(even_), int(even_), a.value_dim, a.type, s.step, d_by_dim, nullptr);
     tile_.q = q, tile_.d_out = d, tile_.lse = lse, tile_.delta = delta;
     tile_.q_by_dim = q_by_dim, tile_.d_out_by_dim = d_by_dim;
     const int64_t sums = even_ * (padded(a.dim) + whole.terms.columns);

@@ -34,26 +34,19 @@ std::vector<Item> items_by_cost(const Tiling& tiling, const Survey& survey) {
 // joined in order.  By shape alone: results must not depend on the number of threads.
 class Parts {
  public:
-  Parts(const Arguments& a, const Tiling& tiling, PackedKeys::Use use)
-      : count_(count(tiling, use)),
+  Parts(const Arguments& a, const Tiling& tiling)
+      : count_(tiling.parts()),
         tiles_(tiling.tiles()),
         rows_(tiling.largest_rows()),
         dims_(padded(a.value_dim)),
-        data_(floats(a, tiling, use)) {}
+        data_(floats(a, tiling)) {}
 
   int64_t count() const { return count_; }
-  static int64_t floats(const Arguments& a, const Tiling& tiling, PackedKeys::Use use) {
-    const int64_t parts = count(tiling, use);
+  static int64_t floats(const Arguments& a, const Tiling& tiling) {
+    const int64_t parts = tiling.parts();
     return parts > 1 ? tiling.groups() * tiling.tiles() * parts * floats(tiling.largest_rows(), padded(a.value_dim))
                      : 0;
   }
-  static int64_t count(const Tiling& tiling, PackedKeys::Use use) {
-    constexpr int64_t kEnough = 16, kFewestPanels = 16;
-    const int64_t tiles = tiling.groups() * tiling.tiles();
-    if (use != PackedKeys::Use::rows || tiling.gathers() || tiles == 0) return 1;
-    return std::clamp<int64_t>(std::min(kEnough / tiles, tiling.panels() / kFewestPanels), 1, kEnough);
-  }
-
   void put(int64_t group, int64_t tile, int64_t part, ForwardTile& t) const {
     t.acc = data_.data() + ((group * tiles_ + tile) * count_ + part) * floats(rows_, dims_);
     t.top = t.acc + rows_ * dims_;
@@ -255,7 +248,7 @@ void forward(const Table& table, const Arguments& a, const Results& results, con
   if (a.batch * a.heads * a.queries * a.rows == 0) return;
   const Tiling tiling(a);
   const PackedKeys packed(table, a, tiling, PackedKeys::forward_use(a, Steps(table, a), tiling), pool);
-  const Parts parts(a, tiling, packed.use());
+  const Parts parts(a, tiling);
   const std::vector<Item> items = items_by_cost(tiling, packed.survey());
   std::vector<std::unique_ptr<Worker>> workers(static_cast<size_t>(std::max(pool.threads, 1)));
   const auto own = [&](int worker) -> Worker& {
@@ -286,7 +279,7 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
     f.visited_panels += item.cost / tiling.tile(item.group, item.tile).rows();
   }
   f.checked_panels = tiling.packs() ? survey.checked() : f.visited_panels;
-  const bool shared = tiling.packs() && survey.shares(threads);
+  const bool shared = tiling.packs() && survey.shares(threads, backward ? 1 : tiling.parts());
   const auto use = backward ? PackedKeys::Use::backward : PackedKeys::forward_use(a, Steps(table, a), tiling);
   f.packs = use != PackedKeys::Use::rows;
   const int64_t panel = PackedKeys::floats_of_panel(Steps(table, a), a, use);
@@ -294,7 +287,7 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
       4 * panel *
       ((tiling.gathers() || !shared ? threads * kStripPanels : 0) + (shared ? tiling.groups() * tiling.panels() : 0));
   f.bytes += backward ? backward_bytes(table, a, tiling, threads)
-                      : 4 * (threads * Worker::floats(table, a, tiling) + Parts::floats(a, tiling, use));
+                      : 4 * (threads * Worker::floats(table, a, tiling) + Parts::floats(a, tiling));
   return f;
 }
 

@@ -208,9 +208,12 @@ struct Table {
   // key the rows are the first of 64 and a multiple of 16; by dim they are the first of `all`, both multiples of
   // `step`.
   void (*pack_rows)(const void* const* rows, int count, int dim, DType type, int step, float* to);
-  void (*pack_by_key)(const void* const* rows, int count, int dim, DType type, int step, float* to);
+  // `ahead`: as many rows that will be packed next, fetched meanwhile; null: none.
+  void (*pack_by_key)(const void* const* rows, int count, int dim, DType type, int step, float* to,
+                      const void* const* ahead);
   // NaN and Inf are packed as 0; returns whether there were any.
-  bool (*pack_by_dim)(const void* const* rows, int count, int all, int dim, DType type, int step, float* to);
+  bool (*pack_by_dim)(const void* const* rows, int count, int all, int dim, DType type, int step, float* to,
+                      const void* const* ahead);
   void (*forward[2])(const ForwardTile&);    // [step - 1]
   void (*backward[2])(const BackwardTile&);  // [step - 1]
   void (*finish)(const Finish&);

@@ -16,13 +16,13 @@ namespace {
 // Rows of a tile: many, so that what is packed or summed for a panel is shared by them, unless there would be too few
 // tiles for threads to share.  By shape alone: results must not depend on the number of threads.
 constexpr int kTileRows = 192, kFewestRows = 48, kGatheredRows = 384;
-constexpr int64_t kEnoughTiles = 16;
 constexpr int kRangeRows = 1024;       // of a tile that is run bucket by bucket
 constexpr int kFewestListedRows = 24;  // that share a list, to be a tile of their own
 
 int64_t tile_rows(const Arguments& a) {
   int64_t rows = kTileRows;
-  while (rows > kFewestRows && a.batch * a.heads * a.rows < kEnoughTiles * rows) rows /= 2;
+  const int64_t all = a.batch * a.heads * a.rows, parts = a.keys / (kFewestPanels * kPanelKeys);
+  while (rows > kFewestRows && all < kEnoughTiles * rows && (all + rows - 1) / rows * parts < kEnoughTiles) rows /= 2;
   return rows;
 }
 
@@ -104,6 +104,12 @@ void Tiling::make_tiles(int64_t all_heads, bool by_head) {
         tiles_.push_back({head, query, int(std::min(heads, all_heads - head)), int(end - query)});
         largest_rows_ = std::max(largest_rows_, tiles_.back().rows());
       }
+}
+
+int64_t Tiling::parts() const {
+  const int64_t tiles = groups() * std::ssize(tiles_);
+  if (gathers_ || bucketed_ || tiles == 0) return 1;
+  return std::clamp<int64_t>(std::min(kEnoughTiles / tiles, panels_ / kFewestPanels), 1, kEnoughTiles);
 }
 
 int Tiling::kernel_rows() const {
@@ -359,7 +365,7 @@ const void* Tiling::key_at(const View& view, int64_t group, int64_t head, int64_
   const int64_t outer = a_.pages ? a_.pages[batch * a_.page_count + key / a_.page_size] : batch;
   const int64_t row = a_.pages ? key % a_.page_size : key;
   return static_cast<const char*>(view.data) +
-         (outer * view.batch + head * view.head + row * view.row) * int64_t(bytes_of(a_.key_type));
+         (outer * view.batch + head * view.head + row * view.row) * int64_t(bytes_of(a_.key_type()));
 }
 
 const void* Tiling::query_row(const View& view, int64_t group, const TileShape& tile, int row) const {
@@ -368,7 +374,7 @@ const void* Tiling::query_row(const View& view, int64_t group, const TileShape& 
 }
 
 void Tiling::panel_rows(int64_t group, int64_t panel, const void** keys, const void** values) const {
-  const int64_t first = panel * kPanelKeys, bytes = int64_t(bytes_of(a_.key_type));
+  const int64_t first = panel * kPanelKeys, bytes = int64_t(bytes_of(a_.key_type()));
   const int count = int(std::min<int64_t>(kPanelKeys, a_.keys - first));
   for (int done = 0; done < count;) {  // rows that stand side by side: all of a panel, or what is on one page
     const int64_t on_page = a_.pages ? a_.page_size - (first + done) % a_.page_size : count;

@@ -10,6 +10,9 @@
 
 namespace foveate::kernels {
 
+// Tiles, or parts of the panels of a tile, that are enough for threads to share; and the fewest panels of a part.
+constexpr int64_t kEnoughTiles = 16, kFewestPanels = 16;
+
 // Heads [head, head + heads) of one group and rows [query, query + queries) of the plan.
 struct TileShape {
   int64_t head, query;  // head within the group
@@ -55,6 +58,8 @@ class Tiling {
   int64_t tiles() const { return int64_t(tiles_.size()); }
   TileShape tile(int64_t group, int64_t index) const;
   int largest_rows() const { return largest_rows_; }
+  // Into how many parts a tile's panels are cut: forward alone, where there are few tiles and many panels.
+  int64_t parts() const;
   int kernel_rows() const;  // most rows of a kernel call
   int64_t panels() const { return panels_; }
   int64_t groups() const { return a_.batch * int64_t(head_groups_.size()); }

@@ -33,8 +33,9 @@ Survey::Survey(const Tiling& tiling) : tiling_(tiling) {
   for (const int32_t visits : tile_visits_) visits_ += visits;
 }
 
-bool Survey::shares(int threads) const {
-  return visits_ > std::count(needed_.begin(), needed_.end(), 1) || tiling_.groups() * tiling_.tiles() < threads;
+bool Survey::shares(int threads, int64_t parts) const {
+  return visits_ > std::count(needed_.begin(), needed_.end(), 1) ||
+         tiling_.groups() * tiling_.tiles() * parts < threads;
 }
 
 namespace {
@@ -66,12 +67,13 @@ void PackedKeys::point(const Steps& s, Use use, const float* at, Panel& panel) {
 }
 
 bool PackedKeys::pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
-                      const void* const* values, int count, float* to) {
-  table.pack_by_key(keys, count, a.dim, a.key_type, s.step, to);
+                      const void* const* values, int count, const void* const* next, float* to) {
+  table.pack_by_key(keys, count, a.dim, a.key_type(), s.step, to, values);
   to += by_key_units(s.depth);
-  if (use == Use::forward) return table.pack_by_dim(values, count, kPanelKeys, a.value_dim, a.key_type, s.step, to);
-  table.pack_by_key(values, count, a.value_dim, a.key_type, s.step, to);
-  table.pack_by_dim(keys, count, kPanelKeys, a.dim, a.key_type, s.step, to + by_key_units(s.value_depth));
+  if (use == Use::forward)
+    return table.pack_by_dim(values, count, kPanelKeys, a.value_dim, a.key_type(), s.step, to, next);
+  table.pack_by_key(values, count, a.value_dim, a.key_type(), s.step, to, nullptr);
+  table.pack_by_dim(keys, count, kPanelKeys, a.dim, a.key_type(), s.step, to + by_key_units(s.value_depth), next);
   return false;
 }
 
@@ -83,7 +85,8 @@ PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& til
       use_(use),
       floats_((floats_of_panel(steps_, a, use) + 15) / 16 * 16),
       survey_(tiling),
-      shared_(use != Use::rows && tiling.packs() && survey_.shares(pool.threads)) {
+      shared_(use != Use::rows && tiling.packs() &&
+              survey_.shares(pool.threads, use == Use::backward ? 1 : tiling.parts())) {
   if (!shared_) return;
   const int64_t panels = tiling.panels(), items = tiling.groups() * panels;
   bad_.assign(size_t(items), 0);
@@ -94,10 +97,12 @@ PackedKeys::PackedKeys(const Table& table, const Arguments& a, const Tiling& til
 }
 
 bool PackedKeys::pack(int64_t group, int64_t number, float* to) const {
-  const void *keys[kPanelKeys], *values[kPanelKeys];
+  const void *keys[kPanelKeys], *values[kPanelKeys], *next_keys[kPanelKeys], *next_values[kPanelKeys];
   tiling_.panel_rows(group, number, keys, values);
+  const bool has_next = number + 1 < tiling_.panels();
+  if (has_next) tiling_.panel_rows(group, number + 1, next_keys, next_values);
   const int count = int(std::min<int64_t>((a_.keys - number * kPanelKeys + 15) / 16 * 16, kPanelKeys));
-  return pack(table_, a_, steps_, use_, keys, values, count, to);
+  return pack(table_, a_, steps_, use_, keys, values, count, has_next ? next_keys : nullptr, to);
 }
 
 Strip::Strip(const Table& table, const Arguments& a, const Tiling& tiling, PackedKeys::Use use, bool packs_panels)
@@ -173,7 +178,7 @@ int Strip::gather(int64_t group, const TileRows& rows, const Gathered& list, siz
       panel.keys = keys_[i], panel.values = values_[i];
     } else {
       float* to = data_.data() + i * floats_;
-      bad = PackedKeys::pack(table_, a_, steps_, use_, keys_[i], values_[i], kPanelKeys, to);
+      bad = PackedKeys::pack(table_, a_, steps_, use_, keys_[i], values_[i], kPanelKeys, nullptr, to);
       PackedKeys::point(steps_, use_, to, panel);
     }
     panel.ids = ids_ + i * kPanelKeys;
@@ -197,7 +202,7 @@ Tile make_tile(const Arguments& a, const Steps& steps, const Tiling& tiling, int
   t.documents = rows.documents.empty() ? nullptr : rows.documents.data();
   t.sinks = int32_t(std::clamp<int64_t>(a.rule.sinks, 0, a.keys));
   t.keys = int32_t(a.keys);
-  t.key_type = a.key_type;
+  t.key_type = a.key_type();
   t.score = a.score;
   t.query_ids = rows.query_ids.data();
   t.positions = rows.positions.data();

@@ -24,7 +24,7 @@ class Survey {
   int64_t visits(int64_t group, int64_t tile) const { return tile_visits_[size_t(group * tiling_.tiles() + tile)]; }
   int64_t checked() const { return checked_; }  // visits where not every row sees every key
   // Whether panels are packed beforehand: several tiles read them, or there are too few tiles to keep threads busy.
-  bool shares(int threads) const;
+  bool shares(int threads, int64_t parts) const;
 
  private:
   const Tiling& tiling_;
@@ -53,8 +53,9 @@ class PackedKeys {
  private:
   friend class Strip;
   // Packs the first `count` of 64 key and value rows as a panel; returns whether values hold NaN or Inf.
+  // `next`: the 64 keys of the panel that comes next, fetched meanwhile; null: none.
   static bool pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
-                   const void* const* values, int count, float* to);
+                   const void* const* values, int count, const void* const* next, float* to);
   // Packs panel `number` of a group; returns whether values hold NaN or Inf.
   bool pack(int64_t group, int64_t number, float* to) const;
   static void point(const Steps& s, Use use, const float* at, Panel& panel);

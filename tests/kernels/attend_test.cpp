@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <set>
 #include <thread>
 
@@ -65,6 +66,29 @@ Arguments arguments(const Shape& s, DType type, const GuardedBuffer& q, const Gu
   return a;
 }
 
+// The same attention over rows of 8 bits, whole and in one page more than there are keys, up to where memory ends.
+void forward_over_8_bits_and_pages(const Table& table, Arguments a, const Results& results) {
+  const auto in_8_bits = [&](View& view, int dim) {
+    const int64_t rows = a.kv_heads * a.keys, row = row_bytes(dim, DType::q8);
+    auto bytes = std::make_unique<GuardedBuffer>((rows * row + 1) / 2, DType::f16);
+    char* to = static_cast<char*>(bytes->data()) + rows * row % 2;
+    for (int64_t i = 0; i < rows; ++i)
+      table.quantise_row(static_cast<const char*>(view.data) + i * dim * int64_t(bytes_of(a.type)), dim, a.type,
+                         to + i * row);
+    view = {to, rows * row, a.keys * row, row};
+    return bytes;
+  };
+  const auto k = in_8_bits(a.k, a.dim), v = in_8_bits(a.v, a.value_dim);
+  a.keys_in_8_bits = true;
+  forward(table, a, results, Pool{});
+  const int64_t size = 7, count = (a.keys + size - 1) / size;
+  std::vector<int32_t> pages(static_cast<size_t>(count));
+  for (int32_t i = 0; i < count; ++i) pages[size_t(i)] = i;
+  a.pages = pages.data(), a.page_size = size, a.page_count = count;
+  a.k.batch = size * a.k.row, a.v.batch = size * a.v.row;  // pages side by side
+  forward(table, a, results, Pool{});
+}
+
 TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or write out of bounds
   for (const Table* table : levels())
     for (const DType type : {DType::f32, DType::bf16, DType::f16})
@@ -118,6 +142,7 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
         backward(*table, a, g, Pool{});
         const float last = static_cast<const float*>(lse.data())[s.heads * s.queries - 1];  // sees every key
         EXPECT_TRUE(std::isfinite(last)) << table->name;
+        forward_over_8_bits_and_pages(*table, a, {o, static_cast<float*>(lse.data())});
       }
 }
 

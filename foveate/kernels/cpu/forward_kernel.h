@@ -16,7 +16,7 @@ inline int group_scores(const ForwardTile& t, const Group& g, const Panel* panel
     widths[n] = columns_seen(t, g.bounds, panels[i]);
     if (panels[i].keys)
       group_row_products<Unit>(t, g.rows, q, t.q_stride, panels[i].keys, widths[n],
-                               i + 1 < count ? panels[i + 1].keys : nullptr, strip, kStripColumns,
+                               i + 1 < count ? panels[i + 1].keys : panels[0].values, strip, kStripColumns,
                                ready ? tops : nullptr);
     else if (widths[n] == kPanelKeys)
       with_rows(g.rows, [&](auto rows) {

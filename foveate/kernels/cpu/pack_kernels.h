@@ -16,10 +16,14 @@ void pack_rows(const void* const* rows, int count, int dim, DType type, int step
     }
 }
 
-void pack_by_key(const void* const* rows, int count, int dim, DType type, int step, float* to) {
+void pack_by_key(const void* const* rows, int count, int dim, DType type, int step, float* to,
+                 const void* const* ahead) {
   const int steps = (dim + step - 1) / step;
+  const int64_t unit_bytes = step * int64_t(bytes_of(type));
   for (int at = 0; at < steps; at += kLanes)
     for (int key = 0; key < count; key += kLanes) {
+      for (int i = 0; ahead && i < kLanes; ++i)
+        if (ahead[key + i]) fetch((const char*)ahead[key + i] + at * unit_bytes);
       bool any = false;
       for (int i = 0; i < kLanes; ++i) any = any || rows[key + i];
       if (!any) {
@@ -41,11 +45,12 @@ void pack_by_key(const void* const* rows, int count, int dim, DType type, int st
 }
 
 // Pairs of bf16 rows as they are, `dim` a multiple of kLanes; returns false, not finished, where a value is NaN or
-// Inf or a row is null.
-bool interleave_halves(const void* const* rows, int count, int all, int dim, float* to) {
+// Inf or a row is null.  (Whole vectors of both rows by two shuffles gain nothing: memory decides.)
+bool interleave_halves(const void* const* rows, int count, int all, int dim, float* to, const void* const* ahead) {
   for (int i = 0; i < count; i += 2) {
     const uint16_t *low = (const uint16_t*)rows[i], *high = (const uint16_t*)rows[i + 1];
     if (!low || !high) return false;
+    for (int j = i; ahead && j < i + 2; ++j) fetch_ahead(ahead[j], int64_t{2} * dim);
     M sound = Simd::finite(Simd::set(0));
     for (int d = 0; d < dim; d += kLanes) {
       const int first = d / kPanelKeys * kPanelKeys, width = smaller(kPanelKeys, padded(dim) - first);
@@ -59,8 +64,10 @@ bool interleave_halves(const void* const* rows, int count, int all, int dim, flo
   return true;
 }
 
-bool pack_by_dim(const void* const* rows, int count, int all, int dim, DType type, int step, float* to) {
-  if (type == DType::bf16 && step == 2 && dim % kDimMultiple == 0 && interleave_halves(rows, count, all, dim, to))
+bool pack_by_dim(const void* const* rows, int count, int all, int dim, DType type, int step, float* to,
+                 const void* const* ahead) {
+  if (type == DType::bf16 && step == 2 && dim % kDimMultiple == 0 &&
+      interleave_halves(rows, count, all, dim, to, ahead))
     return false;
   const int dims = padded(dim), steps = count / step;
   M sound = Simd::finite(Simd::set(0));

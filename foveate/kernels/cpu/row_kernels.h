@@ -3,14 +3,16 @@
 
 constexpr int kLanes = Simd::kWidth;
 
-// kLanes elements of a row of q8 from `at` on, a multiple of kLanes; they share a scale.
-FOVEATE_INLINE F scaled_floats(const void* row, int at, int dim, const int8_t* codes) {
+// The scale of element `at` of a row of q8.
+FOVEATE_INLINE F scale_at(const void* row, int at, int dim) {
   uint16_t scale;
   __builtin_memcpy(&scale, (const char*)row + dim + 2 * (at / kScaled), 2);
-  const uint32_t bits = uint32_t{scale} << 16;
-  float factor;
-  __builtin_memcpy(&factor, &bits, 4);
-  return Simd::to_floats(Simd::load_bytes(codes)) * Simd::set(factor);
+  return Simd::set_bf16(scale);
+}
+
+// kLanes elements of a row of q8, of one scale.
+FOVEATE_INLINE F scaled_floats(const int8_t* codes, F scale) {
+  return Simd::to_floats(Simd::load_bytes(codes)) * scale;
 }
 
 // Elements [at, at + kLanes) of a row as floats, 0 behind `dim` and for a null row.
@@ -18,10 +20,10 @@ FOVEATE_INLINE F row_floats(const void* row, int at, int dim, DType type) {
   if (!row || at >= dim) return Simd::set(0);
   const bool whole = at + kLanes <= dim;
   if (type == DType::q8) {
-    if (whole) return scaled_floats(row, at, dim, (const int8_t*)row + at);
+    if (whole) return scaled_floats((const int8_t*)row + at, scale_at(row, at, dim));
     int8_t first[kLanes] = {};
     __builtin_memcpy(first, (const int8_t*)row + at, size_t(dim - at));
-    return scaled_floats(row, at, dim, first);
+    return scaled_floats(first, scale_at(row, at, dim));
   }
   if (whole)
     return type == DType::f32 ? Simd::load((const float*)row + at) : Simd::load_as((const uint16_t*)row + at, type);
@@ -72,12 +74,13 @@ template <class Unit, Reads kReads>
 FOVEATE_INLINE F key_units(const Tile& t, const void* row, int at) {
   if constexpr (kReads == Reads::whole) return Simd::load((const float*)row + at);
   if constexpr (kReads == Reads::scaled) {
-    const int8_t* codes = (const int8_t*)row;
+    const int first = at * Unit::kStep;
+    const int8_t* codes = (const int8_t*)row + first;
+    const F scale = scale_at(row, first, t.dim);
     if constexpr (Unit::kStep == 1)
-      return scaled_floats(row, at, t.dim, codes + at);
-    else
-      return Unit::join(scaled_floats(row, 2 * at, t.dim, codes + 2 * at),
-                        scaled_floats(row, 2 * at + kLanes, t.dim, codes + 2 * at + kLanes));
+      return scaled_floats(codes, scale);
+    else  // kScaled elements
+      return Unit::join(scaled_floats(codes, scale), scaled_floats(codes + kLanes, scale));
   }
   return row_units(row, at, t.dim, t.key_type, Unit::kStep);
 }
@@ -85,8 +88,9 @@ FOVEATE_INLINE F key_units(const Tile& t, const void* row, int at) {
 constexpr int kAhead = 16;  // rows
 
 // Into the second-level cache: on their way into the first, too few of them fit at a time.
+FOVEATE_INLINE void fetch(const char* at) { __builtin_prefetch(at, 0, 2); }
 FOVEATE_INLINE void fetch_ahead(const void* row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)row + at, 0, 2);
+  for (int64_t at = 0; row && at < bytes; at += 64) fetch((const char*)row + at);
 }
 
 // quads[r]: Simd::sum_quads of a row's products with four keys.
@@ -161,7 +165,8 @@ FOVEATE_INLINE F value_units(const Tile& t, const void* const* rows, int at) {
     if (rows[1] && at + kLanes <= t.value_dim && t.key_type == DType::bf16)
       return Unit::interleave((const uint16_t*)rows[0] + at, (const uint16_t*)rows[1] + at);
   const auto values = [&](const void* row) __attribute__((always_inline)) {
-    if constexpr (kReads == Reads::scaled) return scaled_floats(row, at, t.value_dim, (const int8_t*)row + at);
+    if constexpr (kReads == Reads::scaled)
+      return scaled_floats((const int8_t*)row + at, scale_at(row, at, t.value_dim));
     const F x = row_floats(row, at, t.value_dim, t.key_type);
     return kReads == Reads::clean ? Simd::select(Simd::finite(x), x, Simd::set(0)) : x;
   };
@@ -174,16 +179,26 @@ FOVEATE_INLINE F value_units(const Tile& t, const void* const* rows, int at) {
 struct ValueRows {
   const void* const* rows;  // [64]
   int count;                // of them, all there
+  const void* const* next;  // [64] rows that come after them; null: they do not have to be fetched
   const float* weights;     // of the first row of queries
   int64_t stride;           // between rows of queries
 };
 
-// sums[r][c] += weights[r] . vectors [dim, dim + 16 C) of the values.
+// to[r * stride] = shrink[r] * to + weights . values for R rows and C vectors from `dim` on.  Returns whether all sums
+// were finite; if not, NaN and Inf among the values were taken as 0 instead.
+// The sums are local to the loop: given to another function, they went to memory around every product (g++ 12).
 template <class Unit, Reads kReads, int R, int C>
-FOVEATE_INLINE void weigh_values(const Tile& t, const ValueRows& v, int dim, Sums<R, C>& sums) {
+__attribute__((noinline)) bool add_values(const Tile& t, const ValueRows& v, int dim, const float* shrink, float* to,
+                                          int64_t stride) {
+  constexpr bool kByTwo = kReads == Reads::whole && Unit::kStep == 2;
+  const int64_t bytes = row_bytes(t.value_dim, t.key_type);
+  Sums<R, C> sums;
   for (int key = 0; key < v.count; key += Unit::kStep) {
+    if (v.next)
+      for (int i = key + kAhead; i < key + kAhead + Unit::kStep; ++i)
+        fetch_ahead(i < kPanelKeys ? v.rows[i] : v.next[i - kPanelKeys], bytes);
     F values[C];
-    if constexpr (kReads == Reads::whole && Unit::kStep == 2)
+    if constexpr (kByTwo)
       unrolled<C / 2>([&](auto c) __attribute__((always_inline)) {
         const int at = dim + 2 * c.value * kLanes;
         Unit::interleave_two((const uint16_t*)v.rows[key] + at, (const uint16_t*)v.rows[key + 1] + at,
@@ -204,35 +219,32 @@ FOVEATE_INLINE void weigh_values(const Tile& t, const ValueRows& v, int dim, Sum
       });
     });
   }
-  if constexpr (kReads == Reads::whole && Unit::kStep == 2)
-    unrolled<R>([&](auto r) __attribute__((always_inline)) {
-      unrolled<C / 2>([&](auto c) __attribute__((always_inline)) {
-        Unit::put_in_order(sums.at[r.value][2 * c.value], sums.at[r.value][2 * c.value + 1]);
-      });
-    });
-}
-
-// to[r * stride] = shrink[r] * to + weights . values for R rows and C vectors from `dim` on.  Returns whether all sums
-// were finite; if not, NaN and Inf among the values were taken as 0 instead.
-template <class Unit, int R, int C>
-__attribute__((noinline)) bool add_values(const Tile& t, const ValueRows& v, int dim, Reads reads, const float* shrink,
-                                          float* to, int64_t stride) {
-  Sums<R, C> sums;
-  with_reads(C % Unit::kStep == 0 || reads == Reads::scaled ? reads : Reads::any, [&](auto how) {
-    constexpr bool kSplits = C % Unit::kStep != 0 && how.value == int(Reads::whole);  // never chosen
-    weigh_values<Unit, kSplits ? Reads::any : Reads(how.value)>(t, v, dim, sums);
-  });
-  bool sound = true;
-  sums.for_each([&](int, int, F sum) __attribute__((always_inline)) { sound = sound && Simd::all(Simd::finite(sum)); });
-  if (!sound) {
-    sums = Sums<R, C>();
-    weigh_values<Unit, Reads::clean>(t, v, dim, sums);
+  if constexpr (kReads != Reads::clean) {
+    bool sound = true;
+    sums.for_each([&](int, int, F sum)
+                      __attribute__((always_inline)) { sound = sound && Simd::all(Simd::finite(sum)); });
+    if (!sound) {
+      add_values<Unit, Reads::clean, R, C>(t, v, dim, shrink, to, stride);
+      return false;
+    }
   }
-  sums.for_each([&](int r, int c, F sum) __attribute__((always_inline)) {
-    float* place = to + r * stride + dim + c * kLanes;
-    Simd::store(place, Simd::fma(Simd::load(place), Simd::set(shrink[r]), sum));
+  unrolled<R>([&](auto r) __attribute__((always_inline)) {
+    float* place = to + r.value * stride + dim;
+    const F factor = Simd::set(shrink[r.value]);
+    const auto add = [&](int c, F sum) __attribute__((always_inline)) {
+      Simd::store(place + c * kLanes, Simd::fma(Simd::load(place + c * kLanes), factor, sum));
+    };
+    const auto& row = sums.at[r.value];
+    if constexpr (kByTwo)
+      unrolled<C / 2>([&](auto c) __attribute__((always_inline)) {
+        F first = row[2 * c.value], second = row[2 * c.value + 1];
+        Unit::put_in_order(first, second);
+        add(2 * c.value, first), add(2 * c.value + 1, second);
+      });
+    else
+      unrolled<C>([&](auto c) __attribute__((always_inline)) { add(c.value, row[c.value]); });
   });
-  return sound;
+  return true;
 }
 
 constexpr int kSumsAtOnce = Simd::kWidth == 16 ? 16 : 8;  // in registers, beside values
@@ -249,6 +261,12 @@ FOVEATE_INLINE void for_vectors(int count, bool eight, const Use& use) {
   if (count & 1) use(count - 1, Constant<1>());
 }
 
+// Whole pairs of vectors cannot be read where there is one.
+template <class Unit, int C>
+constexpr bool splits(Reads reads) {
+  return reads == Reads::whole && C % Unit::kStep != 0;
+}
+
 // to[row] = shrink[row] * to + weights . values, as add_by_dim, over rows of v as they are: rows[i] of panel i, one
 // panel after the other: from memory once, for the other rows of the group from the first-level cache.
 template <class Unit>
@@ -258,7 +276,7 @@ inline bool add_row_values(const Tile& t, const Group& g, const float* weights, 
   const float none[kGroupRows] = {1, 1, 1, 1, 1, 1};
   bool sound = true;
   for (int i = 0; i < n; ++i) {
-    ValueRows v{rows[i], 0, weights + at[i], stride};
+    ValueRows v{rows[i], 0, i + 1 < n ? rows[i + 1] : rows[i], weights + at[i], stride};
     while (v.count < widths[i] && rows[i][v.count]) ++v.count;
     const Reads reads =
         v.count % Unit::kStep == 0 ? how_to_read<Unit>(t.key_type, t.value_dim, kDimMultiple) : Reads::any;
@@ -269,8 +287,12 @@ inline bool add_row_values(const Tile& t, const Group& g, const float* weights, 
           constexpr int R = smaller(count.value, most);
           ValueRows of = v;
           of.weights += r * stride;
-          const bool good = add_values<Unit, R, C>(t, of, vector * kLanes, reads, (i == 0 ? shrink : none) + r,
-                                                   to + int64_t{g.row + r} * dims, dims);
+          if (r > 0 || vector > 0) of.next = nullptr;
+          const bool good = with_reads(splits<Unit, C>(reads) ? Reads::any : reads, [&](auto how) {
+            constexpr Reads kReads = splits<Unit, C>(Reads(how.value)) ? Reads::any : Reads(how.value);
+            return add_values<Unit, kReads, R, C>(t, of, vector * kLanes, (i == 0 ? shrink : none) + r,
+                                                  to + int64_t{g.row + r} * dims, dims);
+          });
           sound = sound && good;
         });
     });

@@ -8,6 +8,7 @@ struct Simd : CopiedTails<Simd> {
   static F load(const float* p) { return _mm256_loadu_ps(p); }
   static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
   static F set(float x) { return _mm256_set1_ps(x); }
+  static F set_bf16(uint16_t x) { return _mm256_castsi256_ps(_mm256_set1_epi32(int32_t(uint32_t{x} << 16))); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static float largest(F x) {

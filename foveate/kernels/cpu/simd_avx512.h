@@ -8,6 +8,7 @@ struct Simd {
   static F load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
   static F set(float x) { return _mm512_set1_ps(x); }
+  static F set_bf16(uint16_t x) { return _mm512_castsi512_ps(_mm512_maskz_set1_epi16(0xaaaaaaaa, int16_t(x))); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static float largest(F x) { return _mm512_reduce_max_ps(x); }

@@ -13,6 +13,12 @@ struct Simd : CopiedTails<Simd> {
   }
   static void store(float* p, F x) { __builtin_memcpy(p, &x, sizeof x); }
   static F set(float x) { return x - F{}; }
+  static F set_bf16(uint16_t x) {
+    const uint32_t bits = uint32_t{x} << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return set(value);
+  }
   static F fma(F a, F b, F c) { return a * b + c; }
   static F max(F a, F b) { return a > b ? a : b; }
   static float largest(F x) {

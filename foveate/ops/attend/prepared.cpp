@@ -38,7 +38,7 @@ Prepared::Prepared(const Problem& p) {
   auto& a = arguments;
   const Tensor q = keep(readable(p.q)), k = keep(readable(p.k)), v = keep(readable(p.v));
   const Problem shapes = shaped(p);
-  a.type = dtype_of(q), a.key_type = dtype_of(k);
+  a.type = dtype_of(q), a.keys_in_8_bits = dtype_of(k) == DType::q8;
   a.batch = q.size(0), a.heads = q.size(1), a.queries = q.size(2);
   a.kv_heads = k.size(1), a.keys = shapes.k.size(2);
   a.rows = rows_of(p.plan, q);
