@@ -48,7 +48,10 @@ TEST_P(StorageAtLevel, codes_are_to_the_nearest_of_a_scale_that_the_largest_sets
         for (int64_t i = first; i < end; ++i)
           EXPECT_LE(std::abs(double(int8_t(row[i])) * scale - values[i]), scale / 2 * (1 + 1e-5)) << dim << " " << i;
       }
-    EXPECT_TRUE(same(dequantise_rows(rows, at::kFloat), x, {x.abs().max().item<double>() / 253, 0}));
+    const Tensor back = dequantise_rows(rows, at::kFloat);
+    EXPECT_TRUE(same(back, x, {x.abs().max().item<double>() / 253, 0}));
+    for (int64_t r = 0; r < 3; ++r)  // at any place in memory
+      EXPECT_TRUE(dequantise_rows(rows.narrow(0, r, 1), at::kFloat).equal(back.narrow(0, r, 1)));
   }
 }
 

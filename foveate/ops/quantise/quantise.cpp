@@ -68,7 +68,8 @@ Tensor dequantise_rows(const Tensor& rows, at::ScalarType dtype) {
           "dequantise_rows: rows must be uint8 of D + 2 * ceil(D / 32) bytes, got {} of {}",
           c10::toString(rows.scalar_type()), rows.dim() >= 1 ? rows.size(-1) : 0);
   const Tensor codes = rows.narrow(-1, 0, dim).view(at::kChar).to(at::kFloat);
-  const Tensor scales = rows.narrow(-1, dim, rows.size(-1) - dim).contiguous().view(at::kBFloat16).to(at::kFloat);
+  const Tensor scales =
+      rows.narrow(-1, dim, rows.size(-1) - dim).clone(at::MemoryFormat::Contiguous).view(at::kBFloat16).to(at::kFloat);
   return (codes * scales.repeat_interleave(kernels::kScaled, -1).narrow(-1, 0, dim)).to(dtype);
 }
 
