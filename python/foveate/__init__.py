@@ -16,7 +16,7 @@ import torch  # noqa: E402
 from foveate import catalogue, convert  # noqa: E402
 from foveate.catalogue import *  # noqa: E402, F403
 from foveate.registry import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
-from foveate.operators import Attended, Relative, attend  # noqa: E402
+from foveate.operators import Attended, Relative, attend, dequantise_rows, quantise_rows  # noqa: E402
 from foveate.plans import BlockPlan, Plan, Rule, RunPlan, TokenPlan  # noqa: E402
 from foveate.sdpa import scaled_dot_product_attention  # noqa: E402
 
@@ -33,8 +33,10 @@ __all__ = [
     "TokenPlan",
     "attend",
     "convert",
+    "dequantise_rows",
     "mechanism",
     "mechanisms",
+    "quantise_rows",
     "scaled_dot_product_attention",
     *catalogue.__all__,
 ]

@@ -116,6 +116,46 @@ def test_chat_remembers(foveate):
     assert b"French" not in foveate("run", "-n", "40", question).stdout
 
 
+def test_a_session_goes_on_from_its_file(foveate, tmp_path):
+    path, words = tmp_path / "session", ["run", "--raw", "-n", "6", "--attention", "window:size=64"]
+    story = "Once upon a time there was a king who had three daughters. The eldest"
+    wanted = foveate(*words, story).stdout
+    assert foveate(*words, "--session", path, story).stdout == wanted and path.stat().st_size > 100_000
+    kept = path.read_bytes()
+    assert foveate(*words, "--session", path, story).stdout == wanted
+    assert foveate(*words, "--session", path, story + " daughter").stdout == foveate(*words, story + " daughter").stdout
+    path.write_bytes(kept)
+    for changed, message in ((["--attention", "dense"], "choose the same --attention"), (["--cache", "q8"], "choose the same --cache"), (["--dtype", "fp32"], "choose the same --dtype")):
+        refused = foveate(*words, "--session", path, *changed, story, code=2).stderr.decode()
+        assert message in refused and refused.count("\n") == 1
+    path.write_bytes(kept[:-1])
+    assert str(path).encode() in foveate(*words, "--session", path, story, code=2).stderr
+
+
+def test_a_cache_in_8_bits_halves_memory_and_keeps_the_loss(foveate, tmp_path):
+    def row(*more):
+        words = ["compare", "--attention", "dense", "--json", "--out", tmp_path, *SMALL, *more]
+        return json.loads(foveate(*words).stdout)["rows"][0]
+
+    own, small = row(), row("--cache", "q8")
+    assert small["kv_bytes"] < 0.55 * own["kv_bytes"] and own["nats_vs_dense"] == 0
+    assert 0 < abs(small["nats_vs_dense"]) < 0.01 and small["top1_agreement"] > 0.95
+    score = [json.loads(foveate("score", *more, "-", stdin=b"The quick brown fox jumps over the lazy dog. " * 4).stdout.splitlines()[-1]) for more in ([], ["--cache", "q8"])]
+    assert 0 < abs(score[0]["mean_nats"] - score[1]["mean_nats"]) < 0.01
+    assert b"--cache" in foveate("run", "--cache", "q4", "hello", code=2).stderr
+
+
+def test_bench_model_measures_prefill_decode_and_attention(foveate):
+    words = ["bench", "model", "--tokens", "32", "64", "--decoded", "4", "--repeats", "2", "--attention", "dense", "--attention", "window:size=16"]
+    rows = [json.loads(line) for line in foveate(*words, "--json").stdout.splitlines()]
+    assert [(row["attention"], row["tokens"]) for row in rows] == [(a, n) for a in ("dense", "window:size=16") for n in (32, 64)]
+    for row in rows:
+        assert len(row["prefill_tokens_per_s"]) == len(row["decode_tokens_per_s"]) == 2 and min(row["decode_tokens_per_s"]) > 0
+        assert 0 < max(row["prefill_attention_seconds"]) < row["tokens"] / min(row["prefill_tokens_per_s"])
+    assert "attention ms" in foveate(*words).stdout.decode()
+    assert b"tokens must be >= 1, got 0" in foveate("bench", "model", "--tokens", "0", code=2).stderr
+
+
 def test_compare_writes_what_it_promises(foveate, tmp_path):
     specs = ["dense", "window:size=64,sinks=4", "dhsa:query_block=32,budget=96,global_tokens=8,local_tokens=8"]
     words = ["compare", "--context", "512", "--continuation", "64", "--haystacks", "5", "--needles", "5", "--passkeys", "1"]

@@ -147,3 +147,34 @@ def test_backward_refuses_what_forward_did_not_give(which):
     for wrong in (given[which].double(), given[which][:, :, 1:]):
         with pytest.raises(ValueError, match=f"attend_backward: {which} must be"):
             torch.ops.foveate.attend_backward(**{**given, which: wrong}, output_mask=[False] * 4, q=q, k=k, v=v, window_right=0)
+
+
+@pytest.mark.parametrize("dim", [1, 33, 64])
+def test_rows_of_8_bits(dim):
+    x = torch.randn(2, 3, 5, dim)
+    rows = torch.ops.foveate.quantise_rows(x)
+    assert rows.shape == (2, 3, 5, dim + 2 * ((dim + 31) // 32)) and rows.dtype == torch.uint8
+    assert (torch.ops.foveate.dequantise_rows(rows, torch.float) - x).abs().max() <= x.abs().max() / 253
+    torch.library.opcheck(torch.ops.foveate.quantise_rows, (x,))
+    torch.library.opcheck(torch.ops.foveate.dequantise_rows, (rows, torch.bfloat16))
+    with pytest.raises(ValueError, match="rows must be uint8 of D"):
+        torch.ops.foveate.dequantise_rows(torch.zeros(3, 35, dtype=torch.uint8), torch.float)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_pages_equal_whole_keys(quantised):
+    """Blocks of keys in any order, as vLLM keeps them: [pages, heads, size, dim] and a table of pages."""
+    q, k, v = problem(torch.float, grad=False, keys=24)
+    if quantised:
+        k, v = (torch.ops.foveate.quantise_rows(t) for t in (k, v))
+    size, order = 8, torch.tensor([4, 0, 3, 2, 5, 1])
+    pages = torch.empty(6, dtype=torch.int32)
+    pages[order] = torch.arange(6, dtype=torch.int32)
+    store = [t.unflatten(2, (3, size)).transpose(1, 2).flatten(0, 1)[order].contiguous() for t in (k, v)]
+    given = dict(key_lengths=torch.tensor([24, 17]), query_start=15, window_right=0, pages=pages.view(2, 3))
+    got = attend(q, *store, **given)
+    wanted = attend(q, k, v, **{**given, "pages": None})
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+    torch.library.opcheck(attend, (q, *store), given)
+    with pytest.raises(ValueError, match="pages that hold keys must be 0 .. 5, got 6"):
+        attend(q, *store, **{**given, "pages": given["pages"] + 1})

@@ -159,7 +159,8 @@ def test_every_operator_is_known_to_these_tests():
     """An operator over tensors has opcheck here, in test_operator.py or in test_mechanisms.py: a new one needs it too."""
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("foveate::")}
     texts = {"version", "list_mechanisms", "mechanism_options", "layer_specs"}
-    assert names == {"attend", "attend_backward", "mechanism", "mechanism_backward"} | texts
+    tensors = {"attend", "attend_backward", "mechanism", "mechanism_backward", "quantise_rows", "dequantise_rows"}
+    assert names == tensors | texts
 
 
 def test_backward_passes_opcheck():
