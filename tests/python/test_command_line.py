@@ -117,7 +117,8 @@ def test_chat_remembers(foveate):
 
 
 def test_a_session_goes_on_from_its_file(foveate, tmp_path):
-    path, words = tmp_path / "session", ["run", "--raw", "-n", "6", "--attention", "window:size=64"]
+    path, plain = tmp_path / "session", ["run", "--raw", "-n", "6"]
+    words = [*plain, "--attention", "window:size=64"]
     story = "Once upon a time there was a king who had three daughters. The eldest"
     wanted = foveate(*words, story).stdout
     assert foveate(*words, "--session", path, story).stdout == wanted and path.stat().st_size > 100_000
@@ -125,9 +126,9 @@ def test_a_session_goes_on_from_its_file(foveate, tmp_path):
     assert foveate(*words, "--session", path, story).stdout == wanted
     assert foveate(*words, "--session", path, story + " daughter").stdout == foveate(*words, story + " daughter").stdout
     path.write_bytes(kept)
-    for changed, message in ((["--attention", "dense"], "choose the same --attention"), (["--cache", "q8"], "choose the same --cache"), (["--dtype", "fp32"], "choose the same --dtype")):
-        refused = foveate(*words, "--session", path, *changed, story, code=2).stderr.decode()
-        assert message in refused and refused.count("\n") == 1
+    for changed, option in (([*plain, "--attention", "dense"], "attention"), ([*words, "--cache", "q8"], "cache"), ([*words, "--dtype", "fp32"], "dtype")):
+        refused = foveate(*changed, "--session", path, story, code=2).stderr.decode()
+        assert f"choose the same --{option}" in refused and refused.count("\n") == 1
     path.write_bytes(kept[:-1])
     assert str(path).encode() in foveate(*words, "--session", path, story, code=2).stderr
 
@@ -139,9 +140,10 @@ def test_a_cache_in_8_bits_halves_memory_and_keeps_the_loss(foveate, tmp_path):
 
     own, small = row(), row("--cache", "q8")
     assert small["kv_bytes"] < 0.55 * own["kv_bytes"] and own["nats_vs_dense"] == 0
-    assert 0 < abs(small["nats_vs_dense"]) < 0.01 and small["top1_agreement"] > 0.95
-    score = [json.loads(foveate("score", *more, "-", stdin=b"The quick brown fox jumps over the lazy dog. " * 4).stdout.splitlines()[-1]) for more in ([], ["--cache", "q8"])]
-    assert 0 < abs(score[0]["mean_nats"] - score[1]["mean_nats"]) < 0.01
+    assert 0 < small["kl_vs_dense"] < 0.01 and small["top1_agreement"] > 0.95  # measured: 0.003, 0.99
+    text = b"The quick brown fox jumps over the lazy dog. " * 4  # 40 tokens: single ones move by a tenth of a nat
+    own, small = (json.loads(foveate("score", *more, "-", stdin=text).stdout.splitlines()[-1]) for more in ([], ["--cache", "q8"]))
+    assert 0 < abs(small["mean_nats"] - own["mean_nats"]) < 0.05
     assert b"--cache" in foveate("run", "--cache", "q4", "hello", code=2).stderr
 
 
