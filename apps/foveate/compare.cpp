@@ -85,7 +85,8 @@ report::CompareReport describe(const Options& options, const LoadedModel& loaded
                   .path = loaded.path,
                   .architecture = config.architecture,
                   .parameters = loaded.decoder->parameter_count(),
-                  .dtype = options.model.dtype + (loaded.has_packed_weights ? ", packed weights" : "")};
+                  .dtype = options.model.dtype + (loaded.has_packed_weights ? ", packed weights" : "") +
+                           (options.eval.cache == attention::CacheType::q8 ? ", q8 cache" : "")};
   report.text = {.name = options.text, .path = text_path, .tokens = options.eval.context};
   report.context = options.eval.context;
   report.seed = options.eval.seed;

@@ -7,6 +7,7 @@
 #include "common.h"
 #include "foveate/attention/registry.h"
 #include "foveate/base/error.h"
+#include "foveate/base/write_file.h"
 #include "foveate/io/cache.h"
 #include "foveate/io/chat.h"
 #include "foveate/models/language/generate.h"
@@ -91,6 +92,8 @@ void run(const Options& options) {
   options.generate.sampling.validate();
   const std::string prompt = options.prompt == "-" ? io::read_text("-") : options.prompt;
   require(options.chat || !prompt.empty(), "run: the prompt must not be empty");
+  if (!options.session.empty())  // known before the long work
+    require_writable_directory(std::filesystem::absolute(options.session).parent_path());
   const LoadedModel loaded = load_model(options.model);
   Conversation conversation(loaded, options);
   watch_interrupts();

@@ -96,6 +96,7 @@ class KvCache {
   at::Tensor v() const { return v_.narrow(2, 0, held_); }
   int64_t length() const { return length_; }  // tokens seen
   int64_t held() const { return held_; }      // tokens kept
+  int64_t head() const { return head_; }      // of them, the first ones that stay
   int64_t bytes() const;
   int64_t token_bytes() const;  // of one token's keys and values
   // Drops all but the first `head` and the latest `tail` tokens.
@@ -122,7 +123,7 @@ class CachedState : public State {
 
   void truncate(int64_t length) override;
   Snapshot save() const override { return cache_.save(); }
-  void load(const Snapshot& snapshot) override { cache_.load(snapshot); }
+  void load(const Snapshot& snapshot) override;
   int64_t length() const override { return cache_.length(); }
   int64_t bytes() const override { return cache_.bytes(); }
   int64_t read_bytes() const override;

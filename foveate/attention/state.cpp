@@ -105,6 +105,15 @@ Inputs CachedState::appended(const Inputs& in) {
   return all;
 }
 
+void CachedState::load(const Snapshot& snapshot) {
+  cache_.load(snapshot);
+  const int64_t held = cache_.held(), length = cache_.length();
+  if (held == length || (bound_ && cache_.head() == bound_->head && held >= bound_->head + bound_->tail)) return;
+  cache_.load({});
+  fail("cache: later tokens see {} of the {} saved ones, got {}",
+       bound_ ? fmt::format("the first {} and the latest {}", bound_->head, bound_->tail) : "all", length, held);
+}
+
 void CachedState::evict() {
   if (!bound_) return;
   // Twice the window is held before the older half is dropped, so that dropping costs O(1) per token.

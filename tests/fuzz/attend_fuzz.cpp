@@ -261,8 +261,6 @@ Distance distance(const Tensor& got, const Tensor& want, int64_t kinks) {
   return {std::sqrt(errors.narrow(0, 0, kept).sum().item<double>()), std::sqrt(squares(b).sum().item<double>())};
 }
 
-// Empty where every tensor is within its bound of the norm and of its elements, or within twice the error that the
-// definition has in the same dtype: sums of many large terms that cancel.
 // What rounding `out` to its type may change in d_bias, as a Frobenius norm. A row's d_bias is P (dP - delta), delta =
 // sum of out * d_out: half an ulp of an element is eps / 4 sqrt(3) of it in the root mean square (over its mantissa),
 // the elements of a row add up to (eps / 4 sqrt(3)) |out * d_out|, and P, whose squares sum to at most 1 in a row,
@@ -274,6 +272,8 @@ double rounding_of_delta(const Case& c, const Tensor& out) {
   return sigmas * eps / (4 * std::sqrt(3.0)) * (out.to(at::kDouble) * c.d_out.to(at::kDouble)).norm().item<double>();
 }
 
+// Empty where every tensor is within its bound of the norm and of its elements, or within twice the error that the
+// definition has in the same dtype: sums of many large terms that cancel.
 std::string compare(const Case& c, const Outcome& got, const Outcome& want) {
   double unit = c.q.scalar_type() == at::kFloat ? 3e-6 : c.q.scalar_type() == at::kHalf ? 2e-3 : 8e-3;
   Outcome twin;
@@ -309,8 +309,7 @@ Tensor paged(const Tensor& t, int64_t size) {
 // the same bits.
 class Stored {
  public:
-  explicit Stored(const Case& c)
-      : exact_(c), k_(ops::quantise_rows(c.k)), v_(ops::quantise_rows(c.v)), want_(Outcome{{}, {}}) {
+  explicit Stored(const Case& c) : exact_(c), k_(ops::quantise_rows(c.k)), v_(ops::quantise_rows(c.v)) {
     exact_.k = ops::dequantise_rows(k_, at::kFloat), exact_.v = ops::dequantise_rows(v_, at::kFloat);
     want_ = run(exact_, "definition", at::kDouble);
     want_.tensors.resize(2), want_.names.resize(2);

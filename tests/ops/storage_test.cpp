@@ -9,6 +9,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/ops/attend/attend.h"
+#include "foveate/ops/attend/explain.h"
 #include "foveate/ops/quantise/quantise.h"
 #include "tests/support/attend_problems.h"
 
@@ -179,6 +180,8 @@ TEST_P(StorageAtLevel, pages_equal_whole_keys_bit_for_bit) {
           const Attended got = attend(q, paged.k, paged.v, p.plan, p.score, {}, paged.pages);
           const bool bit_for_bit = GetParam() != "definition";  // whose products depend on how memory lies
           EXPECT_TRUE(same(got.out, want.out, {bit_for_bit ? 0 : 1e-2, 0})) << queries << " queries, pages of " << size;
+          EXPECT_EQ(explain(q, paged.k, paged.v, p.plan, p.score, Pass::forward, {}, paged.pages),
+                    explain(q, k, v, p.plan, p.score));
           EXPECT_TRUE(same(got.lse, want.lse, {bit_for_bit ? 0 : 1e-2, 0})) << queries << " queries, pages of " << size;
         }
 }

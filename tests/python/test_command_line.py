@@ -129,6 +129,9 @@ def test_a_session_goes_on_from_its_file(foveate, tmp_path):
     for changed, option in (([*plain, "--attention", "dense"], "attention"), ([*words, "--cache", "q8"], "cache"), ([*words, "--dtype", "fp32"], "dtype")):
         refused = foveate(*changed, "--session", path, story, code=2).stderr.decode()
         assert f"choose the same --{option}" in refused and refused.count("\n") == 1
+    locked = tmp_path / "a file"
+    locked.write_bytes(b"")
+    assert b"output folder" in foveate(*words, "--session", locked / "session", story, code=2).stderr
     path.write_bytes(kept[:-1])
     assert str(path).encode() in foveate(*words, "--session", path, story, code=2).stderr
 
@@ -139,6 +142,7 @@ def test_a_cache_in_8_bits_halves_memory_and_keeps_the_loss(foveate, tmp_path):
         return json.loads(foveate(*words).stdout)["rows"][0]
 
     own, small = row(), row("--cache", "q8")
+    assert "q8 cache" in json.loads((tmp_path / "compare.json").read_text())["model"]["dtype"]
     assert small["kv_bytes"] < 0.55 * own["kv_bytes"] and own["nats_vs_dense"] == 0
     assert 0 < small["kl_vs_dense"] < 0.01 and small["top1_agreement"] > 0.95  # measured: 0.003, 0.99
     text = b"The quick brown fox jumps over the lazy dog. " * 4  # 40 tokens: single ones move by a tenth of a nat
