@@ -247,8 +247,11 @@ __attribute__((noinline)) bool add_values(const Tile& t, const ValueRows& v, int
   return true;
 }
 
-constexpr int kSumsAtOnce = Simd::kWidth == 16 ? 16 : 8;  // in registers, beside values
-constexpr int kWeighedRows = 4;                           // at a time
+// Rows of queries whose sums stand in registers at a time, beside C vectors of values.
+constexpr int weighed_rows(int C) {
+  if (Simd::kWidth == 16) return C == 8 ? 2 : kGroupRows;
+  return smaller(kGroupRows, 8 / C);
+}
 
 // Calls use(first vector, vectors of a pass) until all are done.  Most at once, because a row of values that is read
 // whole comes faster from memory; but not of q8, whose reading costs more than its memory: all rows share it.
@@ -281,7 +284,7 @@ inline bool add_row_values(const Tile& t, const Group& g, const float* weights, 
     const Reads reads =
         v.count % Unit::kStep == 0 ? how_to_read<Unit>(t.key_type, t.value_dim, kDimMultiple) : Reads::any;
     for_vectors(dims / kLanes, reads != Reads::scaled, [&](int vector, auto columns) {
-      constexpr int C = columns.value, most = smaller(kWeighedRows, kSumsAtOnce / C);
+      constexpr int C = columns.value, most = weighed_rows(C);
       for (int r = 0; r < g.rows; r += most)
         with_rows(smaller(most, g.rows - r), [&](auto count) {
           constexpr int R = smaller(count.value, most);
