@@ -60,6 +60,11 @@ class Parts {
   Floats64 data_;
 };
 
+bool multiplies_codes(const Table& table, const Arguments& a, PackedKeys::Use use) {
+  return use == PackedKeys::Use::rows && a.key_type() == DType::q8 && a.type == DType::bf16 && table.pack_query_codes &&
+         a.dim % kScaled == 0 && a.value_dim % kScaled == 0;
+}
+
 // One worker: its memory, and a tile from rows to results.
 class Worker {
  public:
@@ -75,6 +80,7 @@ class Worker {
         pointers_(size_t(rows_)),
         lse_(size_t(rows_)),
         memory_(floats(table, a, tiling)),
+        codes_(multiplies_codes(table, a, packed.use()) ? rows_ * query_code_bytes(a.dim) / 4 : 0),
         bucket_(tiling.bucketed() ? bucket_floats(steps_, a, tiling) : 0) {}
 
   static int64_t floats(const Table& table, const Arguments& a, const Tiling& tiling) {
@@ -136,6 +142,7 @@ class Worker {
     sinks_ = take(at, t.rows);
     point_rows(tiling_, a_.q, a_.type, group, shape, pointers_.data());
     t.q = put_queries(t, take(at, int64_t{t.rows} * padded(steps_.depth)));
+    t.q_codes = put_query_codes(t.rows, reinterpret_cast<char*>(codes_.data()));
     clear(t);
     return t;
   }
@@ -156,6 +163,15 @@ class Worker {
     for (int row = 0; row < t.rows; ++row)
       table_.pack_rows(pointers_.data() + row, 1, a_.dim, a_.type, steps_.step, q + row * t.q_stride);
     return q;
+  }
+
+  // Null where the kernel multiplies no codes.
+  const char* put_query_codes(int rows, char* to) const {
+    if (!multiplies_codes(table_, a_, packed_.use())) return nullptr;
+    for (int row = 0; row < rows; ++row)
+      if (!table_.pack_query_codes(pointers_[size_t(row)], a_.dim, a_.type, to + row * query_code_bytes(a_.dim)))
+        return nullptr;
+    return to;
   }
 
   static float* take(float*& at, int64_t count) {
@@ -238,7 +254,7 @@ class Worker {
   std::vector<float*> lse_;
   TileRows tile_rows_;
   std::vector<PanelRef> refs_;
-  Floats64 memory_, bucket_;
+  Floats64 memory_, codes_, bucket_;
   float* sinks_ = nullptr;
 };
 

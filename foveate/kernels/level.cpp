@@ -20,7 +20,8 @@ std::span<const Table* const> levels() {
                                     __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"));
     if (avx2) found.push_back(&kAvx2);
     if (avx512) found.push_back(&kAvx512);
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) found.push_back(&kAvx512Bf16);
+    if (avx512 && has(__builtin_cpu_supports("avx512bf16"), __builtin_cpu_supports("avx512vnni")))
+      found.push_back(&kAvx512Bf16);
 #endif
     return found;
   }();

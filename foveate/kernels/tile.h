@@ -14,10 +14,12 @@
 namespace foveate::kernels {
 
 constexpr float kLog2e = 1.44269504088896341f;
-constexpr int kPanelKeys = 64;    // keys of a panel
-constexpr int kGroupRows = 6;     // query rows whose scores stand in registers at a time
-constexpr int kStripPanels = 8;   // panels whose scores stand in the first-level cache at a time (512 keys)
+constexpr int kPanelKeys = 64;   // keys of a panel
+constexpr int kGroupRows = 6;    // query rows whose scores stand in registers at a time
+constexpr int kStripPanels = 8;  // panels whose scores stand in the first-level cache at a time (512 keys)
+constexpr int kStripKeys = kStripPanels * kPanelKeys;
 constexpr int kDimMultiple = 16;  // rows of outputs are padded to this many floats
+constexpr int kMostAhead = 128;   // rows of k and v that are fetched before they are read
 
 // q8: a row of keys or values is int8 codes, one for each element, and then a bf16 scale for each kScaled of them: an
 // element is code * scale.  Strides of such rows are in bytes.
@@ -40,8 +42,8 @@ enum class Check : uint8_t {
 };
 
 struct Panel {
-  const void* const* keys = nullptr;     // forward: [64] rows of k and of v as they are (null: none), then nothing
-  const void* const* values = nullptr;   //   is packed
+  const void* const* keys = nullptr;     // forward: [64] rows of k and of v as they are (null: none), then nothing is
+  const void* const* values = nullptr;   //   packed; behind them kMostAhead that are read next
   const float* k = nullptr;              // by key
   const float* v = nullptr;              // forward: by dim; backward: by key
   const float* k_by_dim = nullptr;       // backward
@@ -80,6 +82,8 @@ struct ScoreTerms {
   uint32_t drop_below = 0;  // dropout_threshold(probability); 0: no dropout
   float keep_scale = 1;     // 1 / (1 - probability)
   bool adds() const { return bias != nullptr || slopes != nullptr || relative.logits != nullptr; }
+  // Whether a logit depends on where its key stands.
+  bool uses_places() const { return adds() || landmark_block != 0 || drop_below != 0; }
   bool plain() const { return soft_cap == 0 && !adds() && leaky == 1 && landmark_block == 0 && scale > 0; }
 };
 
@@ -112,13 +116,17 @@ struct Tile {
 };
 
 struct ForwardTile : Tile {
-  const float* q = nullptr;  // rows, q_stride units apart
-  int64_t q_stride = 0;      // the depth; for keys as they are whole vectors, zeros behind
-  float* top = nullptr;      // [rows] largest logit so far, in the units of the products where the score is plain
-  float* sum = nullptr;      // [rows]
-  float* acc = nullptr;      // [rows][padded value_dim]
-  float* strip = nullptr;    // forward_scratch() bytes
+  const float* q = nullptr;       // rows, q_stride units apart
+  int64_t q_stride = 0;           // the depth; for keys as they are whole vectors, zeros behind
+  const char* q_codes = nullptr;  // the rows in whole numbers, query_code_bytes apart, for rows of q8; null: none
+  float* top = nullptr;           // [rows] largest logit so far, in the units of the products where the score is plain
+  float* sum = nullptr;           // [rows]
+  float* acc = nullptr;           // [rows][padded value_dim]
+  float* strip = nullptr;         // forward_scratch() bytes
 };
+
+// A row of a query in whole numbers (Table::pack_query_codes).
+constexpr int64_t query_code_bytes(int dim) { return (dim + 63) / 64 * 192 + 64; }
 
 struct BackwardTile : Tile {
   const float *q = nullptr, *d_out = nullptr;                // rows
@@ -234,6 +242,8 @@ struct Table {
   // A row of q8: codes are x / scale to the nearest (ties to even), the scale is the largest |x| / 127, rounded up.  A
   // block with NaN or Inf becomes NaN.
   void (*quantise_row)(const void* from, int dim, DType type, void* to);
+  // A row of a query in whole numbers; returns false where it is not finite.  Null at levels that multiply no codes.
+  bool (*pack_query_codes)(const void* row, int dim, DType type, void* to);
   // What the machine can do: products in registers alone, returns the operations done; and reading memory.
   double (*peak_products[2])(int64_t rounds);  // [step - 1]
   float (*read)(const float* from, int64_t count);

@@ -56,8 +56,10 @@ class PackedKeys {
   // `next`: the 64 keys of the panel that comes next, fetched meanwhile; null: none.
   static bool pack(const Table& table, const Arguments& a, const Steps& s, Use use, const void* const* keys,
                    const void* const* values, int count, const void* const* next, float* to);
-  // Packs panel `number` of a group; returns whether values hold NaN or Inf.
+  // Packs panel `number`, of a group or of the rows given; returns whether values hold NaN or Inf.
   bool pack(int64_t group, int64_t number, float* to) const;
+  bool pack(int64_t number, const void* const* keys, const void* const* values, const void* const* next,
+            float* to) const;
   static void point(const Steps& s, Use use, const float* at, Panel& panel);
 
   const Table& table_;
@@ -87,6 +89,7 @@ class Strip {
 
  private:
   bool all_visible(const TileRows& rows, const int32_t* ids, Check check) const;
+  void order_rows(int64_t group, const PanelRef* refs, int n, int64_t count);
 
   const Table& table_;
   const Arguments& a_;
@@ -96,7 +99,7 @@ class Strip {
   int64_t floats_;
   Floats64 data_;
   Panel panels_[kStripPanels];
-  const void *keys_[kStripPanels][kPanelKeys], *values_[kStripPanels][kPanelKeys];
+  const void* rows_[2 * kStripKeys + kMostAhead];  // n * 64 of k, as many of v, and what is read next
   int32_t ids_[kStripPanels * kPanelKeys], documents_[kStripPanels * kPanelKeys];
 };
 

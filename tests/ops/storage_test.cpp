@@ -93,7 +93,7 @@ std::vector<Problem> problems(int64_t queries, int64_t dim) {
 // Attention over 8-bit rows is attention over the numbers they stand for, to what sums in another order differ by.
 TEST_P(StorageAtLevel, rows_of_8_bits_are_attended_as_what_they_stand_for) {
   for (const int64_t queries : {1, 3, 40})
-    for (const int64_t dim : {8, 33, 64, 80, 130})
+    for (const int64_t dim : {8, 32, 33, 64, 80, 96, 130, 160})
       for (const Problem& p : problems(queries, dim))
         for (const auto& [type, bound] :
              {std::pair(at::kFloat, Bound{2e-5, 2e-5}), {at::kBFloat16, {1.2e-2, 1.2e-2}}}) {
@@ -114,6 +114,38 @@ TEST_P(StorageAtLevel, rows_of_8_bits_cost_little_accuracy) {
   EXPECT_LE((got - want).norm().item<double>(), 1.2e-2 * want.norm().item<double>());
 }
 
+// A first key that weighs most, with small values, as models have them: the others together still count.
+TEST_P(StorageAtLevel, small_weights_of_8_bits_are_not_lost_beside_a_large_one) {
+  constexpr int64_t kKeys = 3000;
+  const Tensor q = random_tensor({1, 4, 1, 128}, 1);
+  Tensor k = random_tensor({1, 1, kKeys, 128}, 2), v = random_tensor({1, 1, kKeys, 128}, 3) + 1;
+  k.narrow(2, 0, 1).copy_(q.mean(1, true));
+  v.narrow(2, 0, 1).mul_(1e-3);
+  v.narrow(3, 32, 32).mul_(1e-4);  // another block of 32 has small values throughout
+  const Tensor rows_k = quantise_rows(k), rows_v = quantise_rows(v);
+  const double scale = 0.35;  // the first key weighs about as much as a thousand others, each less than 2^-15 of it
+  const auto exact = [](const Tensor& rows) { return dequantise_rows(rows, at::kFloat).to(at::kDouble); };
+  const Tensor want =
+      attend(q.to(at::kBFloat16).to(at::kDouble), exact(rows_k), exact(rows_v), Rule::full(), {.scale = scale}).out;
+  const Tensor got = attend(q.to(at::kBFloat16), rows_k, rows_v, Rule::full(), {.scale = scale}).out.to(at::kDouble);
+  for (int64_t block = 0; block < 128; block += 32) {
+    const Tensor of_block = want.narrow(3, block, 32);
+    EXPECT_LE((got.narrow(3, block, 32) - of_block).norm().item<double>(), 6e-3 * of_block.norm().item<double>());
+  }
+}
+
+TEST_P(StorageAtLevel, values_of_8_bits_that_are_not_finite_reach_the_rows_that_see_them) {
+  const Tensor q = random_tensor({1, 1, 3, 64}, 1, at::kBFloat16), k = random_tensor({1, 1, 80, 64}, 2);
+  Tensor v = random_tensor({1, 1, 80, 64}, 3);
+  const Rule causal{.query_start = 77};
+  const Tensor before = attend(q, quantise_rows(k), quantise_rows(v), causal).out;
+  v[0][0][79].narrow(0, 0, 32).fill_(NAN);
+  const Tensor after = attend(q, quantise_rows(k), quantise_rows(v), causal).out;
+  EXPECT_TRUE(after.narrow(2, 0, 2).equal(before.narrow(2, 0, 2)));
+  EXPECT_TRUE(after[0][0][2].narrow(0, 0, 32).isnan().all().item<bool>());
+  EXPECT_TRUE(after[0][0][2].narrow(0, 32, 32).equal(before[0][0][2].narrow(0, 32, 32)));
+}
+
 TEST_P(StorageAtLevel, what_is_invisible_of_8_bits_changes_no_bit) {
   for (const int64_t queries : {1, 70}) {
     const Tensor q = random_tensor({1, 2, queries, 32}, 1, at::kBFloat16);
@@ -123,6 +155,12 @@ TEST_P(StorageAtLevel, what_is_invisible_of_8_bits_changes_no_bit) {
     k.narrow(2, 90, 10).fill_(NAN), v.narrow(2, 90, 10).fill_(INFINITY);
     EXPECT_TRUE(attend(q, quantise_rows(k), quantise_rows(v), rule).out.equal(want));
   }
+  const Tensor q = random_tensor({1, 2, 3, 32}, 1, at::kBFloat16);  // the last row alone sees the last key
+  Tensor k = random_tensor({1, 1, 70, 32}, 2), v = random_tensor({1, 1, 70, 32}, 3);
+  const Rule causal{.query_start = 67};
+  const Tensor want = attend(q, quantise_rows(k), quantise_rows(v), causal).out.narrow(2, 0, 2);
+  k.narrow(2, 69, 1).mul_(9), v.narrow(2, 69, 1).mul_(1e6);
+  EXPECT_TRUE(attend(q, quantise_rows(k), quantise_rows(v), causal).out.narrow(2, 0, 2).equal(want));
 }
 
 // With rows of nothing up to a multiple of `size`.

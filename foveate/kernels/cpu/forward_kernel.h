@@ -14,9 +14,10 @@ inline int group_scores(const ForwardTile& t, const Group& g, const Panel* panel
     const float* q = t.q + int64_t{g.row} * t.q_stride;
     const bool ready = plain && sees == Sight::all;
     widths[n] = columns_seen(t, g.bounds, panels[i]);
-    if (panels[i].keys)
-      group_row_products<Unit>(t, g.rows, q, t.q_stride, panels[i].keys, widths[n],
-                               i + 1 < count ? panels[i + 1].keys : panels[0].values, strip, kStripColumns,
+    if constexpr (Unit::kCodes)
+      Unit::group_products(t, g, panels[i].keys, widths[n], strip, kStripColumns, ready ? tops : nullptr);
+    else if (panels[i].keys)
+      group_row_products<Unit>(t, g.rows, q, t.q_stride, panels[i].keys, widths[n], strip, kStripColumns,
                                ready ? tops : nullptr);
     else if (widths[n] == kPanelKeys)
       with_rows(g.rows, [&](auto rows) {
@@ -82,6 +83,24 @@ inline void add_bad_values(const ForwardTile& t, const Panel& p, const void* con
     }
 }
 
+// acc = shrink * acc + weights . values over rows of v as they are.
+template <class Unit>
+inline void add_rows_as_they_are(const ForwardTile& t, const Group& g, const Panel* const* seen, const int* widths,
+                                 int n, const float* weights, const int64_t* at, int64_t stride, const float* shrink) {
+  const void* const* rows[kStripPanels];
+  for (int i = 0; i < n; ++i) rows[i] = seen[i]->values;
+  if constexpr (Unit::kCodes) {
+    const float none[kGroupRows] = {1, 1, 1, 1, 1, 1};
+    for (int i = 0; i < n; ++i, shrink = none) {
+      if (!Unit::add_values(t, g, weights + at[i], stride, rows[i], widths[i], shrink, t.acc))
+        add_bad_values(t, *seen[i], rows[i], g);
+    }
+  } else {
+    if (add_row_values<Unit>(t, g, weights, at, stride, rows, widths, n, shrink, t.acc)) return;
+    for (int i = 0; i < n; ++i) add_bad_values(t, *seen[i], rows[i], g);
+  }
+}
+
 template <class Unit>
 inline void forward_group(const ForwardTile& t, const Group& g, const Panel* panels, int count) {
   const Panel* seen[kStripPanels];
@@ -110,13 +129,7 @@ inline void forward_group(const ForwardTile& t, const Group& g, const Panel* pan
   }
   int64_t at[kStripPanels];
   for (int i = 0; i < n; ++i) at[i] = int64_t{i} * kPanelKeys / Unit::kStep;
-  if (seen[0]->values) {
-    const void* const* rows[kStripPanels];
-    for (int i = 0; i < n; ++i) rows[i] = seen[i]->values;
-    if (add_row_values<Unit>(t, g, weights, at, stride, rows, widths, n, shrink, t.acc)) return;
-    for (int i = 0; i < n; ++i) add_bad_values(t, *seen[i], rows[i], g);
-    return;
-  }
+  if (seen[0]->values) return add_rows_as_they_are<Unit>(t, g, seen, widths, n, weights, at, stride, shrink);
   const float* values[kStripPanels];
   for (int i = 0; i < n; ++i) values[i] = seen[i]->v;
   add_by_dim<Unit>(g, weights, at, stride, values, widths, n, padded(t.value_dim), shrink, t.acc);
@@ -125,11 +138,17 @@ inline void forward_group(const ForwardTile& t, const Group& g, const Panel* pan
 }
 
 template <class Unit>
-void forward(const ForwardTile& t) {
+inline void forward_groups(const ForwardTile& t) {
   for (int first = 0; first < t.panel_count; first += kStripPanels)
     for (int row = 0; row < t.rows; row += kGroupRows) {
       const int rows = smaller(kGroupRows, t.rows - row);
       forward_group<Unit>(t, {row, rows, group_bounds(t, row, rows)}, t.panels + first,
                           smaller(kStripPanels, t.panel_count - first));
     }
+}
+
+// InCodes: the unit for rows of q8, where the level multiplies them in whole numbers.
+template <class Unit, class InCodes = Unit>
+void forward(const ForwardTile& t) {
+  t.q_codes ? forward_groups<InCodes>(t) : forward_groups<Unit>(t);
 }

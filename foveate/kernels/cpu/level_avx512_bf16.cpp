@@ -9,11 +9,13 @@ constexpr float kInfinity = __builtin_inff();
 // clang-format off
 #include "foveate/kernels/cpu/simd_avx512.h"
 #include "foveate/kernels/cpu/level.h"
+#include "foveate/kernels/cpu/code_kernels.h"
 // clang-format on
 
 // Pairs of bf16: vdpbf16ps takes two products a lane and sums in fp32.
 struct Pairs {
   static constexpr int kStep = 2;
+  static constexpr bool kCodes = false;
   static FOVEATE_INLINE F dot(F a, F b, F sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
   }
@@ -102,6 +104,11 @@ struct CodeReader<Pairs, kBits> {
 }  // namespace
 
 extern const Table kAvx512Bf16;
-const Table kAvx512Bf16 = make_table<Pairs>("avx512_bf16");
+const Table kAvx512Bf16 = [] {
+  Table table = make_table<Pairs>("avx512_bf16");
+  table.forward[1] = forward<Pairs, Codes>;
+  table.pack_query_codes = Codes::pack_query;
+  return table;
+}();
 
 }  // namespace foveate::kernels

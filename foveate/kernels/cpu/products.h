@@ -13,7 +13,8 @@ constexpr float kExp2Coarse[] = {0.9999252205f, 0.6958335289f, 0.2260671678f, 0.
 #define FOVEATE_INLINE inline __attribute__((always_inline))
 
 struct Floats {
-  static constexpr int kStep = 1;  // elements of the inner axis in a unit
+  static constexpr int kStep = 1;        // elements of the inner axis in a unit
+  static constexpr bool kCodes = false;  // rows of q8 are multiplied in whole numbers
   static FOVEATE_INLINE F dot(F a, F b, F sum) { return Simd::fma(a, b, sum); }
   static FOVEATE_INLINE F exp2(F x) { return Simd::exp2(x, kExp2); }
 };

@@ -85,7 +85,8 @@ FOVEATE_INLINE F key_units(const Tile& t, const void* row, int at) {
   return row_units(row, at, t.dim, t.key_type, Unit::kStep);
 }
 
-constexpr int kAhead = 16;  // rows
+// How many rows ahead to fetch: 16 KiB, for memory answers late, and more rows at a time give it more to do at once.
+FOVEATE_INLINE int rows_ahead(int64_t bytes) { return int(bytes * kMostAhead <= 16384 ? kMostAhead : 16384 / bytes); }
 
 // Into the second-level cache: on their way into the first, too few of them fit at a time.
 FOVEATE_INLINE void fetch(const char* at) { __builtin_prefetch(at, 0, 2); }
@@ -113,18 +114,16 @@ FOVEATE_INLINE void four_products(const Tile& t, const float* q, int64_t q_strid
 }
 
 // to[r * stride + key] = q[r] . keys[key] for `width` keys, a multiple of 16 (the last may be null: 0); tops[r] takes
-// their largest.  Rows of q stand q_stride units apart, with zeros up to whole vectors.  `next`: keys that come next.
+// their largest.  Rows of q stand q_stride units apart, with zeros up to whole vectors.
 template <class Unit, int R, Reads kReads>
-inline void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width,
-                         const void* const* next, float* to, int64_t stride, F* tops) {
+inline void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width, float* to,
+                         int64_t stride, F* tops) {
   const int64_t bytes = row_bytes(t.dim, t.key_type);
+  const int ahead = rows_ahead(bytes);
   for (int key = 0; key < width; key += kLanes) {
     F quads[kLanes / 4][R];
-    const void* const* ahead = key + kAhead < width ? keys + key + kAhead
-                               : next               ? next + key + kAhead - width
-                                                    : nullptr;
     for (int i = 0; i < kLanes / 4; ++i) {
-      for (int j = 4 * i; ahead && j < 4 * i + 4; ++j) fetch_ahead(ahead[j], bytes);
+      for (int j = key + 4 * i; j < key + 4 * i + 4; ++j) fetch_ahead(keys[j + ahead], bytes);
       if (kReads != Reads::any || keys[key + 4 * i])
         four_products<Unit, R, kReads>(t, q, q_stride, keys + key + 4 * i, quads[i]);
       else
@@ -145,15 +144,15 @@ constexpr int kRowsAtOnce = Simd::kWidth == 16 ? kGroupRows : 2;  // 4 sums a ro
 // The same for all rows of a group.
 template <class Unit>
 __attribute__((noinline)) void group_row_products(const Tile& t, int rows, const float* q, int64_t q_stride,
-                                                  const void* const* keys, int width, const void* const* next,
-                                                  float* to, int64_t stride, F* tops) {
+                                                  const void* const* keys, int width, float* to, int64_t stride,
+                                                  F* tops) {
   const Reads reads = keys[width - 1] ? how_to_read<Unit>(t.key_type, t.dim, kLanes * Unit::kStep) : Reads::any;
   for (int r = 0; r < rows; r += kRowsAtOnce)
     with_rows(smaller(kRowsAtOnce, rows - r), [&](auto count) {
       constexpr int R = smaller(count.value, kRowsAtOnce);
       with_reads(reads, [&](auto how) {
-        row_products<Unit, R, Reads(how.value)>(t, q + r * q_stride, q_stride, keys, width, next, to + r * stride,
-                                                stride, tops ? tops + r : nullptr);
+        row_products<Unit, R, Reads(how.value)>(t, q + r * q_stride, q_stride, keys, width, to + r * stride, stride,
+                                                tops ? tops + r : nullptr);
       });
     });
 }
@@ -179,7 +178,7 @@ FOVEATE_INLINE F value_units(const Tile& t, const void* const* rows, int at) {
 struct ValueRows {
   const void* const* rows;  // [64]
   int count;                // of them, all there
-  const void* const* next;  // [64] rows that come after them; null: they do not have to be fetched
+  int ahead;                // how many rows ahead to fetch; 0: they were fetched
   const float* weights;     // of the first row of queries
   int64_t stride;           // between rows of queries
 };
@@ -194,9 +193,7 @@ __attribute__((noinline)) bool add_values(const Tile& t, const ValueRows& v, int
   const int64_t bytes = row_bytes(t.value_dim, t.key_type);
   Sums<R, C> sums;
   for (int key = 0; key < v.count; key += Unit::kStep) {
-    if (v.next)
-      for (int i = key + kAhead; i < key + kAhead + Unit::kStep; ++i)
-        fetch_ahead(i < kPanelKeys ? v.rows[i] : v.next[i - kPanelKeys], bytes);
+    for (int i = 0; v.ahead && i < Unit::kStep; ++i) fetch_ahead(v.rows[key + i + v.ahead], bytes);
     F values[C];
     if constexpr (kByTwo)
       unrolled<C / 2>([&](auto c) __attribute__((always_inline)) {
@@ -279,7 +276,7 @@ inline bool add_row_values(const Tile& t, const Group& g, const float* weights, 
   const float none[kGroupRows] = {1, 1, 1, 1, 1, 1};
   bool sound = true;
   for (int i = 0; i < n; ++i) {
-    ValueRows v{rows[i], 0, i + 1 < n ? rows[i + 1] : rows[i], weights + at[i], stride};
+    ValueRows v{rows[i], 0, rows_ahead(row_bytes(t.value_dim, t.key_type)), weights + at[i], stride};
     while (v.count < widths[i] && rows[i][v.count]) ++v.count;
     const Reads reads =
         v.count % Unit::kStep == 0 ? how_to_read<Unit>(t.key_type, t.value_dim, kDimMultiple) : Reads::any;
@@ -290,7 +287,7 @@ inline bool add_row_values(const Tile& t, const Group& g, const float* weights, 
           constexpr int R = smaller(count.value, most);
           ValueRows of = v;
           of.weights += r * stride;
-          if (r > 0 || vector > 0) of.next = nullptr;
+          if (r > 0 || vector > 0) of.ahead = 0;
           const bool good = with_reads(splits<Unit, C>(reads) ? Reads::any : reads, [&](auto how) {
             constexpr Reads kReads = splits<Unit, C>(Reads(how.value)) ? Reads::any : Reads(how.value);
             return add_values<Unit, kReads, R, C>(t, of, vector * kLanes, (i == 0 ? shrink : none) + r,
