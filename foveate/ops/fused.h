@@ -1,6 +1,6 @@
-// What a decoder layer does between its matrix products, each in one pass over memory and with one allocation.  Sums and
-// products in fp32, one rounding where the plain form (models/language/affine.cpp) rounds.  No gradients.  Tensors are
-// fp32 or bf16, with unit last stride or else copied; norms over the last axis are y * weight / sqrt(mean(y^2) +
+// What a decoder layer does between its matrix products, each in one pass over memory and with one allocation.  Sums
+// and products in fp32, one rounding where the plain form (models/language/affine.cpp) rounds.  No gradients.  Tensors
+// are fp32 or bf16, with unit last stride or else copied; norms over the last axis are y * weight / sqrt(mean(y^2) +
 // epsilon), and y itself where the weight is undefined; the bits do not depend on the number of threads nor on other
 // rows.
 #pragma once

@@ -176,7 +176,8 @@ std::vector<at::Tensor> linear(const at::Tensor& x, std::span<const PackedAffine
           "linear: packed weights pass no gradient, load them dense to train");
   constexpr int64_t kFewRows = 16;
   const at::Tensor flat = x.reshape({-1, x.size(-1)});
-  std::vector<at::Tensor> results = flat.size(0) <= kFewRows ? multiply_few(flat, weights) : multiply_many(flat, weights);
+  std::vector<at::Tensor> results =
+      flat.size(0) <= kFewRows ? multiply_few(flat, weights) : multiply_many(flat, weights);
   auto shape = x.sizes().vec();
   for (at::Tensor& y : results) {
     shape.back() = y.size(1);
