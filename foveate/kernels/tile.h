@@ -209,6 +209,37 @@ struct PackedTile {
   int64_t y_stride = 0;
 };
 
+// Rows of a decoder layer (ops/fused.h); sizes are at least 1, types f32 or bf16, all norms divide by the root of the
+// mean square + epsilon.
+struct BranchRow {
+  float* x = nullptr;            // += norm(branch)
+  const void* branch = nullptr;  // null: x stays
+  DType branch_type = DType::f32;
+  const float *branch_norm = nullptr, *norm = nullptr;  // [width] factors; null: no norm
+  float epsilon = 0;
+  int width = 0;
+  void* to = nullptr;  // norm(x)
+  DType type = DType::f32;
+};
+struct HeadRows {
+  const void* from = nullptr;  // [heads][dim]
+  void* to = nullptr;          // the same, heads `stride` elements apart
+  int64_t stride = 0;
+  DType type = DType::f32;
+  int heads = 0, dim = 0;
+  const float* norm = nullptr;  // [dim] factors of every head; null: no norm
+  float epsilon = 0;
+  int half = 0;  // channels i and half + i turn by cos[i], sin[i]; those from 2 * half on pass
+  const float *cos = nullptr, *sin = nullptr;
+};
+struct GateRow {
+  const void *gate = nullptr, *up = nullptr;  // to = act(gate) * up; null: act(gate)
+  void* to = nullptr;
+  DType type = DType::f32;
+  int count = 0;
+  bool is_gelu = false;  // by tanh; else silu
+};
+
 // One level of instructions.  What stands at [1] is null where bf16 is not multiplied as it is.
 struct Table {
   const char* name;
@@ -244,6 +275,9 @@ struct Table {
   void (*quantise_row)(const void* from, int dim, DType type, void* to);
   // A row of a query in whole numbers; returns false where it is not finite.  Null at levels that multiply no codes.
   bool (*pack_query_codes)(const void* row, int dim, DType type, void* to);
+  void (*take_in)(const BranchRow&);
+  void (*rotate_heads)(const HeadRows&);
+  void (*gate_row)(const GateRow&);
   // What the machine can do: products in registers alone, returns the operations done; and reading memory.
   double (*peak_products[2])(int64_t rounds);  // [step - 1]
   float (*read)(const float* from, int64_t count);

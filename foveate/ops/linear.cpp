@@ -7,6 +7,7 @@
 #include <ATen/ops/ones.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <limits>
 #include <string_view>
@@ -73,14 +74,23 @@ const kernels::Table& packed_table() {
   return table ? *table : *kernels::levels().front();
 }
 
+kernels::DType row_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kFloat ? kernels::DType::f32 : kernels::DType::bf16;
+}
+
+void widen(const uint16_t* bf16, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = std::bit_cast<float>(uint32_t{bf16[i]} << 16);
+}
+
+constexpr int64_t kTileElements = int64_t{1} << 23;  // bounds what is dequantised at a time
+
 at::Tensor multiply_tiles(const at::Tensor& x, const PackedAffine& w) {
-  constexpr int64_t kTileElements = int64_t{1} << 23;  // bounds what is dequantised at a time
   const int64_t in = w.weight->in(), out = w.weight->out();
   const int64_t tile = std::min(out, std::max<int64_t>(kTileElements / in / 16 * 16, 16));
-  const auto type = x.scalar_type() == at::kFloat ? kernels::DType::f32 : kernels::DType::bf16;
   const auto part = [&](int64_t first, int64_t count) {
     const at::Tensor rows = at::empty({count, in}, x.options());
-    kernels::dequantize_rows(packed_table(), *w.weight, first, count, type, rows.mutable_data_ptr(), in, torch_pool());
+    kernels::dequantize_rows(packed_table(), *w.weight, first, count, row_type(x), rows.mutable_data_ptr(), in,
+                             torch_pool());
     return foveate::ops::linear(x, rows, w.bias.defined() ? w.bias.narrow(0, first, count) : w.bias);
   };
   if (tile == out) return part(0, out);
@@ -92,17 +102,65 @@ at::Tensor multiply_tiles(const at::Tensor& x, const PackedAffine& w) {
   return y;
 }
 
-// x [rows, in] fp32 and contiguous -> fp32.
-std::vector<at::Tensor> multiply_rows(const at::Tensor& x, std::span<const PackedAffine> weights, int terms) {
+// Small weights without a bias are one product of all their rows, which reads x once; results are parts of its rows.
+std::vector<at::Tensor> multiply_many(const at::Tensor& x, std::span<const PackedAffine> weights) {
+  int64_t all = 0;
+  bool has_bias = false;
+  for (const PackedAffine& w : weights) all += w.weight->out(), has_bias = has_bias || w.bias.defined();
+  std::vector<at::Tensor> results;
+  const int64_t in = x.size(1);
+  if (weights.size() == 1 || has_bias || all * in > kTileElements) {
+    for (const PackedAffine& w : weights) results.push_back(multiply_tiles(x, w));
+    return results;
+  }
+  const at::Tensor dense = at::empty({all, in}, x.options());
+  int64_t first = 0;
+  for (const PackedAffine& w : weights) {
+    kernels::dequantize_rows(packed_table(), *w.weight, 0, w.weight->out(), row_type(x),
+                             dense.narrow(0, first, w.weight->out()).mutable_data_ptr(), in, torch_pool());
+    first += w.weight->out();
+  }
+  const at::Tensor y = foveate::ops::linear(x, dense);
+  first = 0;
+  for (const PackedAffine& w : weights) {
+    results.push_back(y.narrow(1, first, w.weight->out()));
+    first += w.weight->out();
+  }
+  return results;
+}
+
+// x [rows, in].  bf16 is widened and rounded here: a few operators of torch would cost one row as much as its product.
+std::vector<at::Tensor> multiply_few(const at::Tensor& x, std::span<const PackedAffine> weights) {
+  const kernels::Table& table = packed_table();
+  const int64_t rows = x.size(0), in = x.size(1);
+  const bool is_wide = x.scalar_type() == at::kFloat;
+  int64_t all = 0;
+  for (const PackedAffine& w : weights) all += w.weight->out();
+  constexpr int64_t kPadding = 16;  // scale_row reads whole vectors
+  kernels::Floats64 floats(is_wide ? 0 : rows * (in + all) + kPadding);
+  const at::Tensor held = x.contiguous();
+  if (!is_wide) widen(static_cast<const uint16_t*>(held.const_data_ptr()), rows * in, floats.data());
   std::vector<at::Tensor> results;
   std::vector<kernels::PackedProduct> products;
-  for (const PackedAffine& w : weights) {
-    results.push_back(at::empty({x.size(0), w.weight->out()}, at::kFloat));
-    products.push_back({w.weight, results.back().mutable_data_ptr<float>(), w.weight->out()});
+  for (int64_t at = rows * in; const PackedAffine& w : weights) {
+    const int64_t out = w.weight->out();
+    results.push_back(at::empty({rows, out}, x.options()));
+    products.push_back({w.weight, is_wide ? results.back().mutable_data_ptr<float>() : floats.data() + at, out});
+    at += rows * out;
   }
-  kernels::multiply(packed_table(), x.const_data_ptr<float>(), x.size(1), x.size(0), products, terms, torch_pool());
-  for (size_t i = 0; i < weights.size(); ++i)
-    if (weights[i].bias.defined()) results[i].add_(weights[i].bias);
+  kernels::multiply(table, is_wide ? held.const_data_ptr<float>() : floats.data(), in, rows, products, is_wide ? 2 : 1,
+                    torch_pool());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const int64_t out = products[i].y_stride;
+    const at::Tensor bias = weights[i].bias.defined() ? weights[i].bias.to(at::kFloat).contiguous() : at::Tensor();
+    for (int64_t row = 0; row < rows; ++row) {
+      float* y = products[i].y + row * out;
+      if (bias.defined()) table.add_row(bias.const_data_ptr<float>(), int(out), y);
+      if (!is_wide)
+        table.scale_row(y, int(out), 1, kernels::DType::bf16,
+                        static_cast<uint16_t*>(results[i].mutable_data_ptr()) + row * out);
+    }
+  }
   return results;
 }
 
@@ -118,15 +176,12 @@ std::vector<at::Tensor> linear(const at::Tensor& x, std::span<const PackedAffine
           "linear: packed weights pass no gradient, load them dense to train");
   constexpr int64_t kFewRows = 16;
   const at::Tensor flat = x.reshape({-1, x.size(-1)});
-  std::vector<at::Tensor> results;
-  if (flat.size(0) <= kFewRows)
-    results = multiply_rows(flat.to(at::kFloat).contiguous(), weights, x.scalar_type() == at::kFloat ? 2 : 1);
-  else
-    for (const PackedAffine& w : weights) results.push_back(multiply_tiles(flat, w));
+  std::vector<at::Tensor> results =
+      flat.size(0) <= kFewRows ? multiply_few(flat, weights) : multiply_many(flat, weights);
   auto shape = x.sizes().vec();
   for (at::Tensor& y : results) {
     shape.back() = y.size(1);
-    y = y.to(x.scalar_type()).view(shape);
+    y = y.view(shape);
   }
   return results;
 }

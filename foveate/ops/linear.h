@@ -20,7 +20,8 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight, const at::Tenso
 // keep at least 16 bits.  Throws Error: x [..., in] that does not fit, another dtype, x that needs a gradient.
 at::Tensor linear(const at::Tensor& x, const kernels::PackedMatrix& weight, const at::Tensor& bias = {});
 
-// The same for several weights that read the same x: few rows wake the threads once.
+// The same for several weights that read the same x: few rows wake the threads once, many rows are one product, of
+// which each result is a part (rows of it are not contiguous).
 struct PackedAffine {
   const kernels::PackedMatrix* weight;
   at::Tensor bias;

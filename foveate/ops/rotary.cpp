@@ -36,10 +36,14 @@ at::Tensor Rotary::rotate(const at::Tensor& x, const at::Tensor& positions) cons
   return rotation(positions, at::promote_types(x.scalar_type(), at::kFloat)).rotate(x);
 }
 
+void Rotation::check(int64_t length, int64_t head_dim) const {
+  require(head_dim >= 2 * cos.size(1), "rotary: head dim must be >= {}, got {}", 2 * cos.size(1), head_dim);
+  require(length == cos.size(0), "rotary: positions must be {}, got {}", length, cos.size(0));
+}
+
 at::Tensor Rotation::rotate(const at::Tensor& x) const {
+  check(x.size(2), x.size(3));
   const int64_t half = cos.size(1), dim = 2 * half;
-  require(x.size(3) >= dim, "rotary: head dim must be >= {}, got {}", dim, x.size(3));
-  require(x.size(2) == cos.size(0), "rotary: positions must be {}, got {}", x.size(2), cos.size(0));
   const at::Tensor a = x.narrow(3, 0, half).to(cos.scalar_type()), b = x.narrow(3, half, half).to(cos.scalar_type());
   std::vector<at::Tensor> parts = {(a * cos - b * sin).to(x.scalar_type()), (b * cos + a * sin).to(x.scalar_type())};
   if (x.size(3) > dim) parts.push_back(x.narrow(3, dim, x.size(3) - dim));

@@ -13,6 +13,7 @@ struct Rotation {
 
   // x [B, H, L, D >= dim] -> the same shape and dtype; channels beyond dim pass.  Throws Error where they do not fit.
   at::Tensor rotate(const at::Tensor& x) const;
+  void check(int64_t length, int64_t head_dim) const;  // throws that Error
 };
 
 class Rotary {

@@ -84,6 +84,12 @@ TEST(PackedLinear, several_weights_give_what_each_gives) {
     ASSERT_EQ(got.size(), 2u);
     EXPECT_TRUE(same(got[0], linear(x, a), {}));
     EXPECT_TRUE(same(got[1], linear(x, b, bias), {}));
+    const PackedAffine plain[] = {{&b, {}}, {&a, {}}};  // many rows are one product
+    const std::vector<at::Tensor> joined = linear(x, plain);
+    const at::Tensor want = x.to(at::kDouble).matmul(dense().t());
+    const double size = want.abs().max().item<double>();
+    EXPECT_TRUE(same(joined[0], want.narrow(1, 0, 5), {2e-5 * size, 0}));
+    EXPECT_TRUE(same(joined[1], want, {2e-5 * size, 0}));
   }
 }
 

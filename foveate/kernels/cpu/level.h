@@ -8,6 +8,7 @@
 #include "foveate/kernels/cpu/sums_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"
 #include "foveate/kernels/cpu/packed_kernels.h"
+#include "foveate/kernels/cpu/layer_kernels.h"
 #include "foveate/kernels/cpu/peak_kernels.h"
 // clang-format on
 
@@ -32,6 +33,9 @@ constexpr Table make_table(const char* name) {
   table.finish = finish;
   table.row_dots = row_dots;
   table.quantise_row = quantise_row;
+  table.take_in = take_in;
+  table.rotate_heads = rotate_heads;
+  table.gate_row = gate_row;
   table.scale_row = scale_row;
   table.add_scaled = add_scaled;
   table.add_row = add_row;

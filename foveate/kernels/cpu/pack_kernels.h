@@ -95,20 +95,23 @@ bool pack_by_dim(const void* const* rows, int count, int all, int dim, DType typ
   return !Simd::all(sound);
 }
 
-void store_row(void* to, const float* from, F factor, int dim, DType type) {
-  for (int at = 0; at < dim; at += kLanes) {
-    const F x = Simd::load(from + at) * factor;  // rows of outputs are padded: reading whole vectors is safe
-    const bool whole = at + kLanes <= dim;
-    float rest[kLanes];
-    uint16_t half[kLanes];
-    if (type == DType::f32) {
-      Simd::store(whole ? (float*)to + at : rest, x);
-      if (!whole) __builtin_memcpy((float*)to + at, rest, size_t(dim - at) * 4);
-    } else {
-      Simd::store_as(whole ? (uint16_t*)to + at : half, x, type);
-      if (!whole) __builtin_memcpy((uint16_t*)to + at, half, size_t(dim - at) * 2);
-    }
+// Elements [at, at + kLanes) of a row that ends at `dim`.
+FOVEATE_INLINE void put_floats(void* row, int at, int dim, F x, DType type) {
+  const bool whole = at + kLanes <= dim;
+  float rest[kLanes];
+  uint16_t half[kLanes];
+  if (type == DType::f32) {
+    Simd::store(whole ? (float*)row + at : rest, x);
+    if (!whole) __builtin_memcpy((float*)row + at, rest, size_t(dim - at) * 4);
+  } else {
+    Simd::store_as(whole ? (uint16_t*)row + at : half, x, type);
+    if (!whole) __builtin_memcpy((uint16_t*)row + at, half, size_t(dim - at) * 2);
   }
+}
+
+// Rows of outputs are padded: reading whole vectors is safe.
+void store_row(void* to, const float* from, F factor, int dim, DType type) {
+  for (int at = 0; at < dim; at += kLanes) put_floats(to, at, dim, Simd::load(from + at) * factor, type);
 }
 
 void finish(const Finish& f) {

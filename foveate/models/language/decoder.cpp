@@ -60,51 +60,38 @@ Rule Decoder::rule_of(int64_t layer) const {
   return rule;
 }
 
-Tensor Decoder::norm(const Tensor& x, const Affine& w) const {
-  return models::norm(x, w, config_.norm, config_.norm_epsilon);
-}
-
-Tensor Decoder::attention_branch(int64_t layer, const Tensor& x, const ops::Rotation* rotation,
+Tensor Decoder::attention_branch(int64_t layer, const Tensor& h, const ops::Rotation* rotation,
                                  const Attend& attend) const {
   const LayerWeights& w = weights_.layers[layer];
-  const Tensor h = norm(x, w.attention_norm).to(weights_.dtype);
-  const auto heads = [&](const Tensor& rows, int64_t count) {  // [B, heads, L, dim]
-    return rows.unflatten(2, {count, rows.size(2) / count}).transpose(1, 2);
-  };
-  const auto rotated = [&](Tensor part, int64_t count, const Affine& norm_weight) {
-    if (config_.query_norm == QueryNorm::by_width) part = norm(part.to(at::kFloat), norm_weight);
-    part = heads(part, count);
-    if (config_.query_norm == QueryNorm::by_head) part = norm(part.to(at::kFloat), norm_weight);
-    return (rotation ? rotation->rotate(part) : part).to(h.scalar_type());
+  const auto rotated = [&](const Tensor& rows, int64_t heads, const Affine& norm_weight) {
+    if (config_.query_norm != QueryNorm::by_width)
+      return rotated_heads(rows, heads, norm_weight, norm_rule(), rotation);
+    return rotated_heads(norm(rows.to(at::kFloat), norm_weight, norm_rule()), heads, {}, norm_rule(), rotation)
+        .to(h.scalar_type());
   };
   attention::Inputs in;
   const std::vector<Tensor> parts = linear(h, {&w.query, &w.key, &w.value});
   in.q = rotated(parts[0], config_.heads, w.query_norm);
   in.k = rotated(parts[1], config_.kv_heads, w.key_norm);
-  in.v = heads(parts[2], config_.kv_heads);
+  in.v = parts[2].unflatten(2, {config_.kv_heads, parts[2].size(2) / config_.kv_heads}).transpose(1, 2);
   in.rule = rule_of(layer);
   in.score = {.scale = config_.attention_scale, .soft_cap = config_.attention_soft_cap};
   in.layer = layer;
   in.rotary = rotation ? &rotaries_[rotary_of_[size_t(layer)]] : nullptr;
-  const Tensor mixed = attend(in).out.transpose(1, 2).flatten(2);
-  return norm(linear(mixed, w.output).to(at::kFloat), w.post_attention_norm);
+  return linear(attend(in).out.transpose(1, 2).flatten(2), w.output);
 }
 
-Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& x) const {
+Tensor Decoder::feed_forward_branch(int64_t layer, const Tensor& h) const {
   const LayerWeights& w = weights_.layers[layer];
-  const auto down = [&](const Tensor& wide) {
-    return norm(linear(wide, w.down).to(at::kFloat), w.post_feed_forward_norm);
-  };
   const auto rows = [&](const Tensor& part) {
-    const Tensor h = norm(part, w.feed_forward_norm).to(weights_.dtype);
-    if (!config_.gated) return down(activate(linear(h, w.up), config_.activation));
-    const std::vector<Tensor> both = linear(h, {&w.gate, &w.up});
-    return down(activate(both[0], config_.activation) * both[1]);
+    if (!config_.gated) return linear(gated(linear(part, w.up), {}, config_.activation), w.down);
+    const std::vector<Tensor> both = linear(part, {&w.gate, &w.up});
+    return linear(gated(both[0], both[1], config_.activation), w.down);
   };
   constexpr int64_t kRows = 2048;  // bounds the feed_forward-wide activations of long segments
-  if (at::GradMode::is_enabled() || x.size(1) <= kRows) return rows(x);
+  if (at::GradMode::is_enabled() || h.size(1) <= kRows) return rows(h);
   std::vector<Tensor> parts;
-  for (const Tensor& part : x.split(kRows, 1)) parts.push_back(rows(part));
+  for (const Tensor& part : h.split(kRows, 1)) parts.push_back(rows(part));
   return at::cat(parts, 1);
 }
 
@@ -126,12 +113,27 @@ Tensor Decoder::forward(const Tensor& tokens, int64_t first_position, const Atte
   }
   std::vector<ops::Rotation> rotations;
   for (const ops::Rotary& rotary : rotaries_) rotations.push_back(rotary.rotation(positions, at::kFloat));
+  const auto takes_in = [&](const Tensor& branch, const Affine& branch_norm, const Affine& next, at::ScalarType type) {
+    return take_in(x, branch, branch_norm, next, norm_rule(), type);
+  };
+  const Affine none;
+  Tensor h = takes_in({}, none, weights_.layers.front().attention_norm, weights_.dtype);  // what matrices read
   for (int64_t layer = 0; layer < layers(); ++layer) {
+    const LayerWeights& w = weights_.layers[size_t(layer)];
     const ops::Rotation* rotation = rotations.empty() ? nullptr : &rotations[rotary_of_[size_t(layer)]];
-    const Tensor mixed = x + attention_branch(layer, x, rotation, attend);
-    x = mixed + feed_forward_branch(layer, config_.parallel ? x : mixed);
+    const Tensor mixed = attention_branch(layer, h, rotation, attend);
+    if (config_.parallel) {  // both branches read the same stream
+      h = takes_in({}, none, w.feed_forward_norm, weights_.dtype);
+      takes_in(mixed, w.post_attention_norm, none, weights_.dtype);
+    } else {
+      h = takes_in(mixed, w.post_attention_norm, w.feed_forward_norm, weights_.dtype);
+    }
+    const bool is_last = layer + 1 == layers();
+    h = takes_in(feed_forward_branch(layer, h), w.post_feed_forward_norm,
+                 is_last ? weights_.output_norm : weights_.layers[size_t(layer + 1)].attention_norm,
+                 is_last ? at::kFloat : weights_.dtype);
   }
-  return norm(x, weights_.output_norm);
+  return h;
 }
 
 Tensor Decoder::forward(const Tensor& tokens, const std::vector<attention::Mechanism>& mechanisms) const {

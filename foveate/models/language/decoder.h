@@ -44,10 +44,10 @@ class Decoder {
   Rule rule_of(int64_t layer) const;
 
  private:
-  at::Tensor attention_branch(int64_t layer, const at::Tensor& x, const ops::Rotation* rotation,
+  at::Tensor attention_branch(int64_t layer, const at::Tensor& h, const ops::Rotation* rotation,
                               const Attend& attend) const;
-  at::Tensor feed_forward_branch(int64_t layer, const at::Tensor& x) const;
-  at::Tensor norm(const at::Tensor& x, const Affine& w) const;
+  at::Tensor feed_forward_branch(int64_t layer, const at::Tensor& h) const;
+  NormRule norm_rule() const { return {config_.norm, config_.norm_epsilon}; }
 
   DecoderConfig config_;
   DecoderWeights weights_;

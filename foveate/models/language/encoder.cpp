@@ -108,7 +108,7 @@ Encoder::Encoder(EncoderConfig config, const Parameters& parameters, at::ScalarT
 }
 
 Tensor Encoder::norm(const Tensor& x, const Affine& w) const {
-  return models::norm(x, w, NormKind::layer, config_.norm_epsilon);
+  return models::norm(x, w, {NormKind::layer, config_.norm_epsilon});
 }
 
 Tensor Encoder::attention_branch(const EncoderLayer& w, int64_t layer, const Tensor& x, const Tensor& lengths,
