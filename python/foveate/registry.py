@@ -63,7 +63,7 @@ class Mechanism:
         relative: Relative | None = None,
         leaky: float | None = None,
         dropout: float = 0.0,
-        dropout_seed: int = 0,
+        dropout_seed: int | Tensor = 0,
         landmarks: Tensor | None = None,
         layer: int = 0,
         rotary: Rotary | None = None,
