@@ -1,5 +1,6 @@
 """The BERT encoder against transformers: tiny random models, and MiniLM's sentence vectors."""
 
+import functools
 import json
 import subprocess
 
@@ -16,10 +17,14 @@ def embed(build, path, lines, *options) -> torch.Tensor:
     return torch.tensor([json.loads(line) for line in done.stdout.splitlines()])
 
 
+@functools.cache
+def loaded(path):
+    return transformers.AutoTokenizer.from_pretrained(path), transformers.AutoModel.from_pretrained(path).float().eval()
+
+
 def reference(path, lines, most=512) -> torch.Tensor:
     """Means of the token states, scaled to length 1, as sentence-transformers makes them."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-    model = transformers.AutoModel.from_pretrained(path).float().eval()
+    tokenizer, model = loaded(path)
     batch = tokenizer(lines, padding=True, truncation=True, max_length=most, return_tensors="pt")
     with torch.no_grad():
         states = model(**batch).last_hidden_state
