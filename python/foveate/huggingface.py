@@ -52,6 +52,7 @@ def register(*, fallback: bool = False) -> None:
     SPEC is a mechanism, or one for each layer, as in `foveate compare --attention`: window:size=512,sinks=4 or dense@0-1,29;dhsa:budget=1024.
     Mechanisms serve causal self-attention.  A single query behind cached keys is a generated token: mechanisms of class block and prompt
     decode it densely, unless their options say decode=block.
+    positions=cache must know how a model rotates; models and rope_types that it does not know raise ValueError when they run.
 
     fallback: what can not be mapped runs in another way, with a warning: a model whose attention transformers can not exchange runs
               eagerly, a mask whose rows are no ranges of keys is added to the logits.  Without it both raise ValueError.
