@@ -23,7 +23,7 @@ demo: build
 test: setup-test check
 	@$(PYTHON) tools/fetch.py --all || echo "test: not everything could be fetched; the tests that need it will skip"
 	@./tools/build.sh release tests
-	@ctest --preset release
+	@ctest --preset release -j "$$(nproc)"
 
 # Format, layers, sizes.
 check:

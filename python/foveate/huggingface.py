@@ -23,12 +23,11 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError("foveate.huggingface: transformers >= 5.2 must be installed, found none; run `pip install transformers`") from None
 
-from foveate.huggingface_masks import causal_rule_of_mask, is_packed, make_mask, rule_of_mask
-from foveate.registry import Mechanism, mechanisms
-from foveate.operators import attend
+from foveate.huggingface_masks import HEADER, is_packed, make_mask, rule_of_mask
+from foveate.huggingface_mechanisms import NAME, know, mechanism_forward, mechanism_of, needs_causality, rotation_of
+from foveate.operators import attend, draw_seed
 from foveate.plans import Rule
 
-NAME = "foveate"
 logger = logging.getLogger(NAME)
 
 # What models hand on to their attention without meaning to change it.
@@ -53,6 +52,7 @@ def register(*, fallback: bool = False) -> None:
     SPEC is a mechanism, or one for each layer, as in `foveate compare --attention`: window:size=512,sinks=4 or dense@0-1,29;dhsa:budget=1024.
     Mechanisms serve causal self-attention.  A single query behind cached keys is a generated token: mechanisms of class block and prompt
     decode it densely, unless their options say decode=block.
+    positions=cache must know how a model rotates; models and rope_types that it does not know raise ValueError when they run.
 
     fallback: what can not be mapped runs in another way, with a warning: a model whose attention transformers can not exchange runs
               eagerly, a mask whose rows are no ranges of keys is added to the logits.  Without it both raise ValueError.
@@ -84,11 +84,9 @@ def add_spec(name: str, config, fallback: bool) -> None:
     if not colon:
         return
     for layers in {getattr(part, "num_hidden_layers", None) for part in (config, config.get_text_config())} - {None}:
-        mechanisms(spec, layers)
-    # Mechanisms ask for positions as numbers, which a compiled graph does not have: the graph is cut around them.
-    eager = functools.partial(torch.compiler.disable, reason="foveate: mechanisms need the mask's positions as numbers")
-    AttentionMaskInterface.register(name, eager(functools.partial(make_mask, fallback=fallback)))
-    AttentionInterface.register(name, eager(functools.partial(attention_forward, spec=spec)))
+        know(spec, layers)
+    AttentionMaskInterface.register(name, functools.partial(make_mask, fallback=fallback))
+    AttentionInterface.register(name, functools.partial(attention_forward, spec=spec))
 
 
 # All that the eager attentions of transformers take and ask of their module, and that is served here.
@@ -141,24 +139,24 @@ def attention_forward(
     scaling:        of logits; None: 1 / sqrt(D), and what GPT-2's configuration says
     softcap, s_aux: soft cap, and a logit per head that joins the denominator alone
     cu_seq_lens_q, cu_seq_lens_k: int [n + 1] of packed sequences, of a batch of one
-    A row that sees no key (a padded query) is 0.  Dropout is drawn from torch's default generator, so torch.manual_seed repeats it; in
-    torch.compile the draw cuts the graph, so dropout does not go with fullgraph=True.
+    A row that sees no key (a padded query) is 0.  Dropout is drawn from torch's default generator, so torch.manual_seed repeats it
+    (torch.compile's inductor draws other numbers than eager torch for the same seed, here as everywhere).
     Raises ValueError: weights are asked for, an argument that is not served, a mask or lengths that are ambiguous.
     """
     check_served(module, others)
-    mechanism = mechanism_of(module, spec) if spec else None
-    dropout = {"dropout": dropout, "dropout_seed": int(torch.randint(2**62, ()).item())} if dropout > 0 else {}
-    terms = dict(scale=scale_of(module, scaling), soft_cap=softcap, sink=s_aux, **dropout)
-    if mechanism is not None:
+    seed = draw_seed() if dropout != 0 else None
+    scale, window = scale_of(module, scaling), others.get("sliding_window")
+    if spec:
         if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
-            raise ValueError(f"{NAME}:{mechanism.spec}: sequences must be packed by position_ids, got cu_seq_lens_q")
-        rule, first = causal_rule(module, mechanism, query, key, attention_mask, is_causal, others.get("sliding_window"))
-        out = mechanism_forward(module, mechanism, query, key, value, rule, first, **terms)
+            raise ValueError(f"{NAME}:{spec}: sequences must be packed by position_ids, got cu_seq_lens_q")
+        call = mechanism_arguments(module, spec, query, key, attention_mask, is_causal, window)
+        out = mechanism_forward(query, key, value, attention_mask, s_aux, seed, *call, scale, softcap, dropout)
     else:
-        rule, bias = rule_and_bias(module, query, key, attention_mask, is_causal, others.get("sliding_window"))
+        rule, bias = rule_and_bias(module, query, key, attention_mask, is_causal, window)
         if cu_seq_lens_q is not None or cu_seq_lens_k is not None:
             keep_sequences(rule, query, cu_seq_lens_q, cu_seq_lens_k)
-        out = attend(query, key, value, rule, bias=bias, **terms).out
+        terms = {} if seed is None else dict(dropout=dropout, dropout_seed=seed)
+        out = attend(query, key, value, rule, bias=bias, scale=scale, soft_cap=softcap, sink=s_aux, **terms).out
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -202,7 +200,7 @@ def rule_and_bias(module, query: Tensor, key: Tensor, mask: Tensor | None, is_ca
             raise ValueError(f"{NAME}: without a mask a window must be causal, got {window} of {keys} keys both ways; pass a mask")
         return Rule.full(), None
     if is_packed(mask, queries):
-        check_causality(module, mask, is_causal)
+        check_causality(module, mask, is_causal, queries, keys)
         return rule_of_mask(mask, queries, keys), None
     if mask.dim() != 4 or not (mask.dtype == torch.bool or mask.is_floating_point()):
         raise ValueError(f"{NAME}: a mask must be bool or floating point of 4 axes, got {mask.dtype} {list(mask.shape)}")
@@ -211,9 +209,12 @@ def rule_and_bias(module, query: Tensor, key: Tensor, mask: Tensor | None, is_ca
     return Rule.full(), mask
 
 
-def check_causality(module: torch.nn.Module, mask: Tensor, is_causal: bool | None) -> None:
+def check_causality(module: torch.nn.Module, mask: Tensor, is_causal: bool | None, queries: int, keys: int) -> None:
     """is_causal=False as an argument of a decoder's call: eager attention ignores it, SDPA follows it where there is no padding."""
-    if is_causal is False and not torch.compiler.is_compiling() and int(mask[0, 0, 2, 0]):
+    if is_causal is not False or torch.compiler.is_compiling():
+        return
+    hides = mask[0, 0, HEADER : HEADER + queries, 1] < keys  # a later key from a query
+    if int(mask[0, 0, 2, 0]) and bool(hides.any()):
         raise ValueError(f"{NAME}: is_causal must agree with the mask of {type(module).__name__}, got False; set config.is_causal = False instead")
 
 
@@ -230,41 +231,18 @@ def keep_sequences(rule: Rule, query: Tensor, of_queries: Tensor | None, of_keys
     rule.row_end = end if rule.row_end is None else torch.minimum(end, rule.row_end)
 
 
-@functools.cache
-def mechanisms_of(spec: str, layers: int) -> tuple[Mechanism, ...]:
-    return tuple(mechanisms(spec, layers))
-
-
-def mechanism_of(module: torch.nn.Module, spec: str) -> Mechanism:
-    layer, layers = getattr(module, "layer_idx", None), getattr(module.config, "num_hidden_layers", None)
-    if layer is None or layers is None:
-        raise ValueError(f"{NAME}:{spec}: {type(module).__name__} must know its layer_idx and num_hidden_layers, got {layer} of {layers}")
-    return mechanisms_of(spec, layers)[layer]
-
-
-def causal_rule(module, mechanism: Mechanism, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None, window: int | None):
-    """What the model shows, as mechanisms take it; and the position of query 0 in the text (None: its key index)."""
-    queries, name = query.size(2), f"{NAME}:{mechanism.spec}"
+def mechanism_arguments(module, spec: str, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None, window: int | None) -> tuple:
+    """What a layer's mechanism is told beside tensors and terms of the logit: spec, layer, module's name, window, rotation."""
+    mechanism, name = mechanism_of(module, spec), type(module).__name__
     if mask is None:
-        causal = is_causal_without_mask(module, query, key, is_causal)
-        found = (Rule(window_left=None if window is None else window - 1), None) if causal else None
+        if not is_causal_without_mask(module, query, key, is_causal):
+            raise ValueError(needs_causality(mechanism.spec, name))
+    elif not is_packed(mask, query.size(2)):
+        raise ValueError(
+            f"{NAME}:{mechanism.spec}: a mask must be of ranges, got {mask.dtype} {list(mask.shape)}; use attn_implementation='{NAME}'"
+        )
     else:
-        if not is_packed(mask, queries):
-            raise ValueError(f"{name}: a mask must be of ranges, got {mask.dtype} {list(mask.shape)}; use attn_implementation='{NAME}'")
-        check_causality(module, mask, is_causal)
-        found = causal_rule_of_mask(mask, queries, key.size(2))
-    if found is None:
-        raise ValueError(f"{name}: mechanisms serve causal attention, got {type(module).__name__} that sees later keys; use '{NAME}'")
-    return found
-
-
-def mechanism_forward(module, mechanism: Mechanism, query, key, value, rule: Rule, first_position: int | None, **terms) -> Tensor:
-    queries, keys = query.size(2), key.size(2)
-    # Keys behind the last query are slots of a static cache that nothing was written to.
-    held = keys if rule.query_start is None else min(keys, rule.query_start + queries)
-    key, value = key[:, :, :held], value[:, :, :held]
-    if rule.key_documents is not None:
-        rule.key_documents = rule.key_documents[:, :held]
-    if queries == 1 and held > 1 and mechanism.kind != "row" and getattr(mechanism, "decode", "dense") == "dense":
-        return attend(query, key, value, rule, **terms).out
-    return mechanism(query, key, value, rule=rule, layer=module.layer_idx, first_position=first_position, **terms).out
+        check_causality(module, mask, is_causal, query.size(2), key.size(2))
+    rotated = getattr(mechanism, "positions", None) == "cache"
+    rotation = rotation_of(module.config, module.layer_idx, query.size(3)) if rotated else []
+    return mechanism.spec, module.layer_idx, name, window, rotation

@@ -32,9 +32,9 @@ class Ranges:
     start: Tensor  # [B|1, Lq] int64
     end: Tensor
     visible: Tensor | None = None  # [B, Lk] bool
-    window: int | None = None  # keys before the query that rows are limited to
-    causal: bool = False  # rows end at the query's own position, or before
-    plain: bool = False  # rows say no more than `causal` and `window`
+    window: int | Tensor | None = None  # keys before the query that rows are limited to (a tensor: -1 is none)
+    causal: bool | Tensor = False  # rows end at the query's own position, or before
+    plain: bool | Tensor = False  # rows say no more than `causal` and `window`
 
 
 # What the functions of transformers.masking_utils show, by name of the function and of what its inner function holds.  p: positions [1, Lq].
@@ -131,7 +131,15 @@ def evaluated_ranges(function, batch: int, positions: Tensor, keys: int, key_off
     parts = [positions] if torch.compiler.is_compiling() else positions.split(max(1, CELLS // max(1, keys)))
     found = [hulls(by_pairs(function, batch, part, keys, key_offset, None, use_vmap)) for part in parts]
     start, end, broken = (torch.cat(pieces, -1)[:, 0] for pieces in zip(*found))
-    return Ranges(start, end), broken.any()
+    return numbered(start, end, positions - key_offset, keys), broken.any()
+
+
+def numbered(start: Tensor, end: Tensor, positions: Tensor, keys: int) -> Ranges:
+    """Ranges of keys with what they say in numbers, all as tensors; positions [Lq] count keys."""
+    window = torch.where(start > 0, positions - start, -1).amax()  # the only one there can be
+    same = start == torch.where(window < 0, 0, (positions - window).clamp(min=0))
+    plain = same.all() & (end == (positions + 1).clamp(max=keys)).all()
+    return Ranges(start, end, None, torch.where(same.all(), window, -1), (end <= positions + 1).all(), plain)
 
 
 def without_padding(shown: Ranges, visible: Tensor) -> Ranges:
@@ -151,9 +159,9 @@ def without_padding(shown: Ranges, visible: Tensor) -> Ranges:
 def packed(shown: Ranges, batch: int, keys: int, first_position, query_start) -> Tensor:
     """The tensor at the top of this file; `shown` counts keys."""
     device, queries = shown.start.device, shown.start.size(-1)
-    flags = [keys, -1 if shown.window is None else shown.window, int(shown.causal), int(shown.plain)]
-    places = torch.stack([torch.as_tensor(n, device=device).long().reshape(()) for n in (first_position, query_start)])
-    header = torch.cat([places, torch.tensor(flags, device=device)]).view(1, 1, HEADER, 2)
+    window = -1 if shown.window is None else shown.window
+    numbers = (first_position, query_start, keys, window, shown.causal, shown.plain)
+    header = torch.stack([torch.as_tensor(n, device=device).long().reshape(()) for n in numbers]).view(1, 1, HEADER, 2)
     rows = torch.stack([shown.start.clamp(0, keys), shown.end.clamp(0, keys)], -1)
     parts = [header.expand(batch, 1, HEADER, 2), rows[:, None].expand(batch, 1, queries, 2)]
     if shown.visible is not None:

@@ -32,8 +32,18 @@ class Relative:
     sizes: list[int]
 
 
-def score_arguments(*, relative: Relative | None, **terms) -> dict:
+def draw_seed() -> Tensor:
+    """A dropout_seed from torch's default generator: torch.manual_seed repeats it, and a compiled graph holds the draw."""
+    return torch.randint(2**62, (), device="cpu")
+
+
+def score_arguments(*, relative: Relative | None, dropout: float, dropout_seed: int | Tensor, **terms) -> dict:
     """The terms of a logit as arguments of the operators."""
+    if dropout != 0:
+        if not isinstance(dropout_seed, int | Tensor):
+            raise TypeError(f"attend: dropout_seed must be an int or a tensor, got {type(dropout_seed).__name__}")
+        seed = dropout_seed if isinstance(dropout_seed, Tensor) else torch.tensor(dropout_seed, dtype=torch.int64)
+        terms |= dict(dropout=dropout, dropout_seed=seed)
     if relative is None:
         return terms
     if not isinstance(relative, Relative):
@@ -59,7 +69,7 @@ def attend(
     relative: Relative | None = None,
     leaky: float | None = None,
     dropout: float = 0.0,
-    dropout_seed: int = 0,
+    dropout_seed: int | Tensor = 0,
     landmarks: Tensor | None = None,
     key_heads: Tensor | None = None,
     value_heads: Tensor | None = None,
@@ -79,6 +89,7 @@ def attend(
     relative:     logits by place, see Relative
     leaky:        > 0: factor of logits that are not positive; None: 1
     dropout:      in [0, 1): share of weights set to 0, by dropout_seed, batch, head, position and key alone; lse is without it
+    dropout_seed: a number, or int64 of one element, which torch.compile may draw inside of its graph: torch.randint(2**62, ())
     landmarks:    [B|1, Lk] bool: grouped softmax (Mohtashami and Jaggi, 2305.16300)
     key_heads, value_heads:  [Hq] int64: which head of k and of v a query head reads, where groups are unequal
 

@@ -31,6 +31,17 @@ class Rotary:
     divisors: tuple[float, ...] = ()
 
 
+@torch.compiler.assume_constant_result  # a graph has no operators over text
+def named_options(spec: str) -> tuple[str, ...]:
+    """The name of a spec's mechanism, then key and value of every option that is not at its default.  Raises ValueError: no such spec."""
+    return tuple(torch.ops.foveate.mechanism_options(spec))
+
+
+@torch.compiler.assume_constant_result
+def layer_specs(layered_spec: str, layers: int) -> tuple[str, ...]:
+    return tuple(torch.ops.foveate.layer_specs(layered_spec, layers))
+
+
 class Mechanism:
     """A way of not computing dense attention, by its options.  Instances are equal where their options are, and can be pickled."""
 
@@ -41,7 +52,7 @@ class Mechanism:
 
     def __post_init__(self) -> None:
         options = (f"{field.name}={option_text(getattr(self, field.name))}" for field in dataclasses.fields(self))
-        name, *given = torch.ops.foveate.mechanism_options(self.name + ":" * bool(dataclasses.fields(self)) + ",".join(options))
+        name, *given = named_options(self.name + ":" * bool(dataclasses.fields(self)) + ",".join(options))
         spec = name + ":" * bool(given) + ",".join(f"{key}={value}" for key, value in zip(given[::2], given[1::2]))
         object.__setattr__(self, "spec", spec)
 
@@ -54,7 +65,7 @@ class Mechanism:
         k: Tensor,
         v: Tensor,
         *,
-        rule: Rule = DEFAULT_RULE,
+        rule: Rule | None = None,
         scale: float | None = None,
         soft_cap: float | None = None,
         bias: Tensor | None = None,
@@ -63,7 +74,7 @@ class Mechanism:
         relative: Relative | None = None,
         leaky: float | None = None,
         dropout: float = 0.0,
-        dropout_seed: int = 0,
+        dropout_seed: int | Tensor = 0,
         landmarks: Tensor | None = None,
         layer: int = 0,
         rotary: Rotary | None = None,
@@ -73,7 +84,7 @@ class Mechanism:
         """Attends all rows of a segment at once (prefill and training): out [B, Hq, Lq, Dv], lse [B, Hq, Lq].
 
         q, k, v:         [B, Hq, Lq, D], [B, Hkv, Lk, D], [B, Hkv, Lk, Dv], rotated; as in `attend`
-        rule:            what the model itself demands: causality, a layer's own window, padding, documents
+        rule:            what the model itself demands: causality, a layer's own window, padding, documents; None: causality
         scale .. landmarks: terms of the logit, as in `attend`
         layer:           index of the model's layer
         rotary:          how q and k were rotated, for mechanisms that move them; None: not known or not rotated
@@ -84,6 +95,7 @@ class Mechanism:
         In torch.compile a mechanism is one opaque operator, whose backward runs the forward once more.
         Raises ValueError: options, shapes or a rule that the mechanism can not serve; TypeError: a rule that is none.
         """
+        rule = DEFAULT_RULE if rule is None else rule
         if not isinstance(rule, Rule):
             raise TypeError(f"{self.name}: rule must be a foveate.Rule, got {type(rule).__name__}")
         terms = score_arguments(
@@ -140,7 +152,7 @@ def mechanism(spec: str) -> Mechanism:
     >>> mechanism("window:size=64").size
     64
     """
-    name, *given = torch.ops.foveate.mechanism_options(spec)
+    name, *given = named_options(spec)
     options = CLASSES[name].options
     return CLASSES[name](**{key: option_value(options[key], text) for key, text in zip(given[::2], given[1::2])})
 
@@ -154,4 +166,4 @@ def mechanisms(layered_spec: str, layers: int) -> list[Mechanism]:
     >>> [m.name for m in mechanisms("dense@0;window:size=64", 3)]
     ['dense', 'window', 'window']
     """
-    return [mechanism(spec) for spec in torch.ops.foveate.layer_specs(layered_spec, layers)]
+    return [mechanism(spec) for spec in layer_specs(layered_spec, layers)]

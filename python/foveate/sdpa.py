@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from foveate.masks import structured_plan
-from foveate.operators import attend
+from foveate.operators import attend, draw_seed
 from foveate.plans import Plan, Rule
 
 
@@ -31,7 +31,7 @@ def scaled_dot_product_attention(
                         runs as such and costs what its visible part costs.  Any other is added as 0 and -inf; so is every bool mask
                         of few pairs, and inside torch.compile, where values are not known.
     dropout_p:          in [0, 1); which weights are dropped is drawn from torch's default generator (not the same ones as torch's).
-                        The draw breaks a graph of torch.compile; `attend` with a dropout_seed does not
+                        torch.compile's inductor draws other numbers than eager torch for the same seed, here as everywhere
     is_causal:          top-left: query i sees keys 0 .. i.  Not together with attn_mask
     scale:              None: 1 / sqrt(E)
     enable_gqa:         key and value heads are shared by groups of query heads
@@ -49,8 +49,8 @@ def scaled_dot_product_attention(
     q, k, v = (four_axes(t, batch) for t in (query, key, value))
     k, v, heads_of = share_heads(q, k, v, enable_gqa)
     plan, bias = rule_and_bias(attn_mask, is_causal, batch, q, k)
-    seed = int(torch.randint(2**62, ()).item()) if dropout_p > 0 else 0
-    out = attend(q, k, v, plan, bias=bias, scale=scale, dropout=dropout_p, dropout_seed=seed, **heads_of).out
+    dropout = dict(dropout=dropout_p, dropout_seed=draw_seed()) if dropout_p != 0 else {}
+    out = attend(q, k, v, plan, bias=bias, scale=scale, **dropout, **heads_of).out
     shape = (*batch, heads, query.size(-2), value.size(-1)) if max(t.dim() for t in (query, key, value)) > 2 else out.shape[2:]
     return out.reshape(shape)
 

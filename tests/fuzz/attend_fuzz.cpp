@@ -7,6 +7,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -199,7 +200,7 @@ class Generator {
       const int64_t blocks[] = {16, 32, 64};
       s.landmarks = at::arange(1, keys_ + 1, at::kLong).remainder(blocks[pick(3)]).eq(0).unsqueeze(0);
     }
-    if (pick(8) == 0) s.dropout = 0.1 * double(1 + pick(6)), s.dropout_seed = pick(1000);
+    if (pick(8) == 0) s.dropout = 0.1 * double(1 + pick(6)), s.dropout_seed = at::scalar_tensor(pick(1000), at::kLong);
     return s;
   }
 

@@ -1,7 +1,7 @@
 // Shows a decoder's insides to the Python tests, which hold them against an independent implementation.
 // MODEL: a GGUF file or a Hugging Face folder.  DTYPE: fp32 or bf16, with "-packed" behind it weights stay packed.
 //   decoder_tool logits MODEL DTYPE       ids (JSON, standard input) -> fp32 [ids, vocabulary] on standard output
-//   decoder_tool decoded_logits MODEL DTYPE     the same, the ids given one by one
+//   decoder_tool both_logits MODEL DTYPE  the same, and behind it the same with the ids given one by one
 //   decoder_tool greedy MODEL DTYPE N     ids -> JSON array of N greedy tokens
 //   decoder_tool gradients MODEL          ids -> one JSON line [[name, shape], ...], then the gradients of the mean
 //                                         loss of predicting each next id, fp32, in that order
@@ -77,7 +77,11 @@ int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   const auto ids = nlohmann::json::parse(std::cin).get<std::vector<int32_t>>();
   if (words.at(0) == "logits") logits(load(words.at(1), words.at(2)), ids);
-  if (words.at(0) == "decoded_logits") decoded_logits(load(words.at(1), words.at(2)), ids);
+  if (words.at(0) == "both_logits") {
+    const models::Decoder decoder = load(words.at(1), words.at(2));
+    logits(decoder, ids);
+    decoded_logits(decoder, ids);
+  }
   if (words.at(0) == "greedy") greedy(load(words.at(1), words.at(2)), ids, std::stol(words.at(3)));
   if (words.at(0) == "gradients") gradients(load(words.at(1), "fp32"), ids);
 }

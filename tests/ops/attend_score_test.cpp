@@ -1,5 +1,7 @@
 // attend against plain loops in double, over every term of the score, forward and backward.
+#include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros.h>
 
 #include "foveate/ops/attend/attend.h"
@@ -33,7 +35,7 @@ TEST_P(AttendAtLevel, slopes_relative_logits_leaky_and_dropout_equal_the_oracle)
     scores[1].relative = relative_term(shape, {2, 4, 13});
     scores[2].relative = relative_term(shape, {1, 4, 1});
     scores[3].leaky = 0.2;
-    scores[4].dropout = 0.3, scores[4].dropout_seed = 11;
+    scores[4].dropout = 0.3, scores[4].dropout_seed = at::scalar_tensor(11, at::kLong);
     scores[5] = {.scale = 0.6,
                  .soft_cap = 2.0,
                  .bias = random_tensor({1, 4, 13, 1}, 5),
@@ -42,7 +44,7 @@ TEST_P(AttendAtLevel, slopes_relative_logits_leaky_and_dropout_equal_the_oracle)
                  .relative = relative_term(shape, {2, 1, 13}),
                  .leaky = 0.1,
                  .dropout = 0.5,
-                 .dropout_seed = -3};
+                 .dropout_seed = at::full({1}, -3, at::kLong)};
     for (const Score& score : scores) {
       p.score = score;
       expect_oracle_in_both(p);
@@ -70,7 +72,7 @@ TEST_P(AttendAtLevel, dropout_takes_its_share_and_another_seed_takes_others) {
   Problem p = rule_problem(shape, Rule::full());
   p.q = at::zeros(p.q.sizes()), p.v = at::ones(p.v.sizes());
   const auto run = [&](double dropout, int64_t seed) {
-    return attend(p.q, p.k, p.v, p.plan, {.dropout = dropout, .dropout_seed = seed}).out;
+    return attend(p.q, p.k, p.v, p.plan, {.dropout = dropout, .dropout_seed = at::scalar_tensor(seed, at::kLong)}).out;
   };
   const Tensor first = run(0.2, 1);
   EXPECT_NEAR(first.mean().item<double>(), 1, 5 * std::sqrt(0.25 / (200 * 300)));

@@ -187,11 +187,10 @@ def test_logits_equal_transformers(model, build):
     path, reference, _ = model
     with torch.no_grad():
         wanted = reference(torch.tensor([IDS])).logits[0]
-    for words in (("logits",), ("decoded_logits",)):  # as a prompt, and token by token
-        values = np.frombuffer(run_tool(build, IDS, *words, path, "fp32"), np.float32).copy()
-        ours = torch.from_numpy(values).view(len(IDS), -1)
+    values = np.frombuffer(run_tool(build, IDS, "both_logits", path, "fp32"), np.float32).copy()
+    for ours in torch.from_numpy(values).view(2, len(IDS), -1):  # as a prompt, and token by token
         assert ours.shape == wanted.shape
-        assert (ours - wanted).abs().max() <= 1e-4 * max(1.0, wanted.abs().max().item()), words
+        assert (ours - wanted).abs().max() <= 1e-4 * max(1.0, wanted.abs().max().item())
 
 
 def test_gradients_equal_transformers(model, build):
@@ -229,8 +228,8 @@ def test_packed_rows_are_those_of_dense_ones(build, tmp_path, name):
     """Rows are chosen and permuted once more where they stay packed; ffn_down, 48 wide, has no whole blocks: dense."""
     path = tmp_path / "tiny.gguf"
     write(path, name, random_model(name), quantises=True)
-    for words in ("logits", "decoded_logits"):
-        dense, packed = (np.frombuffer(run_tool(build, IDS, words, path, dtype), np.float32)
-                         for dtype in ("fp32", "fp32-packed"))
-        assert np.abs(packed - dense).max() <= 0.03 * np.abs(dense).max(), words  # inputs have 16 bits
-    assert (packed != dense).any()  # one row is not multiplied by rows made dense
+    dense, packed = (np.frombuffer(run_tool(build, IDS, "both_logits", path, dtype), np.float32).reshape(2, -1)
+                     for dtype in ("fp32", "fp32-packed"))
+    for a, b in zip(packed, dense):
+        assert np.abs(a - b).max() <= 0.03 * np.abs(b).max()  # inputs have 16 bits
+    assert (packed[1] != dense[1]).any()  # one row is not multiplied by rows made dense

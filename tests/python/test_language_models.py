@@ -31,13 +31,19 @@ def reference_name(name: str, names: dict[str, str]) -> str:
     return f"{names[parts[0]]}.weight"
 
 
+def logits_of(build, ids, path, dtype, words="logits") -> torch.Tensor:
+    """[ids, vocabulary]; of both_logits twice that: as a prompt, and one by one."""
+    values = torch.from_numpy(np.frombuffer(run_tool(build, ids, words, path, dtype), np.float32).copy())
+    return values.view(*[2] * (words == "both_logits"), len(ids), -1)
+
+
 def run_tool(build, ids, *words) -> bytes:
     return subprocess.run(
         [build / "tests" / "decoder_tool", *words], input=json.dumps(ids).encode(), capture_output=True, check=True
     ).stdout
 
 
-@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("smollm2", "gemma3")])
 def model(request, cache, build):
     path = cache / "models" / f"{request.param}.gguf"
     text = cache / "texts" / "book.txt"
@@ -53,11 +59,17 @@ def model(request, cache, build):
     return path, reference, ids[:TOKENS]
 
 
-def test_logits_and_perplexity_equal_transformers(model, build):
-    path, reference, ids = model
+@pytest.fixture(scope="module")
+def exact(model, build):
+    """Our logits in fp32; a token's follow from those before it."""
+    path, _, ids = model
+    return logits_of(build, ids, path, "fp32")
+
+
+def test_logits_and_perplexity_equal_transformers(model, exact):
+    _, reference, ids = model
     assert len(ids) == TOKENS
-    ours = torch.from_numpy(np.frombuffer(run_tool(build, ids, "logits", path, "fp32"), np.float32).copy())
-    ours = ours.view(TOKENS, -1)
+    ours = exact
     with torch.no_grad():
         wanted = reference(torch.tensor([ids])).logits[0]
     assert ours.shape == wanted.shape
@@ -80,33 +92,27 @@ def test_greedy_continuation_is_identical(model, build):
     assert ours == wanted.tolist()
 
 
-def test_bf16_stays_close_to_fp32(model, build):
+def test_bf16_stays_close_to_fp32(model, exact, build):
     path, _, ids = model
     part = ids[:256]
     target = torch.tensor(part[1:])
-    nats = []
-    for dtype in ("fp32", "bf16"):
-        logits = torch.from_numpy(np.frombuffer(run_tool(build, part, "logits", path, dtype), np.float32).copy())
-        nats.append(torch.nn.functional.cross_entropy(logits.view(len(part), -1)[:-1], target).item())
+    both = (exact[: len(part)], logits_of(build, part, path, "bf16"))
+    nats = [torch.nn.functional.cross_entropy(logits[:-1], target).item() for logits in both]
     assert abs(nats[0] - nats[1]) <= 0.02
 
 
-def test_packed_weights_lose_nothing(model, build):
+def test_packed_weights_lose_nothing(model, exact, build):
     path, _, ids = model
     part = ids[:96]
-    logits = {}
-    for dtype in ("fp32", "fp32-packed", "bf16", "bf16-packed"):
-        for words in ("logits", "decoded_logits"):  # many rows at a time, and one by one
-            values = np.frombuffer(run_tool(build, part, words, path, dtype), np.float32).copy()
-            logits[dtype, words] = torch.from_numpy(values).view(len(part), -1)
-    exact = logits["fp32", "logits"]
-    assert (logits["fp32-packed", "logits"] - exact).abs().max() <= 2e-3
-    assert (logits["fp32-packed", "decoded_logits"] - exact).abs().max() <= 5e-3  # 16 bits of each input
+    exact = exact[: len(part)]
+    packed, decoded = logits_of(build, part, path, "fp32-packed", "both_logits")  # many rows at a time, and one by one
+    assert (packed - exact).abs().max() <= 2e-3
+    assert (decoded - exact).abs().max() <= 5e-3  # 16 bits of each input
     target = torch.tensor(part[1:])
-    nats = {key: torch.nn.functional.cross_entropy(x[:-1], target).item() for key, x in logits.items()}
-    dense = abs(nats["bf16", "decoded_logits"] - nats["fp32", "logits"])
-    for words in ("logits", "decoded_logits"):
-        assert abs(nats["bf16-packed", words] - nats["fp32", "logits"]) <= dense + 0.01
+    nats = lambda logits: torch.nn.functional.cross_entropy(logits[:-1], target).item()  # noqa: E731
+    _, dense = logits_of(build, part, path, "bf16", "both_logits")
+    for logits in logits_of(build, part, path, "bf16-packed", "both_logits"):
+        assert abs(nats(logits) - nats(exact)) <= abs(nats(dense) - nats(exact)) + 0.01
 
 
 def test_gradients_equal_transformers(model, build):

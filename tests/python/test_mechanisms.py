@@ -180,6 +180,21 @@ def test_layers():
     assert layers == [foveate.Dense(), foveate.Window(size=64), foveate.Window(size=64), foveate.Dense()]
 
 
+MAKERS = {
+    "class": lambda: foveate.Window(size=4, sinks=2),
+    "spec": lambda: foveate.mechanism(SMALL["dhsa"]),
+    "layers": lambda: foveate.mechanisms("dense@0;window:size=3", 2)[1],
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_mechanism_may_be_made_inside_of_a_graph(name):
+    (q, k, v), make = problem(), MAKERS[name]
+    loss = lambda q: make()(q, k, v).out.square().sum()  # noqa: E731
+    got, wanted = (torch.autograd.grad(run(q), q)[0] for run in (torch.compile(loss, fullgraph=True, backend="aot_eager"), loss))
+    torch.testing.assert_close(got, wanted)
+
+
 def test_second_derivatives_are_refused_when_compiled():
     q, k, v = problem()
     compiled = torch.compile(lambda q: foveate.Window(size=4)(q, k, v).out.square().sum(), backend="eager")

@@ -56,7 +56,7 @@ def score_terms(dtype):
     make = torch.Generator().manual_seed(9)
     random = lambda *shape: torch.randn(shape, generator=make, dtype=dtype, requires_grad=True)
     places = dict(relative_queries=torch.arange(9)[None] // 3, relative_keys=torch.arange(13)[None] // 3 + 1, relative_sizes=[5])
-    return dict(slopes=random(4), relative=random(2, 4, 9, 5), **places, leaky=0.3, dropout=0.25, dropout_seed=5)
+    return dict(slopes=random(4), relative=random(2, 4, 9, 5), **places, leaky=0.3, dropout=0.25, dropout_seed=torch.tensor(5))
 
 
 def test_gradients_of_score_terms_match_finite_differences():
@@ -109,6 +109,8 @@ def test_errors_name_the_rule_and_the_values():
         "soft_cap must be > 0": dict(soft_cap=0.0),
         "leaky must be > 0, got -1": dict(leaky=-1.0),
         "dropout must be in \\[0, 1\\), got 1": dict(dropout=1.0),
+        "dropout_seed must be int64 of one element, got Long \\[2\\]": dict(dropout_seed=torch.zeros(2).long()),
+        "dropout_seed must be int64 of one element, got Float \\[\\]": dict(dropout_seed=torch.zeros(())),
         "slopes must be floating point \\[4\\], got \\[3\\]": dict(slopes=torch.ones(3)),
         "must come together, got 1": dict(relative=torch.ones(1, 1, 1, 2)),
         "relative keys must be int64 \\[1, 13\\]": dict(

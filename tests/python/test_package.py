@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 import os
 import pathlib
 import pickle
@@ -67,7 +68,8 @@ def test_every_argument_reaches_the_operator():
     heads = dict(key_heads=torch.tensor([0, 0, 1, 1]))
     assert torch.allclose(foveate.attend(q, k, v, **heads).out, plain)
     assert not torch.allclose(foveate.attend(q, k, v, **heads, value_heads=torch.tensor([1, 0, 0, 1])).out, plain)
-    assert not torch.equal(*(foveate.attend(q, k, v, dropout=0.5, dropout_seed=seed).out for seed in (1, 2)))
+    drop = lambda seed: foveate.attend(q, k, v, dropout=0.5, dropout_seed=seed).out  # noqa: E731
+    assert not torch.equal(drop(1), drop(2)) and torch.equal(drop(1), drop(torch.tensor([1])))
     fields = dict(
         query_start=2, window_left=2, window_right=None, head_window=torch.tensor([1, 2, -1, 0]), key_lengths=torch.tensor([5, 13]),
         row_start=torch.full((1, 1, 9), 2), row_end=torch.full((1, 1, 9), 4), query_order=torch.tensor([[[3, 1]]]),
@@ -91,6 +93,8 @@ def test_bad_plans_and_terms_are_named():
         foveate.attend(q, k, v, Rule(window_left=-1))
     with pytest.raises(TypeError, match="unexpected keyword argument 'windw'"):
         foveate.attend(q, k, v, windw=3)
+    with pytest.raises(TypeError, match="attend: dropout_seed must be an int or a tensor, got float"):
+        foveate.attend(q, k, v, dropout=0.5, dropout_seed=1.5)
 
 
 @pytest.mark.parametrize("value", [*plans().values(), Relative(torch.ones(1), torch.zeros(1), torch.zeros(1), [1])], ids=lambda v: type(v).__name__)
@@ -155,11 +159,30 @@ def test_compiles_as_one_graph_with_plans_from_outside_and_inside(name):
             torch.testing.assert_close(got, gradient)
 
 
+@pytest.mark.parametrize("attend", [foveate.attend, foveate.Window(size=4)], ids=["attend", "mechanism"])
+def test_a_seed_is_drawn_inside_of_a_compiled_graph(attend):
+    """Backward drops what forward dropped, and the next call something else."""
+
+    def loss(q, k, v):
+        return attend(q, k, v, dropout=0.4, dropout_seed=torch.randint(2**62, ())).out.square().sum()
+
+    def steps(loss):
+        torch.manual_seed(6)
+        return [g for _ in range(2) for g in torch.autograd.grad(loss(*tensors), tensors)]
+
+    tensors = problem(queries=13)
+    got, wanted = steps(torch.compile(loss, fullgraph=True, backend="aot_eager")), steps(loss)
+    for a, b in zip(got, wanted):
+        torch.testing.assert_close(a, b)
+    assert not torch.allclose(got[0], got[3])
+
+
 def test_every_operator_is_known_to_these_tests():
-    """An operator over tensors has opcheck here, in test_operator.py or in test_mechanisms.py: a new one needs it too."""
+    """An operator over tensors has opcheck here, in test_operator.py, test_mechanisms.py or test_huggingface_mechanisms.py: a new one needs it too."""
+    importlib.import_module("foveate.huggingface")
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("foveate::")}
     texts = {"version", "list_mechanisms", "mechanism_options", "layer_specs"}
-    tensors = {"attend", "attend_backward", "mechanism", "mechanism_backward", "quantise_rows", "dequantise_rows"}
+    tensors = {"attend", "attend_backward", "mechanism", "mechanism_backward", "quantise_rows", "dequantise_rows", "model_mechanism", "model_mechanism_backward"}
     assert names == tensors | texts
 
 

@@ -127,15 +127,18 @@ def test_bad_input_is_named():
         ours(q, k[0, 0, 0], v)
 
 
+@pytest.mark.parametrize("dropout", [0, 0.3])
 @pytest.mark.parametrize("mask", [None, "bool", "float"])
-def test_compiles_as_one_graph(mask):
+def test_compiles_as_one_graph(mask, dropout):
     q, k, v = inputs()
     attn_mask = {None: None, "bool": torch.rand(9, 13) < 0.8, "float": torch.randn(9, 13)}[mask]
 
     def loss(q, k, v):
-        return ours(q, k, v, attn_mask=attn_mask, is_causal=attn_mask is None).square().sum()
+        return ours(q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=attn_mask is None).square().sum()
 
+    torch.manual_seed(3)
     wanted = torch.autograd.grad(loss(q, k, v), (q, k, v))
+    torch.manual_seed(3)
     got = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend="aot_eager")(q, k, v), (q, k, v))
     for a, b in zip(got, wanted):
         torch.testing.assert_close(a, b)

@@ -194,8 +194,8 @@ OracleScore oracle_score(const Problem& p) {
         {p.score.relative->sizes[size_t(axis)], ids(p.score.relative->queries), ids(p.score.relative->keys)});
   }
   if (p.score.dropout > 0)
-    score.keep = [seed = uint64_t(p.score.dropout_seed), start = score.query_start, share = p.score.dropout](
-                     int64_t b, int64_t h, int64_t i, int64_t j) {
+    score.keep = [seed = p.score.dropout_seed ? uint64_t(p.score.dropout_seed->item<int64_t>()) : 0,
+                  start = score.query_start, share = p.score.dropout](int64_t b, int64_t h, int64_t i, int64_t j) {
       const uint32_t bits = dropout_bits(dropout_row(seed, b, h, start + i), uint32_t(j));
       return bits / 2 < uint32_t(share * 2147483648.0) ? 0 : 1 / (1 - share);
     };

@@ -41,7 +41,9 @@ struct Score {
   // Probability in [0, 1) with which a weight becomes 0, others growing by 1 / (1 - dropout); lse is without it.  Which
   // ones depends on seed, batch, head, position and key alone (base/random.h: dropout_row, dropout_bits).
   double dropout = 0;
-  int64_t dropout_seed = 0;
+  std::optional<at::Tensor> dropout_seed;  // int64, one element, so that a compiled graph may draw it; unset: 0
+
+  uint64_t seed() const;  // what dropout_seed says
 };
 
 // Which key and value head a query head reads, where the groups are unequal or differ between keys and values.

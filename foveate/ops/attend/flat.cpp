@@ -29,7 +29,7 @@ Plan make_plan(Rule rule, int64_t query_block, int64_t key_block, OptionalTensor
 Problem make_problem(const Tensor& q, const Tensor& k, const Tensor& v, OptionalTensor bias, OptionalTensor sink,
                      OptionalDouble scale, OptionalDouble soft_cap, OptionalTensor slopes, OptionalTensor relative,
                      OptionalTensor relative_queries, OptionalTensor relative_keys, at::IntArrayRef relative_sizes,
-                     OptionalDouble leaky, double dropout, int64_t dropout_seed, OptionalTensor landmarks,
+                     OptionalDouble leaky, double dropout, OptionalTensor dropout_seed, OptionalTensor landmarks,
                      OptionalTensor key_heads, OptionalTensor value_heads, OptionalInt query_start,
                      OptionalInt window_left, OptionalInt window_right, int64_t sinks, OptionalTensor head_window,
                      OptionalTensor key_lengths, OptionalTensor query_documents, OptionalTensor key_documents,

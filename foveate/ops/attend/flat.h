@@ -19,7 +19,7 @@ using OptionalDouble = std::optional<double>;
 inline constexpr const char* kSchema =
     "Tensor? bias=None, Tensor? sink=None, float? scale=None, float? soft_cap=None, "
     "Tensor? slopes=None, Tensor? relative=None, Tensor? relative_queries=None, Tensor? relative_keys=None, "
-    "int[] relative_sizes=[], float? leaky=None, float dropout=0.0, int dropout_seed=0, "
+    "int[] relative_sizes=[], float? leaky=None, float dropout=0.0, Tensor? dropout_seed=None, "
     "Tensor? landmarks=None, Tensor? key_heads=None, Tensor? value_heads=None, "
     "int? query_start=None, int? window_left=None, int? window_right=None, int sinks=0, Tensor? head_window=None, "
     "Tensor? key_lengths=None, Tensor? query_documents=None, Tensor? key_documents=None, Tensor? row_start=None, "
@@ -30,7 +30,7 @@ inline constexpr const char* kSchema =
 Problem make_problem(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, OptionalTensor bias,
                      OptionalTensor sink, OptionalDouble scale, OptionalDouble soft_cap, OptionalTensor slopes,
                      OptionalTensor relative, OptionalTensor relative_queries, OptionalTensor relative_keys,
-                     at::IntArrayRef relative_sizes, OptionalDouble leaky, double dropout, int64_t dropout_seed,
+                     at::IntArrayRef relative_sizes, OptionalDouble leaky, double dropout, OptionalTensor dropout_seed,
                      OptionalTensor landmarks, OptionalTensor key_heads, OptionalTensor value_heads,
                      OptionalInt query_start, OptionalInt window_left, OptionalInt window_right, int64_t sinks,
                      OptionalTensor head_window, OptionalTensor key_lengths, OptionalTensor query_documents,

@@ -47,20 +47,27 @@ Tensor dropout_rows(const Problem& p, int64_t query_start) {
   const int64_t batch = p.q.size(0), heads = p.q.size(1), queries = p.q.size(2);
   const Tensor rows = at::empty({batch, heads, queries, 2}, at::kLong);
   int64_t* to = rows.mutable_data_ptr<int64_t>();
+  const uint64_t seed = p.score.seed();
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = 0; i < queries; ++i)
-        for (const uint32_t word : dropout_row(uint64_t(p.score.dropout_seed), b, h, query_start + i)) *to++ = word;
+        for (const uint32_t word : dropout_row(seed, b, h, query_start + i)) *to++ = word;
   return rows;
 }
 
 }  // namespace
+
+uint64_t Score::seed() const { return dropout_seed ? uint64_t(dropout_seed->item<int64_t>()) : 0; }
 
 void check_score(const Problem& p) {
   const Score& s = p.score;
   require(s.soft_cap.value_or(1) > 0, "attend: soft_cap must be > 0, got {}", s.soft_cap.value_or(1));
   require(s.leaky.value_or(1) > 0, "attend: leaky must be > 0, got {}", s.leaky.value_or(1));
   require(s.dropout >= 0 && s.dropout < 1, "attend: dropout must be in [0, 1), got {}", s.dropout);
+  if (const auto& seed = s.dropout_seed)
+    require(seed->scalar_type() == at::kLong && seed->numel() == 1,
+            "attend: dropout_seed must be int64 of one element, got {} {}", c10::toString(seed->scalar_type()),
+            text(*seed));
   if (s.bias) {
     const int64_t whole[] = {p.q.size(0), p.q.size(1), p.q.size(2), p.k.size(2)};
     bool fits = s.bias->dim() == 4 && s.bias->is_floating_point();

@@ -125,7 +125,7 @@ void Prepared::set_score(const Score& score) {
   s.leaky = float(score.leaky.value_or(1));
   s.drop_below = dropout_threshold(score.dropout);
   s.keep_scale = float(1 / (1 - score.dropout));
-  arguments.dropout_seed = uint64_t(score.dropout_seed);
+  if (score.dropout > 0) arguments.dropout_seed = score.seed();
   if (score.bias) {
     const Tensor& bias = keep(score.bias->scalar_type() == at::kDouble ? score.bias->to(at::kFloat) : *score.bias);
     const auto stride = [&](int axis) { return bias.size(axis) == 1 ? 0 : bias.stride(axis); };
