@@ -6,8 +6,8 @@
 namespace foveate::ops {
 
 // x [..., D >= 1] fp32, bf16 or fp16 -> uint8 [..., D + 2 * ceil(D / 32)]: the row's int8 codes, then a bf16 scale for
-// each 32 of them; an element is code * scale.  scale: the largest |x| of a block / 127, rounded up; codes are to the
-// nearest.  Error <= scale / 2.  A block that holds NaN or Inf becomes NaN.  Attention reads such rows as they are.
+// each 32 of them; an element is code * scale.  scale >= 0: the largest |x| of a block / 127, rounded up; codes are to
+// the nearest.  Error <= scale / 2.  A block with NaN or Inf becomes NaN.  Attention reads such rows as they are.
 at::Tensor quantise_rows(const at::Tensor& x);
 
 // The reverse, in `dtype` (fp32, bf16, fp16).  Throws Error: rows of a length that none has.
