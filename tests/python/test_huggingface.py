@@ -307,13 +307,11 @@ def words(length):
     return ids, mask
 
 
-@pytest.mark.xdist_group("smollm2 of transformers")  # loaded once
 def test_logits_and_gradients_of_smollm2_equal_eager(smollm2):
     ids, mask = words(24)
     compare(smollm2, torch.float, ids, check_deep, mask=mask)
 
 
-@pytest.mark.xdist_group("smollm2 of transformers")  # loaded once
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 def test_smollm2_generates_eagers_tokens(smollm2, kind):
     ids, mask = words(64)

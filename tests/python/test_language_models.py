@@ -43,7 +43,7 @@ def run_tool(build, ids, *words) -> bytes:
     ).stdout
 
 
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("smollm2", "gemma3")])
+@pytest.fixture(scope="module", params=["smollm2", "gemma3"])
 def model(request, cache, build):
     path = cache / "models" / f"{request.param}.gguf"
     text = cache / "texts" / "book.txt"
