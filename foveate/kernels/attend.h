@@ -11,7 +11,6 @@
 
 namespace foveate::kernels {
 
-constexpr int kLargestDim = 576;
 constexpr int64_t kMostParts = 4;  // of the queries whose listed keys are summed up side by side
 constexpr int64_t kNoLimit = std::numeric_limits<int64_t>::max() / 4;
 
@@ -94,6 +93,7 @@ struct Forecast {
   int64_t tile_rows = 0;
   bool gathers = false;  // keys are gathered for each tile
   bool packs = true;     // keys and values are packed; else read as they are
+  bool codes = false;    // rows of q8 are multiplied in whole numbers
   int64_t bytes = 0;     // extra memory of a call
 };
 

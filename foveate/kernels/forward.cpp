@@ -298,6 +298,7 @@ Forecast forecast(const Table& table, const Arguments& a, bool backward, int thr
   const bool shared = tiling.packs() && survey.shares(threads, backward ? 1 : tiling.parts());
   const auto use = backward ? PackedKeys::Use::backward : PackedKeys::forward_use(a, Steps(table, a), tiling);
   f.packs = use != PackedKeys::Use::rows;
+  f.codes = multiplies_codes(table, a, use);
   const int64_t panel = PackedKeys::floats_of_panel(Steps(table, a), a, use);
   f.bytes =
       4 * panel *

@@ -18,6 +18,7 @@ constexpr int kPanelKeys = 64;   // keys of a panel
 constexpr int kGroupRows = 6;    // query rows whose scores stand in registers at a time
 constexpr int kStripPanels = 8;  // panels whose scores stand in the first-level cache at a time (512 keys)
 constexpr int kStripKeys = kStripPanels * kPanelKeys;
+constexpr int kLargestDim = 576;  // of a row of q, k or v
 constexpr int kDimMultiple = 16;  // rows of outputs are padded to this many floats
 constexpr int kMostAhead = 128;   // rows of k and v that are fetched before they are read
 

@@ -14,6 +14,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/base/timer.h"
+#include "foveate/ops/attend/prepared.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/parallel.h"
 
@@ -74,10 +75,6 @@ const kernels::Table& packed_table() {
   return table ? *table : *kernels::levels().front();
 }
 
-kernels::DType row_type(const at::Tensor& x) {
-  return x.scalar_type() == at::kFloat ? kernels::DType::f32 : kernels::DType::bf16;
-}
-
 void widen(const uint16_t* bf16, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) to[i] = std::bit_cast<float>(uint32_t{bf16[i]} << 16);
 }
@@ -89,7 +86,7 @@ at::Tensor multiply_tiles(const at::Tensor& x, const PackedAffine& w) {
   const int64_t tile = std::min(out, std::max<int64_t>(kTileElements / in / 16 * 16, 16));
   const auto part = [&](int64_t first, int64_t count) {
     const at::Tensor rows = at::empty({count, in}, x.options());
-    kernels::dequantize_rows(packed_table(), *w.weight, first, count, row_type(x), rows.mutable_data_ptr(), in,
+    kernels::dequantize_rows(packed_table(), *w.weight, first, count, dtype_of(x), rows.mutable_data_ptr(), in,
                              torch_pool());
     return foveate::ops::linear(x, rows, w.bias.defined() ? w.bias.narrow(0, first, count) : w.bias);
   };
@@ -116,7 +113,7 @@ std::vector<at::Tensor> multiply_many(const at::Tensor& x, std::span<const Packe
   const at::Tensor dense = at::empty({all, in}, x.options());
   int64_t first = 0;
   for (const PackedAffine& w : weights) {
-    kernels::dequantize_rows(packed_table(), *w.weight, 0, w.weight->out(), row_type(x),
+    kernels::dequantize_rows(packed_table(), *w.weight, 0, w.weight->out(), dtype_of(x),
                              dense.narrow(0, first, w.weight->out()).mutable_data_ptr(), in, torch_pool());
     first += w.weight->out();
   }

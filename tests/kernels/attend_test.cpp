@@ -96,7 +96,7 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
                              Shape{.queries = 70, .keys = 64, .dim = 64, .value_dim = 80},
                              Shape{.queries = 2, .keys = 77, .dim = 64, .value_dim = 80},
                              Shape{.queries = 2, .keys = 77, .dim = 96, .value_dim = 32},
-                             Shape{.queries = 1, .keys = 70, .dim = 64, .value_dim = 160},
+                             Shape{.queries = 1, .keys = 70, .dim = 64, .value_dim = kLargestDim},
                              Shape{.queries = 1, .keys = 5, .dim = 39, .value_dim = 41}}) {
         const auto buffer = [&](int64_t heads, int64_t rows, int64_t dim) {
           return GuardedBuffer(heads * rows * dim, type);

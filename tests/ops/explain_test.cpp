@@ -12,6 +12,7 @@
 #include "foveate/base/error.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/parallel.h"
+#include "foveate/ops/quantise/quantise.h"
 #include "tests/support/compare.h"
 
 namespace foveate::ops {
@@ -45,6 +46,18 @@ TEST(Explain, says_whether_keys_are_packed) {
   const at::Tensor one = s.q.narrow(2, 0, 1);
   EXPECT_NE(explain(one, s.k, s.k, Rule{}).find("panels of 64 keys as they are ("), std::string::npos);
   EXPECT_NE(explain(s.q, s.k, s.k, Rule{}).find("panels of 64 keys ("), std::string::npos);
+}
+
+TEST(Explain, says_where_8_bits_are_multiplied_in_whole_numbers) {
+  if (kernel_level() != "avx512_bf16") GTEST_SKIP() << "this machine has no such level";
+  const auto of = [](int64_t queries, int64_t dim, at::ScalarType type) {
+    const at::Tensor rows = quantise_rows(random_tensor({1, 1, 70, dim}, 2));
+    return explain(random_tensor({1, 2, queries, dim}, 1, type), rows, rows, Rule{});
+  };
+  EXPECT_TRUE(of(1, 64, at::kBFloat16).starts_with("avx512_bf16: whole-number products"));
+  EXPECT_TRUE(of(1, 80, at::kBFloat16).starts_with("avx512_bf16: bf16 products"));
+  EXPECT_TRUE(of(40, 64, at::kBFloat16).starts_with("avx512_bf16: bf16 products"));
+  EXPECT_TRUE(of(1, 64, at::kFloat).starts_with("avx512_bf16: fp32 products"));
 }
 
 TEST(Explain, names_the_reason_where_no_kernel_runs) {

@@ -93,7 +93,7 @@ std::vector<Problem> problems(int64_t queries, int64_t dim) {
 // Attention over 8-bit rows is attention over the numbers they stand for, to what sums in another order differ by.
 TEST_P(StorageAtLevel, rows_of_8_bits_are_attended_as_what_they_stand_for) {
   for (const int64_t queries : {1, 3, 40})
-    for (const int64_t dim : {8, 32, 33, 64, 80, 96, 130, 160})
+    for (const int64_t dim : {8, 32, 33, 64, 80, 96, 130, 160, 576})
       for (const Problem& p : problems(queries, dim))
         for (const auto& [type, bound] :
              {std::pair(at::kFloat, Bound{2e-5, 2e-5}), {at::kBFloat16, {1.2e-2, 1.2e-2}}}) {

@@ -53,7 +53,7 @@ def test_every_tensor_of_a_real_file_gives_the_same_bits(tool, cache, model):
         pytest.skip(f"no model file {path}")
     of_type = {}
     for tensor in gguf.GGUFReader(path).tensors:
-        rows = max(1, tensor.data.size // 2**17)  # every few rows of the large ones will do: 128 KB each
+        rows = max(1, tensor.data.size // 2**20)  # every few rows of the large ones will do: a megabyte each
         of_type.setdefault(tensor.tensor_type, []).append(numpy.ascontiguousarray(tensor.data[::rows]))
     for kind, tensors in of_type.items():  # a tensor is whole blocks: one behind the other they are a tensor again
         expected = numpy.concatenate([gguf.quants.dequantize(packed, kind).reshape(-1) for packed in tensors])

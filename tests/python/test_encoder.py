@@ -46,12 +46,12 @@ def sentences(cache) -> list[str]:
     if not path.exists():
         pytest.skip("articles are not there; python tools/fetch.py articles")
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return lines[:: len(lines) // 60][:60]
+    return lines[:: len(lines) // 200][:200]
 
 
 def test_sentence_vectors_equal_transformers(build, minilm, sentences):
-    assert len(sentences) == 60
-    wanted = torch.cat([reference(minilm, sentences[i : i + 20]) for i in range(0, 60, 20)])
+    assert len(sentences) == 200
+    wanted = torch.cat([reference(minilm, sentences[i : i + 20]) for i in range(0, 200, 20)])
     ours = embed(build, minilm, sentences)
     assert ours.shape == wanted.shape
     assert (ours - wanted).abs().max() <= 1e-5

@@ -1,6 +1,6 @@
 // Products of few query rows with rows of q8 in whole numbers (VNNI): codes are multiplied as they are, four products a
 // lane; converting each of them to a float costs more than reading them from memory.  For head dims that are multiples
-// of kScaled.  To be included inside a level's own anonymous namespace, after row_kernels.h.
+// of kScaled.  To be included inside a level's own anonymous namespace, after its Pairs.
 //
 // vpdpbusd multiplies unsigned bytes by signed ones, so 16 bits take two of them: x = 256 * high + low.
 //   scores   unsigned: the key's codes + 128; signed: the query.  128 * sum(query) is in where sums start.
@@ -85,28 +85,19 @@ struct Codes : Floats {
   __attribute__((noinline)) static void row_products(const Tile& t, const char* q, int64_t q_stride,
                                                      const void* const* keys, int width, const void* const* ahead,
                                                      float* to, int64_t stride, F* tops) {
-    const int64_t bytes = row_bytes(t.dim, DType::q8);
-    for (int key = 0; key < width; key += kLanes) {
-      F quads[kLanes / 4][R];
-      for (int i = 0; i < kLanes / 4; ++i) {
-        for (int j = key + 4 * i; j < key + 4 * i + 4; ++j) fetch_ahead(ahead[j], bytes);
-        Sums<R, 4> sums;
-        int vector = 0;
-        for (; vector < t.dim / kBytes; ++vector) add_vector<R, true>(t, q, q_stride, keys + key + 4 * i, vector, sums);
-        if (t.dim % kBytes) add_vector<R, false>(t, q, q_stride, keys + key + 4 * i, vector, sums);
-        unrolled<R>([&](auto r) __attribute__((always_inline)) {
-          F(&x)[4] = sums.at[r.value];
-          quads[i][r.value] = Simd::sum_quads(x[0], x[1], x[2], x[3]);
+    products_by_four<R>(
+        row_bytes(t.dim, DType::q8), ahead, width, to, stride,
+        tops, [&](int key, F(&quads)[R]) __attribute__((always_inline)) {
+          Sums<R, 4> sums;
+          int vector = 0;
+          for (; vector < t.dim / kBytes; ++vector) add_vector<R, true>(t, q, q_stride, keys + key, vector, sums);
+          if (t.dim % kBytes) add_vector<R, false>(t, q, q_stride, keys + key, vector, sums);
+          unrolled<R>([&](auto r) __attribute__((always_inline)) {
+            F(&x)[4] = sums.at[r.value];
+            quads[r.value] =
+                Simd::sum_quads(x[0], x[1], x[2], x[3]) * Simd::set(query_scale(q + r.value * q_stride, t.dim));
+          });
         });
-      }
-      for (int r = 0; r < R; ++r) {
-        F of_row[kLanes / 4];
-        for (int i = 0; i < kLanes / 4; ++i) of_row[i] = quads[i][r];
-        const F products = Simd::sum_fourths(of_row) * Simd::set(query_scale(q + r * q_stride, t.dim));
-        Simd::store(to + r * stride + key, products);
-        if (tops) tops[r] = Simd::max(tops[r], products);
-      }
-    }
   }
 
   // Rows that are not there read as the first: what comes of them is not visible, or weighs nothing.
@@ -130,7 +121,7 @@ struct Codes : Floats {
   // weight times the block's scale, as a whole number of 15 bits over `factor`, a power of two.  It follows from what
   // the row itself weighs: an invisible key must not change how visible ones are rounded.
   struct Weights {
-    static constexpr int kMostBlocks = 16;  // head dims up to 512
+    static constexpr int kMostBlocks = kLargestDim / kScaled;
     // The number 4 * i + j of each four bytes is of keys 16 * j + 4 * i up to 16 * j + 4 * i + 3.
     uint8_t high[kMostBlocks][kGroupRows][kPanelKeys], low[kMostBlocks][kGroupRows][kPanelKeys];
     float inverse[kMostBlocks][kGroupRows];  // 1 / factor
@@ -261,14 +252,11 @@ struct Codes : Floats {
       F sums[2];
       for (int i = 0; i < 2; ++i)
         sums[i] = Simd::to_floats(_mm512_add_epi32(_mm512_slli_epi32(high[r.value][i], 8), low[r.value][i]));
-      const I even = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-      const I odd = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+      Pairs::put_in_order(sums[0], sums[1]);
       const F inverse = Simd::set(w.inverse[block][r.value]), factor = Simd::set(shrink[r.value]);
       float* place = to + r.value * stride + block * kScaled;
-      const F ordered[2] = {_mm512_permutex2var_ps(sums[0], even, sums[1]),
-                            _mm512_permutex2var_ps(sums[0], odd, sums[1])};
       for (int i = 0; i < 2; ++i)
-        Simd::store(place + i * kLanes, Simd::fma(Simd::load(place + i * kLanes), factor, ordered[i] * inverse));
+        Simd::store(place + i * kLanes, Simd::fma(Simd::load(place + i * kLanes), factor, sums[i] * inverse));
     });
   }
 

@@ -9,7 +9,6 @@ constexpr float kInfinity = __builtin_inff();
 // clang-format off
 #include "foveate/kernels/cpu/simd_avx512.h"
 #include "foveate/kernels/cpu/level.h"
-#include "foveate/kernels/cpu/code_kernels.h"
 // clang-format on
 
 // Pairs of bf16: vdpbf16ps takes two products a lane and sums in fp32.
@@ -61,6 +60,8 @@ struct Pairs {
       }
   }
 };
+
+#include "foveate/kernels/cpu/code_kernels.h"
 
 // The bf16 of codes' numbers are looked up; of eight bits the low and the high four apart, both times the same x.
 template <int kBits>

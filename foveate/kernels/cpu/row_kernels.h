@@ -113,21 +113,17 @@ FOVEATE_INLINE void four_products(const Tile& t, const float* q, int64_t q_strid
   });
 }
 
-// to[r * stride + key] = q[r] . keys[key] for `width` keys, a multiple of 16 (the last may be null: 0); tops[r] takes
-// their largest.  Rows of q stand q_stride units apart, with zeros up to whole vectors.
-template <class Unit, int R, Reads kReads>
-inline void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width, float* to,
-                         int64_t stride, F* tops) {
-  const int64_t bytes = row_bytes(t.dim, t.key_type);
-  const int ahead = rows_ahead(bytes);
+// to[r * stride + key]: products of R rows with `width` keys, a multiple of 16; tops[r], unless null, takes the
+// largest. four(key, quads) gives those with keys key .. key + 3, as four_products does.  ahead[key]: what to fetch
+// meanwhile.
+template <int R, class Four>
+FOVEATE_INLINE void products_by_four(int64_t bytes, const void* const* ahead, int width, float* to, int64_t stride,
+                                     F* tops, const Four& four) {
   for (int key = 0; key < width; key += kLanes) {
     F quads[kLanes / 4][R];
     for (int i = 0; i < kLanes / 4; ++i) {
-      for (int j = key + 4 * i; j < key + 4 * i + 4; ++j) fetch_ahead(keys[j + ahead], bytes);
-      if (kReads != Reads::any || keys[key + 4 * i])
-        four_products<Unit, R, kReads>(t, q, q_stride, keys + key + 4 * i, quads[i]);
-      else
-        for (F& none : quads[i]) none = Simd::set(0);
+      for (int j = key + 4 * i; j < key + 4 * i + 4; ++j) fetch_ahead(ahead[j], bytes);
+      four(key + 4 * i, quads[i]);
     }
     for (int r = 0; r < R; ++r) {
       F of_row[kLanes / 4];
@@ -137,6 +133,22 @@ inline void row_products(const Tile& t, const float* q, int64_t q_stride, const 
       if (tops) tops[r] = Simd::max(tops[r], products);
     }
   }
+}
+
+// to[r * stride + key] = q[r] . keys[key] for `width` keys, a multiple of 16 (the last may be null: 0); tops[r] takes
+// their largest.  Rows of q stand q_stride units apart, with zeros up to whole vectors.
+template <class Unit, int R, Reads kReads>
+inline void row_products(const Tile& t, const float* q, int64_t q_stride, const void* const* keys, int width, float* to,
+                         int64_t stride, F* tops) {
+  const int64_t bytes = row_bytes(t.dim, t.key_type);
+  products_by_four<R>(
+      bytes, keys + rows_ahead(bytes), width, to, stride,
+      tops, [&](int key, F(&quads)[R]) __attribute__((always_inline)) {
+        if (kReads != Reads::any || keys[key])
+          four_products<Unit, R, kReads>(t, q, q_stride, keys + key, quads);
+        else
+          for (F& none : quads) none = Simd::set(0);
+      });
 }
 
 constexpr int kRowsAtOnce = Simd::kWidth == 16 ? kGroupRows : 2;  // 4 sums a row in registers

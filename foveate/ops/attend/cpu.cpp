@@ -142,8 +142,12 @@ std::string describe(const Problem& p, Pass pass) {
   const bool pairs = prepared.arguments.type == DType::bf16 && kernels::has_pairs(*kernel_table());
   return fmt::format(
       "{}: {} products, {} tiles of up to {} rows, {} panels of 64 {}keys{} ({} checked), {:.1f} MiB extra",
-      kernel_table()->name, pairs ? "bf16" : "fp32", f.tiles, f.tile_rows, f.visited_panels,
-      f.gathers ? "gathered " : "", f.packs ? "" : " as they are", f.checked_panels, double(f.bytes) / (1 << 20));
+      kernel_table()->name,
+      f.codes ? "whole-number"
+      : pairs ? "bf16"
+              : "fp32",
+      f.tiles, f.tile_rows, f.visited_panels, f.gathers ? "gathered " : "", f.packs ? "" : " as they are",
+      f.checked_panels, double(f.bytes) / (1 << 20));
 }
 
 Attended attend_cpu(const Problem& p) {
