@@ -31,7 +31,7 @@ using Mechanisms = std::vector<attention::Mechanism>;
 
 std::string class_of(const Mechanisms& mechanisms) {
   attention::Kind widest = attention::Kind::row;
-  for (const auto& mechanism : mechanisms) widest = std::max(widest, attention::kind_of(mechanism));
+  for (const auto& mechanism : mechanisms) widest = std::max(widest, mechanism.kind());
   return std::string(enum_names(widest)[size_t(widest)]);
 }
 

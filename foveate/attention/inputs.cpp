@@ -1,10 +1,12 @@
 #include "foveate/attention/mechanism.h"
+#include "foveate/base/error.h"
 
 namespace foveate::attention {
 
 Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count) {
   Inputs part = in;
   part.q = in.q.narrow(2, first, count);
+  if (in.hidden) part.hidden = in.hidden->narrow(1, first, count);
   part.rule.query_start = in.rule.query_start.value_or(in.k.size(2) - in.q.size(2)) + first;
   if (in.first_position) part.first_position = *in.first_position + first;
   const auto by_query = [&](std::optional<at::Tensor>& t, int64_t axis) {
@@ -20,6 +22,13 @@ Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count) {
     relative.queries = relative.queries.narrow(1, first, count);
   }
   return part;
+}
+
+const at::Tensor& learned(const Inputs& in, std::string_view owner, std::string_view name) {
+  require(in.learned, "{}: has learned parts, got no adapter; give the file that training wrote", owner);
+  const auto found = in.learned->find(name);
+  require(found != in.learned->end(), "{}: the adapter must have {}, got none", owner, name);
+  return found->second;
 }
 
 }  // namespace foveate::attention

@@ -4,14 +4,16 @@
 //   fields(self, visit), validate()     its options (base/options.h) and the rules between them
 //   Attended attend(const Inputs&)      prefill and training: all rows of a segment at once, with gradients
 //   make_state(const StateOptions&)     generation
-// and, if a prompt may not be cut anywhere, chunk_multiple().  registry.h lists them all.
+// and, where it needs them, chunk_multiple(): prompts are cut at multiples of so many tokens;
+// learned_parts(LayerShape): what an adapter must give (learned.h).  list.h lists them all.
 #pragma once
 
-#include <map>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
+#include "foveate/attention/learned.h"
 #include "foveate/ops/attend/attend.h"
 #include "foveate/ops/rotary.h"
 #include "foveate/plan/plan.h"
@@ -38,7 +40,12 @@ struct Inputs {
   std::optional<int64_t> first_position;  // position of query 0 in the text; unset: its key index.  Differs from it
                                           // where a state has evicted keys.
   bool ends_prompt = true;                // false for the chunks of a prompt before its last
+  std::optional<at::Tensor> hidden;       // [B, Lq, width]: what the layer's projections read of these rows
+  const Learned* learned = nullptr;       // this layer's learned parts; null: none were given
 };
+
+// A learned part by name.  Throws Error, which names `owner`: there is none.
+const at::Tensor& learned(const Inputs& in, std::string_view owner, std::string_view name);
 
 // Rows [first, first + count) of a call: of q and of all in rule and score that goes by query; keys and values stay.
 // The rule must not order queries.
@@ -133,6 +140,8 @@ class CachedState : public State {
   Inputs appended(const Inputs& in);
   // To be called after attending: drops what no later row can see.
   void evict();
+  // Appends the new rows one by one and attends each over everything held by then: decoding by what the cache says.
+  Attended by_row(const Inputs& in, const std::function<Attended(const Inputs&)>& attend_row);
 
   KvCache cache_;
 

@@ -59,15 +59,16 @@ Attended run(const Call& c) {
   require(!p.pages, "mechanism: keys must be whole, got pages");
   ops::check_problem(p);
   const std::optional<ops::Rotary> rotary = rotary_of(c.rotary);
-  return attend(make_mechanism(parse_spec(c.spec)), {.q = p.q,
-                                                     .k = p.k,
-                                                     .v = p.v,
-                                                     .rule = *rule,
-                                                     .score = p.score,
-                                                     .layer = c.layer,
-                                                     .rotary = rotary ? &*rotary : nullptr,
-                                                     .first_position = c.first_position,
-                                                     .ends_prompt = c.ends_prompt});
+  return make_mechanism(parse_spec(c.spec))
+      .attend({.q = p.q,
+               .k = p.k,
+               .v = p.v,
+               .rule = *rule,
+               .score = p.score,
+               .layer = c.layer,
+               .rotary = rotary ? &*rotary : nullptr,
+               .first_position = c.first_position,
+               .ends_prompt = c.ends_prompt});
 }
 
 // lse is NaN where the mechanism has none (it changed logits): an operator's results do not come and go.
@@ -192,7 +193,7 @@ using Op = decltype(kernels_of(decltype(make_call_of(ops::make_problem))::make))
 
 // The name, then key and value of every option that is not at its default.
 std::vector<std::string> mechanism_options(std::string_view text) {
-  const Spec spec = spec_of(make_mechanism(parse_spec(text)));
+  const Spec spec = make_mechanism(parse_spec(text)).spec();
   std::vector<std::string> parts = {spec.name};
   for (const auto& [key, value] : spec.options) parts.insert(parts.end(), {key, value});
   return parts;
@@ -200,7 +201,7 @@ std::vector<std::string> mechanism_options(std::string_view text) {
 
 std::vector<std::string> layer_specs(std::string_view layered_spec, int64_t layers) {
   std::vector<std::string> specs;
-  for (const Mechanism& mechanism : make_mechanisms(layered_spec, layers)) specs.push_back(spec_of(mechanism).text());
+  for (const Mechanism& mechanism : make_mechanisms(layered_spec, layers)) specs.push_back(mechanism.spec().text());
   return specs;
 }
 

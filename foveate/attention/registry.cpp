@@ -4,18 +4,20 @@
 #include <optional>
 #include <type_traits>
 
+#include "foveate/attention/list.h"
+
 namespace foveate::attention {
 namespace {
 
 // Calls visit(T{}) for every mechanism T of the list.
 template <class Visit, class... T>
-void for_each(std::type_identity<std::variant<T...>>, Visit&& visit) {
+void for_each(std::type_identity<std::tuple<T...>>, Visit&& visit) {
   (visit(T{}), ...);
 }
 
 template <class Visit>
 void for_each_mechanism(Visit&& visit) {
-  for_each(std::type_identity<Mechanism>{}, visit);
+  for_each(std::type_identity<AllMechanisms>{}, visit);
 }
 
 }  // namespace
@@ -58,33 +60,6 @@ Mechanism make_mechanism(const Spec& spec) {
   });
   require(made.has_value(), "attention: unknown mechanism '{}', known:{}", spec.name, names);
   return *made;
-}
-
-Spec spec_of(const Mechanism& mechanism) {
-  return std::visit([](const auto& m) { return to_spec(m); }, mechanism);
-}
-
-Kind kind_of(const Mechanism& mechanism) {
-  return std::visit([](const auto& m) { return m.kind; }, mechanism);
-}
-
-int64_t chunk_multiple(const Mechanism& mechanism) {
-  return std::visit(
-      [](const auto& m) -> int64_t {
-        if constexpr (requires { m.chunk_multiple(); })
-          return m.chunk_multiple();
-        else
-          return 1;
-      },
-      mechanism);
-}
-
-Attended attend(const Mechanism& mechanism, const Inputs& in) {
-  return std::visit([&](const auto& m) { return m.attend(in); }, mechanism);
-}
-
-std::unique_ptr<State> make_state(const Mechanism& mechanism, const StateOptions& options) {
-  return std::visit([&](const auto& m) { return m.make_state(options); }, mechanism);
 }
 
 std::vector<Mechanism> make_mechanisms(std::string_view layered_spec, int64_t layers) {

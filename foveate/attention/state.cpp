@@ -1,3 +1,4 @@
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 
@@ -102,6 +103,26 @@ Inputs CachedState::appended(const Inputs& in) {
   cache_.append(in.k, in.v);
   all.k = cache_.k();
   all.v = cache_.v();
+  return all;
+}
+
+Attended CachedState::by_row(const Inputs& in, const std::function<Attended(const Inputs&)>& attend_row) {
+  Attended all{.out = {}, .lse = {}, .plans = {}};
+  std::vector<at::Tensor> outs, lses;
+  for (int64_t row = 0; row < in.q.size(2); ++row) {
+    Inputs one = in;
+    one.q = in.q.narrow(2, row, 1), one.k = in.k.narrow(2, row, 1), one.v = in.v.narrow(2, row, 1);
+    if (in.hidden) one.hidden = in.hidden->narrow(1, row, 1);
+    Attended part = attend_row(appended(one));
+    outs.push_back(part.out);
+    if (part.lse) lses.push_back(*part.lse);
+    for (PlannedRows& planned : part.plans) {
+      planned.first_row += row;
+      all.plans.push_back(std::move(planned));
+    }
+  }
+  all.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);
+  if (lses.size() == outs.size()) all.lse = lses.size() == 1 ? lses[0] : at::cat(lses, 2);
   return all;
 }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "foveate/attention/dense.h"
 #include "foveate/base/error.h"
 #include "foveate/base/memory.h"
 #include "foveate/base/timer.h"
@@ -168,7 +169,7 @@ void Comparison::score(const Pass& pass, Measured& measured) const {
 Measured Comparison::run(const std::vector<attention::Mechanism>& mechanisms, const Progress& progress) {
   const bool is_reference =
       options_.cache == attention::CacheType::model &&
-      std::ranges::all_of(mechanisms, [](const auto& m) { return std::holds_alternative<attention::Dense>(m); });
+      std::ranges::all_of(mechanisms, [](const auto& m) { return m.spec().name == attention::Dense::name; });
   if (!dense_hidden_.defined() && !is_reference) {
     Measured ignored;
     const std::vector<attention::Mechanism> dense(size_t(decoder_.layers()), attention::Dense{});

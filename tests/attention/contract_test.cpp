@@ -3,8 +3,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/full_like.h>
 #include <gtest/gtest.h>
 
+#include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
 #include "tests/support/compare.h"
 
@@ -14,11 +16,13 @@ namespace {
 using test::random_tensor;
 using test::same;
 
-constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 16;
+constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 16, kWidth = 24;
 
-// A spec that really drops keys at the test's lengths, and one whose budget covers everything.
+// A spec that really drops keys at the test's lengths, and one whose budget covers everything, perhaps only where some
+// learned parts hold certain numbers.
 struct Case {
   std::string spec, full;
+  std::map<std::string, double> full_parts = {};
 };
 std::vector<Case> cases() {
   return {
@@ -38,7 +42,18 @@ std::vector<Case> cases() {
   };
 }
 
-Inputs make_inputs(int64_t length, const Rule& rule = {}) {
+// Learned parts a little off their start, where all would be alike.
+const Learned* learned_of(const Mechanism& m) {
+  static std::map<std::string, Learned> all;
+  const auto parts = m.learned_parts({kWidth, kHeads, kKvHeads, kDim, kDim + 4});
+  if (parts.empty()) return nullptr;
+  const auto [found, is_new] = all.try_emplace(m.spec().text(), make_learned(parts, 5));
+  if (is_new)
+    for (auto& [name, part] : found->second) part += 0.3 * random_tensor(part.sizes().vec(), 6).to(part.scalar_type());
+  return &found->second;
+}
+
+Inputs make_inputs(const Mechanism& m, int64_t length, const Rule& rule = {}) {
   static const ops::Rotary rotary(kDim, 100);
   Inputs in;
   in.q = random_tensor({1, kHeads, length, kDim}, 1);
@@ -46,12 +61,15 @@ Inputs make_inputs(int64_t length, const Rule& rule = {}) {
   in.v = random_tensor({1, kKvHeads, length, kDim + 4}, 3);
   in.rule = rule;
   in.rotary = &rotary;
+  in.hidden = random_tensor({1, length, kWidth}, 4);
+  in.learned = learned_of(m);
   return in;
 }
 
 Inputs rows(const Inputs& in, int64_t first, int64_t count) {
   Inputs part = in;
   part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
+  part.hidden = in.hidden->narrow(1, first, count);
   return part;
 }
 
@@ -65,10 +83,13 @@ TEST_P(Contract, equals_dense_when_the_budget_covers_everything) {
   const Mechanism full = make_mechanism(parse_spec(GetParam().full));
   for (const Rule& rule : {Rule{}, Rule{.window_left = 11}})
     for (const int64_t length : {1, 7, 40, 301}) {
-      const Inputs in = make_inputs(length, rule);
-      const Attended want = attend(Dense{}, in);
-      EXPECT_TRUE(same(attend(full, in).out, want.out, {1e-5, 1e-5})) << GetParam().full << " length " << length;
-      const auto state = make_state(full, {rule});
+      Inputs in = make_inputs(full, length, rule);
+      Learned parts = in.learned ? *in.learned : Learned{};
+      for (const auto& [name, value] : GetParam().full_parts) parts.at(name) = at::full_like(parts.at(name), value);
+      if (in.learned) in.learned = &parts;
+      const Attended want = Dense{}.attend(in);
+      EXPECT_TRUE(same(full.attend(in).out, want.out, {1e-5, 1e-5})) << GetParam().full << " length " << length;
+      const auto state = full.make_state({rule});
       EXPECT_TRUE(same(state->decode(in).out, want.out, {1e-5, 1e-5})) << "decode, length " << length;
     }
 }
@@ -76,9 +97,9 @@ TEST_P(Contract, equals_dense_when_the_budget_covers_everything) {
 TEST_P(Contract, chunked_prefill_equals_one_prefill_at_multiples) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
-  const int64_t step = std::max<int64_t>(chunk_multiple(m), 5), length = 3 * step + 4;
-  const Inputs in = make_inputs(length);
-  const auto whole = make_state(m, {}), parts = make_state(m, {});
+  const int64_t step = std::max<int64_t>(m.chunk_multiple(), 5), length = 3 * step + 4;
+  const Inputs in = make_inputs(m, length);
+  const auto whole = m.make_state({}), parts = m.make_state({});
   const at::Tensor want = whole->prefill(in).out;
   std::vector<at::Tensor> outs;
   for (int64_t first = 0; first < length; first += step) {
@@ -86,18 +107,18 @@ TEST_P(Contract, chunked_prefill_equals_one_prefill_at_multiples) {
     part.ends_prompt = first + step >= length;
     outs.push_back(parts->prefill(part).out);
   }
-  if (kind_of(m) != Kind::prompt) {  // plans of chunks end with the chunk
+  if (m.kind() != Kind::prompt) {  // plans of chunks end with the chunk
     EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
   }
-  EXPECT_TRUE(same(attend(m, in).out, want, {1e-6, 1e-6})) << "state and stateless prefill differ";
+  EXPECT_TRUE(same(m.attend(in).out, want, {1e-6, 1e-6})) << "state and stateless prefill differ";
   EXPECT_EQ(parts->length(), length);
 }
 
 TEST_P(Contract, decoding_one_by_one_equals_several_at_once) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
-  const Inputs in = make_inputs(70);
-  const auto at_once = make_state(m, {}), single = make_state(m, {});
+  const Inputs in = make_inputs(m, 70);
+  const auto at_once = m.make_state({}), single = m.make_state({});
   at_once->prefill(rows(in, 0, 40));
   single->prefill(rows(in, 0, 40));
   const at::Tensor want = at_once->decode(rows(in, 40, 30)).out;
@@ -110,26 +131,26 @@ TEST(RowMechanisms, decode_equals_prefill) {
   const at::NoGradGuard no_grad;
   for (const Case& c : cases()) {
     const Mechanism m = make_mechanism(parse_spec(c.spec));
-    if (kind_of(m) != Kind::row) continue;  // decode has a rule of its own
+    if (m.kind() != Kind::row) continue;  // decode has a rule of its own
     SCOPED_TRACE(c.spec);
-    const Inputs in = make_inputs(90);
-    const auto state = make_state(m, {});
+    const Inputs in = make_inputs(m, 90);
+    const auto state = m.make_state({});
     std::vector<at::Tensor> outs = {state->prefill(rows(in, 0, 20)).out};
     for (int64_t row = 20; row < 90; ++row) outs.push_back(state->decode(rows(in, row, 1)).out);
-    EXPECT_TRUE(same(at::cat(outs, 2), attend(m, in).out, {1e-5, 1e-5}));
+    EXPECT_TRUE(same(at::cat(outs, 2), m.attend(in).out, {1e-5, 1e-5}));
   }
 }
 
 TEST_P(Contract, a_cache_in_8_bits_agrees_with_itself_and_nearly_with_the_models_own) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
-  const Inputs in = make_inputs(70);
+  const Inputs in = make_inputs(m, 70);
   const StateOptions in_8_bits{.cache = CacheType::q8};
-  const auto single = make_state(m, in_8_bits), at_once = make_state(m, in_8_bits), own = make_state(m, {});
+  const auto single = m.make_state(in_8_bits), at_once = m.make_state(in_8_bits), own = m.make_state({});
   const at::Tensor prompt = own->prefill(rows(in, 0, 40)).out;
   for (const auto& state : {&single, &at_once}) {
     const at::Tensor out = (*state)->prefill(rows(in, 0, 40)).out;
-    if (kind_of(m) == Kind::row) {  // others may keep other keys
+    if (m.kind() == Kind::row) {  // others may keep other keys
       EXPECT_LE((out - prompt).norm().item<double>(), 1.5e-2 * prompt.norm().item<double>());
     }
   }
@@ -138,17 +159,17 @@ TEST_P(Contract, a_cache_in_8_bits_agrees_with_itself_and_nearly_with_the_models
   for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows(in, row, 1)).out);
   EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
   EXPECT_LT(single->bytes(), own->bytes());
-  if (kind_of(m) != Kind::row) return;
-  const auto prefilled = make_state(m, in_8_bits);
+  if (m.kind() != Kind::row) return;
+  const auto prefilled = m.make_state(in_8_bits);
   EXPECT_TRUE(same(prefilled->prefill(in).out.narrow(2, 40, 30), want, {1e-5, 1e-5}));
 }
 
 TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
-  const Inputs in = make_inputs(90);
+  const Inputs in = make_inputs(m, 90);
   for (const CacheType cache : {CacheType::model, CacheType::q8}) {
-    const auto state = make_state(m, {.cache = cache}), other = make_state(m, {.cache = cache});
+    const auto state = m.make_state({.cache = cache}), other = m.make_state({.cache = cache});
     state->prefill(rows(in, 0, 40));
     for (int64_t row = 40; row < 60; ++row) state->decode(rows(in, row, 1));
     other->load(state->save());
@@ -157,7 +178,7 @@ TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
       const at::Tensor want = state->decode(rows(in, row, 1)).out;
       ASSERT_TRUE(other->decode(rows(in, row, 1)).out.equal(want)) << row;
     }
-    const auto wrong = make_state(m, {.cache = cache == CacheType::model ? CacheType::q8 : CacheType::model});
+    const auto wrong = m.make_state({.cache = cache == CacheType::model ? CacheType::q8 : CacheType::model});
     EXPECT_THROW(wrong->load(state->save()), Error);
     State::Snapshot short_of = state->save();  // tokens that later ones see are missing
     const at::Tensor counts = short_of["counts"].clone();
@@ -175,10 +196,10 @@ TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
 TEST_P(Contract, later_tokens_change_no_earlier_row) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
-  const bool is_prompt = kind_of(m) == Kind::prompt;  // its plan may see all queries and keys: values alone change
-  const int64_t length = 60, unit = kind_of(m) == Kind::block ? chunk_multiple(m) : 1;
-  const Inputs in = make_inputs(length);
-  const at::Tensor before = attend(m, in).out;
+  const bool is_prompt = m.kind() == Kind::prompt;  // its plan may see all queries and keys: values alone change
+  const int64_t length = 60, unit = m.kind() == Kind::block ? m.chunk_multiple() : 1;
+  const Inputs in = make_inputs(m, length);
+  const at::Tensor before = m.attend(in).out;
   const int64_t changed = 33;
   Inputs other = in;
   for (at::Tensor* part : {&other.q, &other.k, &other.v}) {
@@ -187,17 +208,21 @@ TEST_P(Contract, later_tokens_change_no_earlier_row) {
     part->narrow(2, changed, length - changed).add_(3);
   }
   const int64_t safe = changed / unit * unit;  // the selection of a block may see the block's later rows
-  const at::Tensor after = attend(m, other).out;
+  const at::Tensor after = m.attend(other).out;
   EXPECT_TRUE(after.narrow(2, 0, safe).equal(before.narrow(2, 0, safe)));
   EXPECT_FALSE(after.narrow(2, changed, 1).equal(before.narrow(2, changed, 1)));
 }
 
 TEST_P(Contract, gradients_are_those_of_the_kept_keys) {
   const Mechanism m = mechanism();
-  Inputs in = make_inputs(29);
+  Inputs in = make_inputs(m, 29);
   for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kDouble).requires_grad_();
+  in.hidden = in.hidden->to(at::kDouble);
+  Learned parts = in.learned ? *in.learned : Learned{};
+  for (auto& [name, part] : parts) part = part.to(at::kDouble);
+  if (in.learned) in.learned = &parts;
   const at::Tensor weight = random_tensor({1, kHeads, 29, kDim + 4}, 9).to(at::kDouble);
-  const auto loss = [&] { return (attend(m, in).out * weight).sum(); };
+  const auto loss = [&] { return (m.attend(in).out * weight).sum(); };
   loss().backward();
   const at::NoGradGuard no_grad;
   for (at::Tensor* part : {&in.q, &in.k, &in.v}) {
@@ -218,8 +243,8 @@ TEST_P(Contract, gradients_are_those_of_the_kept_keys) {
 TEST_P(Contract, truncation_forgets_and_rollback_is_kept) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
-  const Inputs in = make_inputs(120);
-  const auto state = make_state(m, {.rule = {}, .rollback = 10});
+  const Inputs in = make_inputs(m, 120);
+  const auto state = m.make_state({.rule = {}, .rollback = 10});
   state->prefill(rows(in, 0, 100));
   const at::Tensor want = state->decode(rows(in, 100, 10)).out;
   state->truncate(100);
@@ -231,9 +256,10 @@ TEST_P(Contract, truncation_forgets_and_rollback_is_kept) {
 
 TEST_P(Contract, counts_its_bytes) {
   const at::NoGradGuard no_grad;
-  const auto state = make_state(mechanism(), {});
+  const Mechanism m = mechanism();
+  const auto state = m.make_state({});
   EXPECT_EQ(state->bytes(), 0);
-  const Inputs in = make_inputs(400);
+  const Inputs in = make_inputs(m, 400);
   state->prefill(rows(in, 0, 300));
   for (int64_t row = 300; row < 400; ++row) state->decode(rows(in, row, 1));
   const int64_t token = kKvHeads * (kDim + kDim + 4) * 4;
@@ -245,8 +271,9 @@ TEST_P(Contract, counts_its_bytes) {
 
 TEST_P(Contract, plans_cover_every_row_once) {
   const at::NoGradGuard no_grad;
-  const Inputs in = make_inputs(45);
-  const Attended attended = attend(mechanism(), in);
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(m, 45);
+  const Attended attended = m.attend(in);
   int64_t next = 0;
   for (const PlannedRows& part : attended.plans) {
     EXPECT_EQ(part.first_row, next);
@@ -257,22 +284,22 @@ TEST_P(Contract, plans_cover_every_row_once) {
 
 TEST_P(Contract, spec_gives_the_same_mechanism_back) {
   const Mechanism m = mechanism();
-  EXPECT_EQ(spec_of(make_mechanism(spec_of(m))), spec_of(m));
+  EXPECT_EQ(make_mechanism(m.spec()).spec(), m.spec());
 }
 
 TEST_P(Contract, runs_in_every_dtype) {
   const at::NoGradGuard no_grad;
-  const Inputs in = make_inputs(33);
-  const at::Tensor want = attend(mechanism(), in).out;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(m, 33);
   for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
     Inputs low = in;
     low.q = in.q.to(type), low.k = in.k.to(type), low.v = in.v.to(type);
-    const at::Tensor out = attend(mechanism(), low).out;
+    const at::Tensor out = m.attend(low).out;
     EXPECT_EQ(out.scalar_type(), type);
     // Selection may differ by a near tie: compare against the same mechanism on the rounded values in fp32.
     Inputs rounded = low;
     rounded.q = low.q.to(at::kFloat), rounded.k = low.k.to(at::kFloat), rounded.v = low.v.to(at::kFloat);
-    EXPECT_TRUE(same(out.to(at::kFloat), attend(mechanism(), rounded).out, {0.02, 0.02}));
+    EXPECT_TRUE(same(out.to(at::kFloat), m.attend(rounded).out, {0.02, 0.02}));
   }
 }
 

@@ -469,7 +469,7 @@ std::string message_of(const std::string& spec, const Rule& rule = {}) {
   try {
     Inputs in = make_inputs(20, 20);
     in.rule = rule;
-    attend(make_mechanism(parse_spec(spec)), in);
+    make_mechanism(parse_spec(spec)).attend(in);
   } catch (const Error& error) {
     return error.what();
   }

@@ -33,7 +33,7 @@ std::vector<AccuracyInputs> captured(const std::string& path) {
                     if (std::ranges::find(wanted, in.layer) != wanted.end())
                       all.push_back({"layer " + std::to_string(in.layer), in.q.to(at::kDouble), in.k.to(at::kDouble),
                                      in.v.to(at::kDouble), random_tensor(in.q.sizes(), 1, at::kDouble)});
-                    return attention::attend(mechanisms[size_t(in.layer)], in);
+                    return mechanisms[size_t(in.layer)].attend(in);
                   });
   return all;
 }

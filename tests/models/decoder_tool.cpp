@@ -13,6 +13,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "foveate/attention/dense.h"
 #include "foveate/models/language/generate.h"
 #include "foveate/ops/level.h"
 

@@ -2,11 +2,12 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/constant_pad_nd.h>
 
 #include <algorithm>
 #include <numeric>
 
+#include "foveate/attention/dense.h"
+#include "foveate/attention/summaries.h"
 #include "foveate/ops/quantise/quantise.h"
 #include "foveate/ops/select/pool.h"
 
@@ -89,89 +90,53 @@ Attended Dhsa::attend(const Inputs& in) const {
 
 namespace {
 
-// Keeps the sums of all chunks beside the cache, so that a decoded token reads summaries and its own keys only.
+// Keeps summaries of all chunks beside the cache, so that a decoded token reads them and its own keys only.
 class DhsaState final : public CachedState {
  public:
-  DhsaState(Dhsa dhsa, const StateOptions& options) : CachedState(std::nullopt, options), dhsa_(dhsa) {}
+  DhsaState(const Dhsa& dhsa, const StateOptions& options)
+      : CachedState(std::nullopt, options), dhsa_(dhsa), summaries_(dhsa.chunk, [dhsa](const at::Tensor& k) {
+          return dhsa.pool(k, ops::even_cuts(k.size(2), dhsa.chunk));
+        }) {}
 
   Attended prefill(const Inputs& in) override { return dhsa_.attend(appended(in)); }
 
   Attended decode(const Inputs& in) override {
-    if (dhsa_.decode == Dhsa::Decode::dense) {
-      const Inputs all = appended(in);
-      const ops::Attended attended = ops::attend(all.q, all.k, all.v, all.rule, all.score);
-      return {attended.out, attended.lse, {{0, all.q.size(2), all.rule}}};
-    }
-    Attended attended{.out = {}, .lse = {}, .plans = {}};
-    std::vector<at::Tensor> outs, lses;
-    for (int64_t row = 0; row < in.q.size(2); ++row) {  // the open chunk's mean grows with every row
-      Inputs one = in;
-      one.q = in.q.narrow(2, row, 1), one.k = in.k.narrow(2, row, 1), one.v = in.v.narrow(2, row, 1);
-      const ops::Attended part = decode_row(appended(one), row, attended.plans);
-      outs.push_back(part.out);
-      lses.push_back(part.lse);
-    }
-    attended.out = at::cat(outs, 2);
-    attended.lse = at::cat(lses, 2);
-    return attended;
+    if (dhsa_.decode == Dhsa::Decode::dense) return Dense{}.attend(appended(in));
+    return by_row(in, [&](const Inputs& all) { return decode_row(all); });  // the open chunk's mean grows with each row
   }
 
   void truncate(int64_t length) override {
     CachedState::truncate(length);
-    pooled_ = std::min(pooled_, length / dhsa_.chunk);
+    summaries_.truncate(length);
   }
 
   void load(const Snapshot& snapshot) override {
     CachedState::load(snapshot);
-    summaries_ = at::Tensor(), pooled_ = 0;  // made anew
+    summaries_.clear();
   }
 
-  int64_t bytes() const override {
-    return CachedState::bytes() + (summaries_.defined() ? int64_t(summaries_.nbytes()) : 0);
-  }
+  int64_t bytes() const override { return CachedState::bytes() + summaries_.bytes(); }
 
   int64_t read_bytes() const override {
     if (dhsa_.decode == Dhsa::Decode::dense) return CachedState::read_bytes();
     const int64_t chunks = (length() + dhsa_.chunk - 1) / dhsa_.chunk;
-    const int64_t summary = summaries_.defined() ? int64_t(summaries_.nbytes()) / summaries_.size(2) : 0;
-    return std::min(length(), dhsa_.budget) * cache_.token_bytes() + chunks * summary;
+    return std::min(length(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
   }
 
  private:
-  ops::Attended decode_row(const Inputs& in, int64_t row, std::vector<PlannedRows>& plans) {
+  Attended decode_row(const Inputs& in) {
     const int64_t keys = in.k.size(2);
-    const at::Tensor chunks = chunk_summaries(in.k);
-    const at::Tensor scores = ops::score_blocks(in.q, chunks, std::array<int64_t, 2>{0, 1}, pooling_of(dhsa_.pooling),
-                                                /*by_group=*/true);
+    const at::Tensor scores = ops::score_blocks(in.q, summaries_.of(in.k), std::array<int64_t, 2>{0, 1},
+                                                pooling_of(dhsa_.pooling), /*by_group=*/true);
     const ops::Candidates candidates = dhsa_.candidates(in.rule, keys - 1, keys);
     TokenPlan plan{1, ops::select_tokens(scores, ops::even_cuts(keys, dhsa_.chunk), {&candidates, 1}, dhsa_.budget),
                    in.rule};
     const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
-    plans.push_back({row, 1, std::move(plan)});
-    return attended;
-  }
-
-  // Summaries of all chunks of k [B, Hkv, Lk, D]; those of full chunks are kept, the open one is made anew.
-  at::Tensor chunk_summaries(const at::Tensor& k) {
-    const int64_t keys = k.size(2), full = keys / dhsa_.chunk, chunks = (keys + dhsa_.chunk - 1) / dhsa_.chunk;
-    if (pooled_ < chunks) {
-      const at::Tensor fresh = k.narrow(2, pooled_ * dhsa_.chunk, keys - pooled_ * dhsa_.chunk);
-      const at::Tensor pooled = dhsa_.pool(fresh, ops::even_cuts(fresh.size(2), dhsa_.chunk));
-      if (!summaries_.defined() || summaries_.size(2) < chunks) {
-        const int64_t room = chunks + chunks / 2 + 1;
-        const int64_t held = summaries_.defined() ? summaries_.size(2) : 0;
-        const at::Tensor old = held ? summaries_ : pooled.narrow(2, 0, 0);
-        summaries_ = at::constant_pad_nd(old, {0, 0, 0, room - held});
-      }
-      summaries_.narrow(2, pooled_, chunks - pooled_).copy_(pooled);
-      pooled_ = full;
-    }
-    return summaries_.narrow(2, 0, chunks);
+    return {attended.out, attended.lse, {{0, 1, std::move(plan)}}};
   }
 
   Dhsa dhsa_;
-  at::Tensor summaries_;  // [B, 1|Hkv, capacity, D] fp32
-  int64_t pooled_ = 0;    // full chunks summed up
+  ChunkSummaries summaries_;
 };
 
 }  // namespace

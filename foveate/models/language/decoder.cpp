@@ -77,6 +77,7 @@ Tensor Decoder::attention_branch(int64_t layer, const Tensor& h, const ops::Rota
   in.rule = rule_of(layer);
   in.score = {.scale = config_.attention_scale, .soft_cap = config_.attention_soft_cap};
   in.layer = layer;
+  in.hidden = h;
   in.rotary = rotation ? &rotaries_[rotary_of_[size_t(layer)]] : nullptr;
   return linear(attend(in).out.transpose(1, 2).flatten(2), w.output);
 }
@@ -139,7 +140,7 @@ Tensor Decoder::forward(const Tensor& tokens, int64_t first_position, const Atte
 Tensor Decoder::forward(const Tensor& tokens, const std::vector<attention::Mechanism>& mechanisms) const {
   require(std::ssize(mechanisms) == layers(), "decoder: one mechanism per layer, got {} for {} layers",
           mechanisms.size(), layers());
-  return forward(tokens, 0, [&](const attention::Inputs& in) { return attention::attend(mechanisms[in.layer], in); });
+  return forward(tokens, 0, [&](const attention::Inputs& in) { return mechanisms[in.layer].attend(in); });
 }
 
 Tensor Decoder::logits(const Tensor& hidden) const {

@@ -15,10 +15,9 @@ Session::Session(const Decoder& decoder, const std::vector<attention::Mechanism>
   require(std::ssize(mechanisms) == decoder.layers(), "session: one mechanism per layer, got {} for {} layers",
           mechanisms.size(), decoder.layers());
   for (int64_t layer = 0; layer < decoder.layers(); ++layer) {
-    states_.push_back(
-        attention::make_state(mechanisms[layer], {decoder.rule_of(layer), options_.rollback, options_.cache}));
-    attention_ += (layer > 0 ? ";" : "") + attention::spec_of(mechanisms[layer]).text();
-    chunk_multiple_ = std::lcm(chunk_multiple_, attention::chunk_multiple(mechanisms[layer]));
+    states_.push_back(mechanisms[layer].make_state({decoder.rule_of(layer), options_.rollback, options_.cache}));
+    attention_ += (layer > 0 ? ";" : "") + mechanisms[layer].spec().text();
+    chunk_multiple_ = std::lcm(chunk_multiple_, mechanisms[layer].chunk_multiple());
   }
 }
 

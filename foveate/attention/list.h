@@ -1,0 +1,20 @@
+// The one list of mechanisms.  The command line, Python, the benchmarks and the generic tests iterate over it
+// (registry.h): a new mechanism is a header, a source, a test and one line here.
+#pragma once
+
+#include <tuple>
+
+#include "foveate/attention/dense.h"
+#include "foveate/attention/sparse/dhsa.h"
+#include "foveate/attention/sparse/dhsa_blocks.h"
+#include "foveate/attention/window.h"
+
+namespace foveate::attention {
+
+using AllMechanisms = std::tuple<  //
+    Dense,                         //
+    Window,                        //
+    Dhsa,                          //
+    DhsaBlocks>;
+
+}  // namespace foveate::attention
