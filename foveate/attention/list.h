@@ -7,6 +7,8 @@
 #include "foveate/attention/dense.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
+#include "foveate/attention/sparse/flexprefill.h"
+#include "foveate/attention/sparse/vertical_slash.h"
 #include "foveate/attention/window.h"
 
 namespace foveate::attention {
@@ -15,6 +17,8 @@ using AllMechanisms = std::tuple<  //
     Dense,                         //
     Window,                        //
     Dhsa,                          //
-    DhsaBlocks>;
+    DhsaBlocks,                    //
+    VerticalSlash,                 //
+    FlexPrefill>;
 
 }  // namespace foveate::attention

@@ -311,15 +311,15 @@ TEST(HeadPatterns, refuse_what_is_not_of_the_form) {
   EXPECT_EQ(error_of("{}"), "f: must be a list with an object for each layer");
   EXPECT_EQ(error_of("[]"), "f: must be a list with an object for each layer");
   EXPECT_EQ(error_of("[3]"), "f: layer 0 must be an object of heads");
-  EXPECT_EQ(error_of(R"([{"x": ["stream_llm", 1, 1, 0]}])"), "f: layer 0: heads must be numbers, got \"x\"");
-  EXPECT_EQ(error_of(R"([{"00": ["stream_llm", 1, 1, 0]}])"), "f: layer 0: heads must be numbers, got \"00\"");
+  EXPECT_EQ(error_of(R"([{"x": ["stream_llm", 1, 1, 0]}])"), "f: layer 0: heads must be numbers, got 'x'");
+  EXPECT_EQ(error_of(R"([{"00": ["stream_llm", 1, 1, 0]}])"), "f: layer 0: heads must be numbers, got '00'");
   EXPECT_EQ(error_of(R"([{}, {"0": ["stream_llm", 1, 1]}])"),
-            "f: layer 1, head \"0\": must be [kind, vertical, slash, score]");
+            "f: layer 1, head '0': must be [kind, vertical, slash, score]");
   EXPECT_EQ(error_of(R"([{"0": ["block_sparse", 10, 1, 0]}])"),
-            "f: layer 0, head \"0\": kind must be vertical_and_slash or stream_llm, got \"block_sparse\"");
+            "f: layer 0, head '0': kind must be vertical_and_slash or stream_llm, got 'block_sparse'");
   for (const char* number : {"0", "-1", "1.5", "\"1\"", "1e30", "18446744073709551615", "null"})
     EXPECT_TRUE(error_of(fmt::format(R"([{{"0": ["stream_llm", 1, {}, 0]}}])", number))
-                    .starts_with("f: layer 0, head \"0\": slash must be a whole number >= 1, got"))
+                    .starts_with("f: layer 0, head '0': slash must be a whole number >= 1, got"))
         << number << ": " << error_of(fmt::format(R"([{{"0": ["stream_llm", 1, {}, 0]}}])", number));
   EXPECT_TRUE(error_of(R"([{"0": ["stream_llm", 1, 1, 0]}, )").starts_with("f: must be valid JSON"));
 }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "foveate/base/error.h"
 #include "foveate/ops/sums/sums.h"
 
 namespace foveate::attention {
@@ -27,12 +26,6 @@ LineSums line_sums_of_last(const Inputs& in, int64_t count) {
   ops::Score score = asking.score;
   score.dropout = 0, score.sink.reset();
   return line_sums(asking, ops::attend(asking.q, asking.k, values, asking.rule, score).lse);
-}
-
-void require_causal(const Rule& rule, std::string_view mechanism) {
-  require(!rule.key_lengths && !rule.query_order,
-          "{}: padded keys and ordered queries are not supported, choose rows of one length", mechanism);
-  require(rule.window_right == 0, "{}: the rule must be causal, got one that shows later keys", mechanism);
 }
 
 }  // namespace foveate::attention

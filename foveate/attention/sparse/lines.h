@@ -17,8 +17,4 @@ LineSums line_sums(const Inputs& asking, const at::Tensor& lse);
 // The same of the last `count` rows of a call, or of all where there are fewer.
 LineSums line_sums_of_last(const Inputs& in, int64_t count);
 
-// Throws Error, in the name of a mechanism that counts columns from the first key: padded keys, ordered queries, a rule
-// that is not causal.
-void require_causal(const Rule& rule, std::string_view mechanism);
-
 }  // namespace foveate::attention

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/sparse/block_lists.h"
 #include "foveate/ops/parallel.h"
 #include "foveate/ops/select/select.h"
 
@@ -177,7 +178,7 @@ void VerticalSlash::validate() const {
 
 Attended VerticalSlash::attend(const Inputs& in) const {
   check_options(*this);
-  require_causal(in.rule, name);
+  check_block_rule(in.rule, name);
   return attend_lines(in, patterns_of(*this, in), *this);
 }
 
