@@ -39,6 +39,10 @@ std::vector<Case> cases() {
       {"dhsa_blocks:mask=a,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=a,density=1,key_block=64"},
       {"dhsa_blocks:mask=vs,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vs,density=1,query_block=16"},
       {"dhsa_blocks:mask=vsb,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vsb,density=1"},
+      {"vertical_slash:vertical=4,slash=3,last_queries=8,first_columns=1,first_distances=2,block=8",
+       "vertical_slash:vertical=1,slash=301"},
+      {"flexprefill:gamma=0.3,tau=0,min_budget=1,block=8", "flexprefill:gamma=1,tau=0,min_budget=1,block=8"},
+      {"flexprefill:gamma=0.3,tau=1,min_budget=1,block=8", "flexprefill:gamma=1,tau=1,min_budget=1,block=8"},
   };
 }
 
@@ -325,7 +329,9 @@ TEST(Registry, names_the_known_mechanisms) {
     make_mechanism({.name = "dnse", .options = {}});
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks");
+    EXPECT_STREQ(
+        error.what(),
+        "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks vertical_slash flexprefill");
   }
 }
 

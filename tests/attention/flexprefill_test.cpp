@@ -162,8 +162,8 @@ Oracle oracle(const FlexPrefill& o, const Inputs& in) {
   const Array q = to_array(in.q), k = to_array(in.k);
   std::vector<std::vector<std::set<int64_t>>> kept;
   Oracle oracle;
-  const bool dense = q.shape[2] == 0 || k.shape[2] <= 2 * o.block ||
-                     k.shape[2] <= (o.min_budget + o.block - 1) / o.block * o.block;
+  const bool dense =
+      q.shape[2] == 0 || k.shape[2] <= 2 * o.block || k.shape[2] <= (o.min_budget + o.block - 1) / o.block * o.block;
   for (int64_t b = 0; b < q.shape[0]; ++b)
     for (int64_t h = 0; h < q.shape[1]; ++h, ++oracle.heads) {
       HeadOracle head{o, in, q, k, b, h};
@@ -296,8 +296,7 @@ TEST(FlexPrefill, refuses_what_it_cannot_do) {
   EXPECT_EQ(message({.gamma = 1.5}, {}), "flexprefill: gamma must be 0 .. 1, got 1.5");
   EXPECT_EQ(message({.tau = -1}, {}), "flexprefill: tau must be 0 .. 1, got -1");
   EXPECT_EQ(message({.min_budget = 0}, {}), "flexprefill: min_budget must be >= 1, got 0");
-  EXPECT_EQ(message({.max_budget = 512}, {}),
-            "flexprefill: max_budget must be 0 or >= min_budget, got 512 and 1024");
+  EXPECT_EQ(message({.max_budget = 512}, {}), "flexprefill: max_budget must be 0 or >= min_budget, got 512 and 1024");
   EXPECT_EQ(message({}, Rule::full()), "flexprefill: the rule must be causal, got one that shows later keys");
   EXPECT_EQ(message({}, {}), "no error");
 }

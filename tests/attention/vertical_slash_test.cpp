@@ -120,8 +120,7 @@ test::OracleResult oracle(const VerticalSlash& o, const std::vector<HeadPattern>
   return test::oracle_attention(
       to_array(in.q), to_array(in.k), to_array(in.v),
       [&](int64_t b, int64_t h, int64_t i, int64_t j) {
-        return int(rule_shows(in, i, j) &&
-                   kept[size_t((b * in.q.size(1) + h) * blocks + i / o.block)].count(j) > 0);
+        return int(rule_shows(in, i, j) && kept[size_t((b * in.q.size(1) + h) * blocks + i / o.block)].count(j) > 0);
       },
       {.scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3))))});
 }
@@ -257,11 +256,10 @@ TEST(VerticalSlash, every_head_keeps_its_own_counts) {
   const at::NoGradGuard no_grad;
   const Inputs in = make_inputs(180, 180);
   const VerticalSlash o{.last_queries = 10, .first_columns = 2, .first_distances = 3, .block = 16};
-  const std::vector<HeadPattern> heads = {
-      {.vertical = 40, .slash = 2},
-      {.vertical = 2, .slash = 30},
-      {.vertical = 5, .slash = 20, .kind = HeadPattern::Kind::stream_llm},
-      {.vertical = 9, .slash = 9}};
+  const std::vector<HeadPattern> heads = {{.vertical = 40, .slash = 2},
+                                          {.vertical = 2, .slash = 30},
+                                          {.vertical = 5, .slash = 20, .kind = HeadPattern::Kind::stream_llm},
+                                          {.vertical = 9, .slash = 9}};
   EXPECT_TRUE(same(attend_lines(in, heads, o).out, to_tensor(oracle(o, heads, in).out), {1e-10, 1e-10}));
 }
 
@@ -269,9 +267,10 @@ TEST(VerticalSlash, reads_the_counts_of_a_layer_from_a_file) {
   const at::NoGradGuard no_grad;
   Inputs in = make_inputs(180, 180);
   in.layer = 1;
-  const test::TemporaryFile file(
-      "patterns.json", R"([{}, {"0": ["vertical_and_slash", 40, 2, 0.5], "3": ["stream_llm", 9, 20, 12]}])");
-  VerticalSlash o{.vertical = 7, .slash = 3, .heads = file.path(), .first_columns = 2, .first_distances = 3, .block = 16};
+  const test::TemporaryFile file("patterns.json",
+                                 R"([{}, {"0": ["vertical_and_slash", 40, 2, 0.5], "3": ["stream_llm", 9, 20, 12]}])");
+  VerticalSlash o{
+      .vertical = 7, .slash = 3, .heads = file.path(), .first_columns = 2, .first_distances = 3, .block = 16};
   const std::vector<HeadPattern> heads = {{.vertical = 40, .slash = 2},
                                           {.vertical = 7, .slash = 3},
                                           {.vertical = 7, .slash = 3},

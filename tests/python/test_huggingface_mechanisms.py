@@ -124,6 +124,8 @@ SPARSE = {
     "cache": IN_CACHE,
     "dhsa": "foveate:dhsa:budget=8,query_block=4,chunk=2,global_tokens=2,local_tokens=2",
     "dhsa_blocks": "foveate:dhsa_blocks:density=0.5,query_block=16,key_block=16",
+    "vertical_slash": "foveate:vertical_slash:vertical=8,slash=6,first_columns=2,first_distances=3,block=16",
+    "flexprefill": "foveate:flexprefill:gamma=0.5,min_budget=16,block=16",
     "layers": "foveate:dense@0;window:size=5",
 }
 DROPPING = {
@@ -139,7 +141,7 @@ def trained(model, kind):
 
 
 # Paddings are all one to a compiled graph; eager mode says them by ranges or key by key.
-MEETING = [(spec, "none") for spec in SPARSE] + [(spec, "left" if spec in ("dense", "dhsa_blocks") else "holes") for spec in SPARSE if spec != "layers"]
+MEETING = [(spec, "none") for spec in SPARSE] + [(spec, "left" if spec in ("dense", "dhsa_blocks", "vertical_slash", "flexprefill") else "holes") for spec in SPARSE if spec != "layers"]
 
 
 @pytest.mark.parametrize("spec, kind", MEETING)

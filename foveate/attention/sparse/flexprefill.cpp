@@ -63,8 +63,7 @@ Kept keep_lines(const FlexPrefill& o, const BlockGrid& grid, const Inputs& in, c
   const LineSums sums = line_sums_of_last(in, o.block);
   const Tensor columns = sum_blocks(sums.columns, o.block), distances = sum_blocks(sums.distances, o.block);
   const Tensor last = in.q.narrow(2, in.q.size(2) - asking, asking);
-  const Tensor products =
-      ops::score_blocks(last, means, std::array<int64_t, 2>{0, asking}, ops::Pooling::mean, false);
+  const Tensor products = ops::score_blocks(last, means, std::array<int64_t, 2>{0, asking}, ops::Pooling::mean, false);
   const Tensor estimate = probabilities(products, in, grid.seen(grid.span_of_last(asking))).squeeze(2);
   const Tensor share = columns.div(columns.sum(2, true).clamp_min_(std::numeric_limits<float>::min()));
   const Tensor aware = root_of_js_divergence(estimate, share).lt(o.tau);
@@ -130,10 +129,9 @@ Tensor select_blocks_of_heads(const FlexPrefill& o, const BlockGrid& grid, const
   std::vector<std::vector<std::vector<int32_t>>> all{size_t(lists)};
   run_queue(ops::torch_pool(), lists, [&](int64_t list, int) {
     const Tensor& map = maps[size_t(list)];
-    all[size_t(list)] =
-        of_head.make(kept.columns.const_data_ptr<bool>() + list * blocks,
-                     kept.distances.const_data_ptr<bool>() + list * blocks,
-                     map.defined() ? map.const_data_ptr<bool>() : nullptr);
+    all[size_t(list)] = of_head.make(kept.columns.const_data_ptr<bool>() + list * blocks,
+                                     kept.distances.const_data_ptr<bool>() + list * blocks,
+                                     map.defined() ? map.const_data_ptr<bool>() : nullptr);
   });
   size_t longest = 0;
   for (const auto& head : all)

@@ -19,13 +19,12 @@ namespace foveate::attention {
 // blocks of the whole map of softmax(mean query . mean key) that together fit gamma of it, best first.
 // Queries see kept blocks under the exact causal mask.  Prompts of at most max(2 * block, min_budget) keys are dense.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Selection has no gradient; q, k, v have theirs through the kept blocks.
-// Prefill only: generated rows are dense.  A prompt in chunks is planned chunk by chunk, each as if it ended the prompt;
-// a block of queries that lies over two blocks of keys keeps what either place would.
-// Deviations from the release: budgets are divided by `block`, there always by 128; where the length is no multiple of
-// `block`, its blocks of distances are counted from the farthest; a block of keys that P does not touch makes its
-// divergence NaN, ours is finite.
-// Throws Error: options out of range, max_budget below min_budget, a rule that is not causal or has key_lengths or
-// query_order.
+// Prefill only: generated rows are dense.  A prompt in chunks is planned chunk by chunk, each as if it ended the
+// prompt; a block of queries that lies over two blocks of keys keeps what either place would. Deviations from the
+// release: budgets are divided by `block`, there always by 128; where the length is no multiple of `block`, its blocks
+// of distances are counted from the farthest; a block of keys that P does not touch makes its divergence NaN, ours is
+// finite. Throws Error: options out of range, max_budget below min_budget, a rule that is not causal or has key_lengths
+// or query_order.
 struct FlexPrefill {
   static constexpr std::string_view name = "flexprefill";
   static constexpr std::string_view summary =

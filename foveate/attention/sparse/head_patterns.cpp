@@ -16,9 +16,8 @@ using Kind = HeadPattern::Kind;
 int64_t count_of(const json& value, const std::string& place, std::string_view name) {
   constexpr int64_t kMost = int64_t{1} << 31;
   const bool whole = value.is_number_integer();
-  const int64_t count = whole && (!value.is_number_unsigned() || value.get<uint64_t>() < uint64_t(kMost))
-                            ? value.get<int64_t>()
-                            : 0;
+  const int64_t count =
+      whole && (!value.is_number_unsigned() || value.get<uint64_t>() < uint64_t(kMost)) ? value.get<int64_t>() : 0;
   require(count >= 1 && count < kMost, "{}: {} must be a whole number >= 1, got {}", place, name,
           io::printable(value.dump()));
   return count;

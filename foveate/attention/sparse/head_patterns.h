@@ -18,9 +18,7 @@ struct HeadPattern {
     vertical_and_slash,  // the columns and distances with the most attention
     stream_llm           // the first columns and the nearest distances
   };
-  friend constexpr auto enum_names(Kind) {
-    return std::array<std::string_view, 2>{"vertical_and_slash", "stream_llm"};
-  }
+  friend constexpr auto enum_names(Kind) { return std::array<std::string_view, 2>{"vertical_and_slash", "stream_llm"}; }
   int64_t vertical = 0, slash = 0;
   Kind kind = Kind::vertical_and_slash;
   double score = 0;

@@ -14,7 +14,7 @@ struct HeadSearch {
   // dense attention's, or the most of dense attention's weight on kept keys, on average over rows from `first_row` on.
   enum class By { output_error, kept_mass };
 
-  std::vector<HeadPattern> candidates = {{30, 800},  {100, 750},   {100, 800}, {500, 700},
+  std::vector<HeadPattern> candidates = {{30, 800},   {100, 750},   {100, 800},  {500, 700},
                                          {3500, 100}, {1000, 4096}, {1000, 6096}};
   By by = By::output_error;
   double tolerance = 5e-3;

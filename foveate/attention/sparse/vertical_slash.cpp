@@ -143,8 +143,7 @@ RunPlan line_runs(const Lines& lines, int64_t rows, int64_t start, int64_t keys,
     const std::vector<Run> distances = runs_of(listed(lines.distances, list));
     const auto columns = listed(lines.columns, list);
     for (int64_t m = first; m < std::min(first + kBlocksAtOnce, blocks); ++m)
-      runs[size_t(list * blocks + m)] =
-          BlockRuns(columns, keys).make(distances, start + (m + 1) * block, block);
+      runs[size_t(list * blocks + m)] = BlockRuns(columns, keys).make(distances, start + (m + 1) * block, block);
   });
   size_t capacity = 0;
   for (const auto& list : runs) capacity = std::max(capacity, list.size());
