@@ -29,7 +29,7 @@ Tensor select_lines_of(const Tensor& sums, int64_t forced, std::span<const HeadP
   Tensor ranked = sums.clone();
   ranked.narrow(2, 0, std::min(forced, keys)).fill_(std::numeric_limits<double>::infinity());
   const Tensor lines = at::full({sums.size(0), sums.size(1), longest}, -1, at::kInt);
-  for (int64_t head = 0; head < sums.size(1); ++head) {
+  run_queue(ops::torch_pool(), sums.size(1), [&](int64_t head, int) {
     const HeadPattern& pattern = heads[size_t(head)];
     const int64_t count = std::min(keys, count_of(pattern));
     const Tensor to = lines.select(1, head).narrow(1, 0, count);
@@ -37,7 +37,7 @@ Tensor select_lines_of(const Tensor& sums, int64_t forced, std::span<const HeadP
       to.copy_(at::arange(count, at::kInt));
     else
       to.copy_(ops::select_top(ranked.select(1, head), count));
-  }
+  });
   return lines;
 }
 

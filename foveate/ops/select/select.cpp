@@ -142,10 +142,11 @@ struct RowsOfScores {
   // visit(row, ScoreRow, room for ranks), rows side by side.
   template <class Visit>
   void for_each(const Visit& visit) const {
-    constexpr int64_t kRowsAtOnce = 64;
-    run_queue(torch_pool(), (rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t item, int) {
+    constexpr int64_t kScoresAtOnce = 16384;
+    const int64_t at_once = std::clamp<int64_t>(kScoresAtOnce / std::max<int64_t>(entries, 1), 1, 64);
+    run_queue(torch_pool(), (rows + at_once - 1) / at_once, [&](int64_t item, int) {
       std::vector<uint64_t> ranks;
-      for (int64_t row = item * kRowsAtOnce; row < std::min((item + 1) * kRowsAtOnce, rows); ++row) {
+      for (int64_t row = item * at_once; row < std::min((item + 1) * at_once, rows); ++row) {
         const auto at_row = [&](const at::Tensor& t) {
           return t.defined() ? t.const_data_ptr<bool>() + row * entries : nullptr;
         };
