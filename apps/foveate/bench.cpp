@@ -132,8 +132,7 @@ void run_model(const ModelBench& options) {
   options.bench.validate();
   const LoadedModel loaded = load_model(options.model);
   std::vector<std::vector<attention::Mechanism>> all;
-  for (const std::string& spec : options.attention)
-    all.push_back(attention::make_mechanisms(spec, loaded.decoder->layers()));
+  for (const std::string& spec : options.attention) all.push_back(make_mechanisms(spec, loaded, options.model));
   for (const int64_t tokens : options.bench.lengths)
     require_context(*loaded.decoder, tokens + options.bench.decoded, options.force);
   const auto median = [](const std::vector<double>& numbers) { return numbers[numbers.size() / 2]; };
