@@ -7,7 +7,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ops/matmul.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
@@ -372,8 +372,91 @@ TEST(Nsa, refuses_rules_and_score_terms_that_windows_can_not_follow) {
   refused({.head_window = at::full({4}, 3, at::kLong)});
   refused({.query_documents = at::zeros({2, 12}, at::kLong), .key_documents = at::zeros({2, 12}, at::kLong)});
   const NsaBranches branches{{o.summed(c.raw.k, {}), o.summed(c.raw.v, {})}, c.selected, c.window};
-  EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.slopes = at::zeros({4}, at::kDouble)}), Error);
-  EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.bias = at::zeros({1, 1, 1, 12}, at::kDouble)}), Error);
+  EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.leaky = 0.5}), Error);
+  EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.landmarks = at::zeros({1, 12}, at::kBool)}), Error);
+}
+
+TEST(Nsa, a_window_has_the_mean_bias_of_its_tokens) {
+  // With phi=mean a window's logit is the mean of its tokens' logits: a channel of the keys says the same as a bias.
+  const at::NoGradGuard no_grad;
+  const Nsa o = variants()[0];
+  const Case c(o, 37, 37);
+  const at::Tensor slopes = random_tensor({4}, 50, at::kDouble).abs() * 0.1;
+  const at::Tensor bias = random_tensor({1, 4, 1, 37}, 51, at::kDouble);
+  const auto run = [&](const at::Tensor& q, const auto& keys, const ops::Score& score) {
+    const NsaBranches branches{{o.summed(keys(c.raw.k), {}), o.summed(c.raw.v, {})},
+                               {keys(c.selected.k), c.selected.v},
+                               {keys(c.window.k), c.window.v}};
+    return nsa(q, branches, c.gates, o, {}, score).out;
+  };
+  const at::Tensor got = run(c.q, [](const at::Tensor& k) { return k; }, {.scale = 0.7, .bias = bias, .slopes = slopes});
+  // channels (token's position, bias of head 0 .. 3): a head's query reads its own
+  const at::Tensor position = at::arange(37, at::kDouble).view({1, 1, 37, 1}).expand({2, 2, 37, 1});
+  const auto keys = [&](const at::Tensor& k) {
+    return at::cat({k, position, bias.squeeze(2).transpose(1, 2).unsqueeze(1).expand({2, 2, 37, 4})}, 3);
+  };
+  const at::Tensor own = at::eye(4, at::kDouble).view({1, 4, 1, 4}).expand({2, 4, 37, 4});
+  const at::Tensor q = at::cat({c.q * 0.7, slopes.view({1, 4, 1, 1}).expand({2, 4, 37, 1}), own}, 3);
+  EXPECT_TRUE(same(got, run(q, keys, {.scale = 1}), kClose));
+}
+
+TEST(Nsa, windows_turn_before_or_after_they_are_summed_up) {
+  const at::NoGradGuard no_grad;
+  const ops::Rotary rotary(kDim, 50);
+  for (const Nsa::Rope rope : {Nsa::Rope::after, Nsa::Rope::before})
+    for (Nsa o : variants()) {
+      o.rope = rope;
+      Learned parts = make_learned(o.learned_parts({9, 4, 2, kDim, kValueDim}), 3);
+      for (auto& [name, part] : parts) part = part.to(at::kDouble) * 3;
+      const at::Tensor raw = random_tensor({2, 2, 41, kDim}, 61, at::kDouble), tokens = at::arange(41, at::kLong);
+      Inputs in{.q = random_tensor({2, 4, 41, kDim}, 62, at::kDouble),
+                .k = rotary.rotate(raw, tokens),
+                .v = random_tensor({2, 2, 41, kValueDim}, 63, at::kDouble)};
+      in.rotary = &rotary, in.learned = &parts, in.hidden = random_tensor({2, 41, 9}, 64, at::kDouble);
+      const auto part = [&](const char* name) -> std::optional<at::Tensor> {
+        const auto found = parts.find(name);
+        return found == parts.end() ? std::nullopt : std::optional(found->second);
+      };
+      const NsaPhi keys{part("key_positions"), part("key_weights"), part("key_in"), part("key_out")};
+      const NsaPhi values{{}, part("value_weights"), part("value_in"), part("value_out")};
+      at::Tensor k = to_tensor(windows_oracle(o, to_array(rope == Nsa::Rope::after ? raw : in.k), arrays_of(keys)));
+      if (rope == Nsa::Rope::after) k = rotary.rotate(k, at::arange(k.size(2), at::kLong) * o.stride);
+      at::Tensor gates = at::zeros({2, 4, 41, 3}, at::kDouble);
+      for (int64_t h = 0; h < 4; ++h)
+        for (int64_t b = 0; b < 3; ++b) {
+          const at::Tensor row = parts.at("gate")[3 * h + b];
+          gates.select(1, h).select(2, b).copy_(1 / (1 + (-in.hidden->matmul(row)).exp()));
+        }
+      OracleProblem p{.q = to_array(in.q),
+                      .gates = to_array(gates),
+                      .compressed = {to_array(k), windows_oracle(o, to_array(in.v), arrays_of(values))},
+                      .selected = {to_array(in.k), to_array(in.v)},
+                      .window = {to_array(in.k), to_array(in.v)},
+                      .scale = 1 / std::sqrt(double(kDim)),
+                      .window_left = {},
+                      .lengths = {}};
+      EXPECT_TRUE(same(o.attend(in).out, to_tensor(oracle(o, p).out), kClose)) << to_spec(o).text();
+    }
+}
+
+TEST(Nsa, says_which_learned_part_is_missing) {
+  const auto message = [](const Nsa& o, const Learned* parts) -> std::string {
+    const at::Tensor t = at::zeros({1, 2, 5, 4}, at::kDouble);
+    try {
+      Inputs in{.q = t, .k = t, .v = t};
+      in.learned = parts;
+      o.attend(in);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  EXPECT_EQ(message({}, nullptr), "nsa: has learned parts, got no adapter; give the file that training wrote");
+  const Learned some = {{"key_positions", at::zeros({2, 32, 4}, at::kDouble)}};
+  EXPECT_EQ(message({}, &some), "nsa: the adapter must have key_in, got none");
+  EXPECT_EQ(message({.phi = Nsa::Phi::mean}, &some),
+            "nsa: gates need the layer's hidden state, got none; or gates=selected");
+  EXPECT_EQ(message({.phi = Nsa::Phi::mean, .gates = Nsa::Gates::selected}, nullptr), "no error");
 }
 
 }  // namespace

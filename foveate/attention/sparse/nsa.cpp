@@ -69,6 +69,24 @@ Rule windows_rule(const Nsa& o, const Reach& reach) {
   return rule;
 }
 
+// A window's bias is the mean of its tokens'.  Slopes are a bias at the middle of the window: what all windows of a row
+// share, their distance from the row's position, changes no softmax.
+ops::Score windows_score(const Nsa& o, const ops::Score& score, const at::Tensor& q, int64_t windows) {
+  require(!score.relative && !score.landmarks && !score.leaky,
+          "nsa: relative logits, landmarks and leaky logits have no meaning for summed-up windows");
+  ops::Score of_windows = score;
+  of_windows.scale = score.scale.value_or(1 / std::sqrt(double(q.size(3))));
+  of_windows.slopes = std::nullopt;
+  if (score.bias && score.bias->size(3) != 1)
+    of_windows.bias = windows > 0 ? score.bias->unfold(3, o.compress, o.stride).mean(-1) : score.bias->narrow(3, 0, 0);
+  if (score.slopes && windows > 0) {
+    const at::Tensor middle = at::arange(windows, score.slopes->options()) * o.stride + 0.5 * double(o.compress - 1);
+    const at::Tensor bias = (score.slopes->unsqueeze(1) * middle).view({1, q.size(1), 1, windows});
+    of_windows.bias = of_windows.bias ? *of_windows.bias + bias : bias;
+  }
+  return of_windows;
+}
+
 }  // namespace
 
 void Nsa::validate() const {
@@ -164,15 +182,14 @@ at::Tensor Nsa::select(const at::Tensor& q, const at::Tensor& keys, const at::Te
 Attended nsa(const at::Tensor& q, const NsaBranches& branches, const std::optional<at::Tensor>& gates, const Nsa& o,
              const Rule& rule, const ops::Score& score) {
   o.validate();
-  require(!score.slopes && !score.relative && !score.landmarks && (!score.bias || score.bias->size(3) == 1),
-          "nsa: score terms by key (bias, slopes, relative logits, landmarks) have no meaning for summed-up windows");
   const int64_t queries = q.size(2), keys = branches.selected.k.size(2);
   Rule placed = rule;
   placed.query_start = rule.query_start.value_or(keys - queries);
   const Reach reach = reach_of(placed, queries, keys);
   const NsaBranch& c = branches.compressed;
-  const ops::Attended windows = ops::attend(q, c.k, c.v, windows_rule(o, reach), score);
-  const at::Tensor index = o.select(q.detach(), c.k.detach(), windows.lse.detach(), keys, placed, score);
+  const ops::Score of_windows = windows_score(o, score, q, c.k.size(2));
+  const ops::Attended windows = ops::attend(q, c.k, c.v, windows_rule(o, reach), of_windows);
+  const at::Tensor index = o.select(q.detach(), c.k.detach(), windows.lse.detach(), keys, placed, of_windows);
   const BlockPlan plan{.query_block = 1,
                        .key_block = o.block,
                        .count = index.ge(0).sum(3).to(at::kInt),

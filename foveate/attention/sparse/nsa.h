@@ -39,12 +39,13 @@ struct NsaBranches {
 // row without a window: O_c = 0.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D | Dv].  The choice has no gradient; everything else has: q, k, v, phi, gates.
 // Keys out of reach of the model's own rule (window_left, row_start, row_end, key_lengths) make their windows invisible
-// and are no candidates; windows and blocks count from key 0.  A sink logit joins all three softmaxes.
+// and are no candidates; windows and blocks count from key 0.  A sink logit joins all three softmaxes; a window's bias is
+// the mean of its tokens', its slope counts from its middle.
 // The state keeps the summed-up windows beside the cache.
 // The variant of fla-org: compress=64,stride=64,phi=mean,rope=before,first_blocks=0,local_blocks=1 (its own block, which
 // scores 1 there, is always taken here).
 // Throws Error: sizes that do not divide, forced blocks over `blocks`, missing learned parts, a rule that is not causal
-// or has documents, head_window, sinks or query_order, score terms by key.
+// or has documents, head_window, sinks or query_order, relative, landmark or leaky logits.
 struct Nsa {
   static constexpr std::string_view name = "nsa";
   static constexpr std::string_view summary =
@@ -93,7 +94,7 @@ struct Nsa {
   // blocks, added over the query heads of a key head.
   at::Tensor block_scores(const at::Tensor& probabilities, int64_t kv_heads, int64_t all_blocks) const;
   // The blocks of every row, [B, Hkv, Lq, min(blocks, all)] int32 ascending, -1 behind the end, from queries and the
-  // compressed keys with the lse [B, Hq, Lq] of their softmax.
+  // compressed keys with the lse [B, Hq, Lq] of their softmax; length: Lk; score: that of windows.
   at::Tensor select(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& lse, int64_t length,
                     const Rule& rule, const ops::Score& score) const;
   // sigmoid(gate . hidden): [B, Hq, Lq, 3] in the order compressed, selected, window.
