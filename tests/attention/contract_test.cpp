@@ -333,7 +333,8 @@ TEST(Registry, names_the_known_mechanisms) {
     make_mechanism({.name = "dnse", .options = {}});
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks nsa duo flux");
+    EXPECT_STREQ(error.what(),
+                 "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks nsa duo flux");
   }
 }
 

@@ -51,9 +51,9 @@ at::Tensor oracle(const Inputs& in, const std::vector<bool>& full, int64_t size,
     if (j > p || (in.rule.window_left && p - j > *in.rule.window_left)) return 0;
     return full[size_t(h / 2)] || p - j < size || j < sinks ? 1 : 0;
   };
-  return to_tensor(test::oracle_attention(to_array(in.q), to_array(in.k), to_array(in.v), visible,
-                                          {.scale = 1 / std::sqrt(8.0)})
-                       .out);
+  return to_tensor(
+      test::oracle_attention(to_array(in.q), to_array(in.k), to_array(in.v), visible, {.scale = 1 / std::sqrt(8.0)})
+          .out);
 }
 
 TEST(Duo, equals_loops_for_any_heads_and_model_windows) {
@@ -76,7 +76,7 @@ TEST(Duo, equals_loops_for_any_heads_and_model_windows) {
 }
 
 TEST(Duo, the_best_gates_are_full) {
-  EXPECT_DOUBLE_EQ(duo_threshold({0.1, 0.9, 0.4, 0.6}, 0.5), 0.5);   // numpy.quantile
+  EXPECT_DOUBLE_EQ(duo_threshold({0.1, 0.9, 0.4, 0.6}, 0.5), 0.5);  // numpy.quantile
   EXPECT_DOUBLE_EQ(duo_threshold({0.1, 0.9, 0.4, 0.6}, 0.25), 0.325);
   EXPECT_EQ(duo_threshold({0.1}, 0), -INFINITY);
   EXPECT_EQ(duo_threshold({0.1}, 1), INFINITY);
@@ -131,8 +131,8 @@ TEST(Duo, training_mixes_both_with_gradients_of_gates_and_inputs) {
     at::Tensor z = gates.detach();
     if (gate == Duo::Gate::hard_concrete) z = hard_concrete(z, uniform({3}, 3, 0));
     const at::Tensor by_head = z.repeat_interleave(2).view({1, 6, 1, 1});
-    const at::Tensor want = by_head * oracle(in, {true, true, true}, 4, 1) +
-                            (1 - by_head) * oracle(in, {false, false, false}, 4, 1);
+    const at::Tensor want =
+        by_head * oracle(in, {true, true, true}, 4, 1) + (1 - by_head) * oracle(in, {false, false, false}, 4, 1);
     EXPECT_TRUE(same(duo.attend(in).out, want, kClose));
     for (const at::Tensor& leaf : {in.q, in.k, in.v, gates})
       for (int64_t i = 0; i < 3; ++i) {
@@ -217,8 +217,8 @@ TEST(Objectives, duo_and_distillation) {
       want += std::pow(student[b][i][d].item<double>() - teacher[b][i][d].item<double>(), 2) / 4 / 3;
   EXPECT_NEAR(loss.item<double>(), want, 1e-12);
   loss.backward();
-  EXPECT_NEAR(student.grad()[0][3][1].item<double>(),
-              2 * (student[0][3][1] - teacher[0][3][1]).item<double>() / 12, 1e-12);
+  EXPECT_NEAR(student.grad()[0][3][1].item<double>(), 2 * (student[0][3][1] - teacher[0][3][1]).item<double>() / 12,
+              1e-12);
   EXPECT_EQ(student.grad()[0][0].abs().sum().item<double>(), 0);
   EXPECT_THROW(distillation(student, teacher, at::zeros({2, 5}, at::kBool)), Error);
 }

@@ -212,8 +212,8 @@ TEST(Flux, the_penalty_is_a_mean_over_tasks_of_means_over_samples) {
 
 TEST(Flux, training_blends_both_branches_and_reaches_router_and_inputs) {
   for (const Flux::Blend blend : {Flux::Blend::straight_through, Flux::Blend::soft}) {
-    const Flux flux{.cheap = "window:size=3,sinks=1", .pool_size = 4, .phase = Flux::Phase::train, .blend = blend,
-                    .tau = 1.25};
+    const Flux flux{
+        .cheap = "window:size=3,sinks=1", .pool_size = 4, .phase = Flux::Phase::train, .blend = blend, .tau = 1.25};
     Learned parts = as_begun(flux);
     parts["head_out"] = random_tensor({2, kDim}, 8, at::kDouble), parts["head_out_bias"] = at::zeros({2}, at::kDouble);
     for (auto& [name, part] : parts) part.requires_grad_();
@@ -262,8 +262,8 @@ TEST(Flux, each_sequence_goes_its_own_way) {
   const at::Tensor out = routed().attend(in).out;
   for (int64_t b = 0; b < 6; ++b) {
     const Inputs one = sequence(in, b);
-    const at::Tensor want = z[b].item<double>() > 0.5 ? Dense{}.attend(one).out
-                                                      : Window{.size = 5, .sinks = 2}.attend(one).out;
+    const at::Tensor want =
+        z[b].item<double>() > 0.5 ? Dense{}.attend(one).out : Window{.size = 5, .sinks = 2}.attend(one).out;
     EXPECT_TRUE(same(out.narrow(0, b, 1), want, kClose)) << b;
   }
 }
@@ -295,8 +295,8 @@ TEST(Flux, generation_goes_on_by_the_decision_of_the_prompt) {
     }
     for (int64_t b = 0; b < 6; ++b) {  // one prefill of the longer text with the same decision
       const Inputs one = sequence(in, b);
-      const at::Tensor want = z[b].item<double>() > 0.5 ? Dense{}.attend(one).out
-                                                        : Window{.size = 5, .sinks = 2}.attend(one).out;
+      const at::Tensor want =
+          z[b].item<double>() > 0.5 ? Dense{}.attend(one).out : Window{.size = 5, .sinks = 2}.attend(one).out;
       EXPECT_TRUE(same(at::cat(outs, 2).narrow(0, b, 1), want.narrow(2, 40, 30), kClose)) << b << " step " << step;
     }
   }

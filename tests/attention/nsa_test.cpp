@@ -107,7 +107,8 @@ std::vector<double> softmax_of(const OracleProblem& p, const Array& k, int64_t b
 OracleAnswer oracle(const Nsa& o, const OracleProblem& p) {
   const int64_t kv_heads = p.selected.k.shape[1], group = p.q.shape[1] / kv_heads, all = p.selected.k.shape[2];
   OracleAnswer answer{Array(p.q.shape[0], p.q.shape[1], p.q.shape[2], p.selected.v.shape[3]), {}};
-  const auto add = [&](const Keys& keys, int64_t b, int64_t h, int64_t i, const std::vector<int64_t>& seen, int branch) {
+  const auto add = [&](const Keys& keys, int64_t b, int64_t h, int64_t i, const std::vector<int64_t>& seen,
+                       int branch) {
     const auto weights = softmax_of(p, keys.k, b, h, i, seen);
     for (size_t n = 0; n < seen.size(); ++n)
       for (int64_t d = 0; d < keys.v.shape[3]; ++d)
@@ -161,7 +162,9 @@ constexpr int64_t kDim = 6, kValueDim = 4;
 NsaPhi random_phi(const Nsa& o, int64_t heads, int64_t dim, bool positions, uint64_t seed) {
   NsaPhi parts;
   if (o.phi == Nsa::Phi::mean) return parts;
-  const auto draw = [&](at::IntArrayRef shape, uint64_t n) { return random_tensor(shape, seed + n, at::kDouble) * 0.4; };
+  const auto draw = [&](at::IntArrayRef shape, uint64_t n) {
+    return random_tensor(shape, seed + n, at::kDouble) * 0.4;
+  };
   if (positions) parts.positions = draw({heads, o.compress, dim}, 1);
   if (o.phi == Nsa::Phi::weighted) parts.weights = draw({heads, o.compress}, 2);
   if (o.phi >= Nsa::Phi::linear) parts.in = draw({heads, dim, o.compress * dim}, 3);
@@ -313,8 +316,8 @@ TEST(Nsa, one_gate_is_dense_at_full_budget) {
 TEST(Nsa, gradients_match_finite_differences) {
   for (const Nsa& o : variants()) {
     Case c(o, 21, 29);
-    std::vector<at::Tensor*> leaves = {&c.q, &c.gates, &c.raw.k, &c.raw.v, &c.selected.k, &c.selected.v, &c.window.k,
-                                       &c.window.v};
+    std::vector<at::Tensor*> leaves = {&c.q,          &c.gates,      &c.raw.k,    &c.raw.v,
+                                       &c.selected.k, &c.selected.v, &c.window.k, &c.window.v};
     for (NsaPhi* parts : {&c.key_phi, &c.value_phi})
       for (std::optional<at::Tensor>* part : {&parts->positions, &parts->weights, &parts->in, &parts->out})
         if (*part) leaves.push_back(&**part);
@@ -389,7 +392,8 @@ TEST(Nsa, a_window_has_the_mean_bias_of_its_tokens) {
                                {keys(c.window.k), c.window.v}};
     return nsa(q, branches, c.gates, o, {}, score).out;
   };
-  const at::Tensor got = run(c.q, [](const at::Tensor& k) { return k; }, {.scale = 0.7, .bias = bias, .slopes = slopes});
+  const at::Tensor got =
+      run(c.q, [](const at::Tensor& k) { return k; }, {.scale = 0.7, .bias = bias, .slopes = slopes});
   // channels (token's position, bias of head 0 .. 3): a head's query reads its own
   const at::Tensor position = at::arange(37, at::kDouble).view({1, 1, 37, 1}).expand({2, 2, 37, 1});
   const auto keys = [&](const at::Tensor& k) {

@@ -104,13 +104,13 @@ Rule mixed_rule(const Duo& o, const Inputs& in, const std::vector<bool>& full) {
   if (std::ranges::all_of(full, [](bool f) { return f; })) return rule;
   if (rule.window_left && o.sinks > 0) {  // sinks stay inside of it, by positions in the text
     const int64_t first = in.first_position.value_or(rule.query_start.value_or(in.k.size(2) - in.q.size(2)));
-    const at::Tensor start = (at::arange(first, first + in.q.size(2), at::kLong) - *rule.window_left).clamp_(0, o.sinks);
+    const at::Tensor start =
+        (at::arange(first, first + in.q.size(2), at::kLong) - *rule.window_left).clamp_(0, o.sinks);
     rule.row_start = rule.row_start ? at::maximum(start.view({1, 1, -1}), *rule.row_start) : start.view({1, 1, -1});
   }
   std::vector<int64_t> left;
   const int64_t group = in.q.size(1) / std::ssize(full);
-  for (int64_t head = 0; head < in.q.size(1); ++head)
-    left.push_back(full[size_t(head / group)] ? -1 : o.size - 1);
+  for (int64_t head = 0; head < in.q.size(1); ++head) left.push_back(full[size_t(head / group)] ? -1 : o.size - 1);
   rule.head_window = at::tensor(left, at::kLong);
   rule.sinks = o.sinks;
   return rule;
@@ -210,7 +210,8 @@ class DuoState final : public State {
   }
 
   void truncate(int64_t length) override {
-    require(length >= 0 && length <= this->length(), "truncate: length must be 0 .. {}, got {}", this->length(), length);
+    require(length >= 0 && length <= this->length(), "truncate: length must be 0 .. {}, got {}", this->length(),
+            length);
     if (streams()) streaming_->truncate(length);  // may refuse
     if (!streams() || fills()) full_->truncate(length);
   }
@@ -296,11 +297,13 @@ class DuoState final : public State {
     }
     return all;
   }
-  static at::ScalarType lse_type(const at::Tensor& q) { return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+  static at::ScalarType lse_type(const at::Tensor& q) {
+    return q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  }
 
   Duo duo_;
-  std::vector<bool> is_full_;                 // empty: no token yet
-  at::Tensor full_heads_, streaming_heads_;   // int64
+  std::vector<bool> is_full_;                // empty: no token yet
+  at::Tensor full_heads_, streaming_heads_;  // int64
   std::unique_ptr<State> full_, streaming_;
 };
 

@@ -10,11 +10,12 @@
 
 namespace foveate::attention {
 
-// Key heads are full or streaming, each with the query heads that read it; a streaming head at position p sees key j iff
-// p - j < size or j < sinks.  Which ones are full:
+// Key heads are full or streaming, each with the query heads that read it; a streaming head at position p sees key j
+// iff p - j < size or j < sinks.  Which ones are full:
 //   full_heads   a list, as (0-1,5), all or none; needs no adapter
 //   pattern      a file with a line of numbers for each layer, one for each key head (DuoAttention's
-//                full_attention_heads.tsv), or the same as a JSON list of lists: the best 1 - sparsity of all its numbers
+//                full_attention_heads.tsv), or the same as a JSON list of lists: the best 1 - sparsity of all its
+//                numbers
 //   neither      the layer's learned gates, the best 1 - sparsity of them
 // The best 1 - sparsity of N: those at or above the sparsity quantile, between neighbours by linear interpolation, as
 // released (equal numbers: all or none of them, where the release draws lots); sparsity 0 all, 1 none.

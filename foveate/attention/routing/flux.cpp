@@ -91,9 +91,9 @@ at::Tensor prompt_ranges(const Inputs& in) {
 
 FluxRouter router_of(const Inputs& in) {
   const auto part = [&](const char* name) { return learned(in, Flux::name, name); };
-  return {part("encoder_in"),  part("encoder_in_bias"),  part("encoder_out"), part("encoder_out_bias"),
-          part("head_in"),     part("head_in_bias"),     part("head_middle"), part("head_middle_bias"),
-          part("head_out"),    part("head_out_bias")};
+  return {part("encoder_in"), part("encoder_in_bias"), part("encoder_out"), part("encoder_out_bias"),
+          part("head_in"),    part("head_in_bias"),    part("head_middle"), part("head_middle_bias"),
+          part("head_out"),   part("head_out_bias")};
 }
 
 at::Tensor choose(const Flux& o, const Inputs& in, const at::Tensor& pooled) {
@@ -134,9 +134,8 @@ struct Groups {
 // Rows of both groups in the batch's order.  Plans of a mixed batch: all that the model itself shows.
 Attended joined(const Inputs& in, const Groups& groups, const Attended& full, const Attended& cheap) {
   const at::Tensor order = at::cat({groups.full, groups.cheap}).argsort();
-  Attended all{.out = at::cat({full.out, cheap.out}).index_select(0, order),
-               .lse = {},
-               .plans = {{0, in.q.size(2), in.rule}}};
+  Attended all{
+      .out = at::cat({full.out, cheap.out}).index_select(0, order), .lse = {}, .plans = {{0, in.q.size(2), in.rule}}};
   if (full.lse && cheap.lse) all.lse = at::cat({*full.lse, *cheap.lse}).index_select(0, order);
   return all;
 }
@@ -181,11 +180,13 @@ at::Tensor flux_logits(const at::Tensor& x, const FluxRouter& r) {
   };
   const at::Tensor encoded =
       layer(at::silu(layer(x, r.encoder_in, r.encoder_in_bias)), r.encoder_out, r.encoder_out_bias);
-  const at::Tensor middle = layer(at::silu(layer(encoded, r.head_in, r.head_in_bias)), r.head_middle, r.head_middle_bias);
+  const at::Tensor middle =
+      layer(at::silu(layer(encoded, r.head_in, r.head_in_bias)), r.head_middle, r.head_middle_bias);
   return layer(at::silu(middle), r.head_out, r.head_out_bias);
 }
 
-at::Tensor flux_choice(const at::Tensor& logits, const std::optional<at::Tensor>& noise, double tau, Flux::Blend blend) {
+at::Tensor flux_choice(const at::Tensor& logits, const std::optional<at::Tensor>& noise, double tau,
+                       Flux::Blend blend) {
   const at::Tensor noisy = noise ? logits + noise->to(logits.scalar_type()) : logits;
   const at::Tensor y = (noisy / tau).softmax(-1).select(1, 1);
   if (blend == Flux::Blend::soft) return y;
@@ -215,7 +216,8 @@ void Flux::validate() const {
 }
 
 int64_t Flux::chunk_multiple() const {
-  return std::lcm(make_mechanism(parse_spec(full)).chunk_multiple(), make_mechanism(parse_spec(cheap)).chunk_multiple());
+  return std::lcm(make_mechanism(parse_spec(full)).chunk_multiple(),
+                  make_mechanism(parse_spec(cheap)).chunk_multiple());
 }
 
 std::vector<LearnedPart> Flux::learned_parts(const LayerShape& shape) const {
@@ -262,7 +264,9 @@ namespace {
 class FluxState final : public State {
  public:
   FluxState(const Flux& flux, const StateOptions& options)
-      : flux_(flux), much_(make_mechanism(parse_spec(flux.full))), little_(make_mechanism(parse_spec(flux.cheap))),
+      : flux_(flux),
+        much_(make_mechanism(parse_spec(flux.full))),
+        little_(make_mechanism(parse_spec(flux.cheap))),
         options_(options) {
     reset();
   }
@@ -271,13 +275,14 @@ class FluxState final : public State {
     return go_on(in, [](State& state, const Inputs& part) { return state.prefill(part); });
   }
   Attended decode(const Inputs& in) override {
-    require(decision_.defined() || length() == 0, "flux: a prompt must end before tokens are generated, got {} open tokens",
-            length());
+    require(decision_.defined() || length() == 0,
+            "flux: a prompt must end before tokens are generated, got {} open tokens", length());
     return go_on(in, [](State& state, const Inputs& part) { return state.decode(part); });
   }
 
   void truncate(int64_t length) override {
-    require(length >= 0 && length <= this->length(), "truncate: length must be 0 .. {}, got {}", this->length(), length);
+    require(length >= 0 && length <= this->length(), "truncate: length must be 0 .. {}, got {}", this->length(),
+            length);
     if (length == 0) return reset();
     for (const auto& state : {cheap_.get(), full_.get()})  // what was evicted is refused before anything is forgotten
       if (state->length() > 0) state->truncate(length);
@@ -285,8 +290,8 @@ class FluxState final : public State {
 
   // Of one kind of sequences its tensors by their own names; of two those behind "full." and "cheap.".
   Snapshot save() const override {
-    require(decision_.defined() || length() == 0, "flux: a state can be saved when its prompt has ended, got {} open tokens",
-            length());
+    require(decision_.defined() || length() == 0,
+            "flux: a state can be saved when its prompt has ended, got {} open tokens", length());
     if (length() == 0) return {};
     const bool both = full_->length() > 0 && cheap_->length() > 0;
     Snapshot all;
@@ -387,15 +392,15 @@ class FluxState final : public State {
     decision_ = decision;
     const Groups groups(decision_);
     holds_all_ = groups.is_mixed();
-    if (!holds_all_) (groups.full.numel() > 0 ? cheap_ : full_) =
-        (groups.full.numel() > 0 ? little_ : much_).make_state(options_);
+    if (!holds_all_)
+      (groups.full.numel() > 0 ? cheap_ : full_) = (groups.full.numel() > 0 ? little_ : much_).make_state(options_);
   }
 
   Flux flux_;
   Mechanism much_, little_;
   StateOptions options_;
   std::unique_ptr<State> full_, cheap_;
-  at::Tensor decision_;     // [B], 1 where full; undefined: the prompt is open
+  at::Tensor decision_;  // [B], 1 where full; undefined: the prompt is open
   PromptPool pool_;
   bool holds_all_ = false;  // both memories hold all sequences: a prompt in chunks ended with mixed decisions
 };

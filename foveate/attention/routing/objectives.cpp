@@ -53,8 +53,8 @@ at::Tensor flux_penalty(const at::Tensor& decisions, const at::Tensor& targets, 
                         const at::Tensor& lambda1, const at::Tensor& lambda2) {
   const int64_t samples = decisions.dim() == 2 ? decisions.size(0) : -1;
   require(samples > 0 && targets.numel() == samples && tasks.numel() == samples && lambda1.sizes() == lambda2.sizes(),
-          "flux_penalty: decisions [samples, layers], targets and tasks [samples] must agree, got {}, {} and {}", samples,
-          targets.numel(), tasks.numel());
+          "flux_penalty: decisions [samples, layers], targets and tasks [samples] must agree, got {}, {} and {}",
+          samples, targets.numel(), tasks.numel());
   require(tasks.min().item<int64_t>() >= 0 && tasks.max().item<int64_t>() < lambda1.numel(),
           "flux_penalty: tasks must be 0 .. {}, got {} .. {}", lambda1.numel() - 1, tasks.min().item<int64_t>(),
           tasks.max().item<int64_t>());

@@ -10,8 +10,8 @@ namespace foveate::attention {
 // DuoAttention (Xiao et al., 2410.10819): weight * sum |alpha| over all heads of all layers.
 at::Tensor duo_penalty(const at::Tensor& alpha, double weight = 0.05);
 
-// Mean over the tokens of `mask` [..] bool of the mean squared difference of their hidden states [.., width], in fp32 or
-// wider.  The teacher has no gradient.  Throws Error: no token in the mask.
+// Mean over the tokens of `mask` [..] bool of the mean squared difference of their hidden states [.., width], in fp32
+// or wider.  The teacher has no gradient.  Throws Error: no token in the mask.
 at::Tensor distillation(const at::Tensor& student, const at::Tensor& teacher, const at::Tensor& mask);
 
 // Hard-concrete gates (Louizos et al., 1712.01312; PruLong, 2506.17121): z = clamp(1.2 s - 0.1, 0, 1) with

@@ -27,6 +27,12 @@ constexpr int64_t kRowsAtOnce = 512;  // of scores of windows and blocks: no mat
 
 at::ScalarType wide_type(const at::Tensor& x) { return at::promote_types(x.scalar_type(), at::kFloat); }
 
+// fp32 or wider, also of 8-bit rows.
+at::Tensor wide(const at::Tensor& rows) {
+  const at::Tensor x = ops::widened(rows, at::kFloat);
+  return x.to(wide_type(x));
+}
+
 // Keys that a row may see at all: [low, high), each [B|1, 1, Lq] int64.
 struct Reach {
   at::Tensor low, high;
@@ -98,7 +104,7 @@ void Nsa::validate() const {
 }
 
 at::Tensor Nsa::summed(const at::Tensor& rows, const NsaPhi& parts) const {
-  const at::Tensor x = ops::widened(rows, at::kFloat).to(wide_type(ops::widened(rows, at::kFloat)));
+  const at::Tensor x = wide(rows);
   const int64_t windows = windows_of(x.size(2)), strides = compress / stride;
   if (windows == 0) return x.narrow(2, 0, 0);
   // [B, H, windows + strides - 1, stride, D]: windows overlap, so each stride of tokens is read once for its place.
@@ -171,7 +177,8 @@ at::Tensor Nsa::select(const at::Tensor& q, const at::Tensor& keys, const at::Te
     const at::Tensor own = (high - 1).div(block, "floor"), earliest = low.div(block, "floor");
     const at::Tensor start = rule.row_start ? rows(*rule.row_start).clamp_min(0).div(block, "floor").unsqueeze(3)
                                             : at::zeros({1, 1, 1, 1}, at::kLong);
-    const at::Tensor forced = id.ge(start).logical_and_(id.lt(start + first_blocks)).logical_or(id.gt(own - local_blocks));
+    const at::Tensor forced =
+        id.ge(start).logical_and_(id.lt(start + first_blocks)).logical_or(id.gt(own - local_blocks));
     const at::Tensor banned = id.lt(earliest).logical_or(id.gt(own)).logical_or(high.le(low));
     scores = scores.masked_fill(forced, kInfinity).masked_fill_(banned, -kInfinity);
     chosen.push_back(ops::select_top(scores, blocks));
@@ -242,10 +249,9 @@ NsaBranch Nsa::compressed(const Inputs& in, int64_t first) const {
   const at::Tensor v = in.v.narrow(2, from, rows);
   at::Tensor k = in.k.narrow(2, from, rows);
   const bool turns = rope == Rope::after && in.rotary;
-  if (turns) k = in.rotary->rotate(ops::widened(k, at::kFloat), -at::arange(from, from + rows, at::kLong));
+  if (turns) k = in.rotary->rotate(wide(k), -at::arange(from, from + rows, at::kLong));
   at::Tensor summed_k = summed(k, keys);
-  if (turns)
-    summed_k = in.rotary->rotate(summed_k, (at::arange(summed_k.size(2), at::kLong) + first) * stride);
+  if (turns) summed_k = in.rotary->rotate(summed_k, (at::arange(summed_k.size(2), at::kLong) + first) * stride);
   return {summed_k.to(in.q.scalar_type()), summed(v, values).to(in.q.scalar_type())};
 }
 

@@ -39,13 +39,12 @@ struct NsaBranches {
 // row without a window: O_c = 0.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D | Dv].  The choice has no gradient; everything else has: q, k, v, phi, gates.
 // Keys out of reach of the model's own rule (window_left, row_start, row_end, key_lengths) make their windows invisible
-// and are no candidates; windows and blocks count from key 0.  A sink logit joins all three softmaxes; a window's bias is
-// the mean of its tokens', its slope counts from its middle.
-// The state keeps the summed-up windows beside the cache.
-// The variant of fla-org: compress=64,stride=64,phi=mean,rope=before,first_blocks=0,local_blocks=1 (its own block, which
-// scores 1 there, is always taken here).
-// Throws Error: sizes that do not divide, forced blocks over `blocks`, missing learned parts, a rule that is not causal
-// or has documents, head_window, sinks or query_order, relative, landmark or leaky logits.
+// and are no candidates; windows and blocks count from key 0.  A sink logit joins all three softmaxes; a window's bias
+// is the mean of its tokens', its slope counts from its middle. The state keeps the summed-up windows beside the cache.
+// The variant of fla-org: compress=64,stride=64,phi=mean,rope=before,first_blocks=0,local_blocks=1 (its own block,
+// which scores 1 there, is always taken here). Throws Error: sizes that do not divide, forced blocks over `blocks`,
+// missing learned parts, a rule that is not causal or has documents, head_window, sinks or query_order, relative,
+// landmark or leaky logits.
 struct Nsa {
   static constexpr std::string_view name = "nsa";
   static constexpr std::string_view summary =
@@ -53,9 +52,7 @@ struct Nsa {
   static constexpr Kind kind = Kind::row;
 
   enum class Phi { mean, weighted, linear, mlp };
-  friend constexpr auto enum_names(Phi) {
-    return std::array<std::string_view, 4>{"mean", "weighted", "linear", "mlp"};
-  }
+  friend constexpr auto enum_names(Phi) { return std::array<std::string_view, 4>{"mean", "weighted", "linear", "mlp"}; }
   enum class Rope { after, before };
   friend constexpr auto enum_names(Rope) { return std::array<std::string_view, 2>{"after", "before"}; }
   enum class Gates { learned, selected };
@@ -75,8 +72,9 @@ struct Nsa {
     visit("local_blocks", self.local_blocks, at_least(1), "latest blocks, the row's own among them, always taken");
     visit("window", self.window, at_least(1), "latest keys of the third branch, the row's own among them");
     visit("phi", self.phi, any(), "how a window becomes one key and value: mean, or learned");
-    visit("rope", self.rope, any(),
-          "after: windows of unrotated keys are summed up, then rotated as their first token; before: rotated keys are");
+    visit(
+        "rope", self.rope, any(),
+        "after: windows of unrotated keys are summed up, then rotated as their first token; before: rotated keys are");
     visit("gates", self.gates, any(), "learned, or the selected blocks alone (with phi=mean nothing is learned)");
   }
   void validate() const;
@@ -102,7 +100,7 @@ struct Nsa {
 };
 
 // The whole of it from explicit tensors; gates as learned_gates gives them, or unset: the selected branch alone.
-Attended nsa(const at::Tensor& q, const NsaBranches& branches, const std::optional<at::Tensor>& gates, const Nsa& options,
-             const Rule& rule = {}, const ops::Score& score = {});
+Attended nsa(const at::Tensor& q, const NsaBranches& branches, const std::optional<at::Tensor>& gates,
+             const Nsa& options, const Rule& rule = {}, const ops::Score& score = {});
 
 }  // namespace foveate::attention
