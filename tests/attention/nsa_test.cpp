@@ -253,8 +253,14 @@ TEST(Nsa, chooses_the_blocks_of_the_loops_once_for_a_key_head) {
   const at::NoGradGuard no_grad;
   for (const Nsa& o : variants()) {
     const Case c(o, 61, 61);
-    const at::Tensor index = std::get<BlockPlan>(c.run(o).plans[0].plan).index;
+    const NsaBranches branches{{o.summed(c.raw.k, c.key_phi), o.summed(c.raw.v, c.value_phi)}, c.selected, c.window};
+    const Attended alone = nsa(c.q, branches, std::nullopt, o, c.rule, {.scale = 0.7});  // the selected branch
+    const at::Tensor index = std::get<BlockPlan>(alone.plans[0].plan).index;
     EXPECT_EQ(index.size(1), 2);
+    Case one = c;
+    one.gates = at::zeros({2, 4, 61, 3}, at::kDouble);
+    one.gates.narrow(3, 1, 1).fill_(1);
+    EXPECT_TRUE(same(alone.out, to_tensor(one.want(o).out), kClose));
     for (const auto& [place, blocks] : c.want(o).blocks) {
       std::set<int64_t> got;
       for (int64_t n = 0; n < index.size(3); ++n)

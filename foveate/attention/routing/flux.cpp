@@ -369,7 +369,9 @@ class FluxState final : public State {
     if (flux_.route != Flux::Route::learned || (is_padded(in.rule) && length() == 0 && in.ends_prompt))
       return flux_decision(flux_, in);
     require(!is_padded(in.rule), "flux: a prompt in chunks must have no padding");
-    pool_.add(flux_, in);
+    Inputs placed = in;
+    placed.first_position = length();
+    pool_.add(flux_, placed);
     return choose(flux_, in, pool_.pooled(flux_));
   }
 
