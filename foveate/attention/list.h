@@ -5,8 +5,11 @@
 #include <tuple>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/routing/duo.h"
+#include "foveate/attention/routing/flux.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
+#include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/window.h"
 
 namespace foveate::attention {
@@ -15,6 +18,9 @@ using AllMechanisms = std::tuple<  //
     Dense,                         //
     Window,                        //
     Dhsa,                          //
-    DhsaBlocks>;
+    DhsaBlocks,                    //
+    Nsa,                           //
+    Duo,                           //
+    Flux>;
 
 }  // namespace foveate::attention

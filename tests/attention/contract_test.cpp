@@ -39,6 +39,14 @@ std::vector<Case> cases() {
       {"dhsa_blocks:mask=a,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=a,density=1,key_block=64"},
       {"dhsa_blocks:mask=vs,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vs,density=1,query_block=16"},
       {"dhsa_blocks:mask=vsb,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vsb,density=1"},
+      {"nsa:compress=8,stride=4,block=8,blocks=4,window=6,phi=weighted", "nsa:gates=selected,phi=mean,blocks=100"},
+      {"nsa:compress=8,stride=4,block=8,blocks=3,phi=mean,rope=before,gates=selected",
+       "nsa:gates=selected,phi=mlp,blocks=100,rope=before"},
+      {"duo:size=9,sinks=2,full_heads=1", "duo:full_heads=all"},
+      {"duo:size=9,sinks=2", "duo:size=1000"},
+      {"flux:full=(dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4),cheap=(window:size=9,sinks=2)",
+       "flux:cheap=(window:size=1000)"},
+      {"flux:route=cheap,cheap=(window:size=9,sinks=2)", "flux:route=full"},
   };
 }
 
@@ -325,7 +333,8 @@ TEST(Registry, names_the_known_mechanisms) {
     make_mechanism({.name = "dnse", .options = {}});
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks");
+    EXPECT_STREQ(error.what(),
+                 "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks nsa duo flux");
   }
 }
 
