@@ -9,7 +9,9 @@
 #include "foveate/attention/routing/flux.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
+#include "foveate/attention/sparse/flexprefill.h"
 #include "foveate/attention/sparse/nsa.h"
+#include "foveate/attention/sparse/vertical_slash.h"
 #include "foveate/attention/window.h"
 
 namespace foveate::attention {
@@ -21,6 +23,8 @@ using AllMechanisms = std::tuple<  //
     DhsaBlocks,                    //
     Nsa,                           //
     Duo,                           //
-    Flux>;
+    Flux,                          //
+    VerticalSlash,                 //
+    FlexPrefill>;
 
 }  // namespace foveate::attention

@@ -218,6 +218,76 @@ TEST(Select, the_best_entries_of_many_rows_are_each_rows_own) {
   EXPECT_THROW(select_top(scores, 1, {.forced = at::ones({7}, at::kBool), .banned = {}}), Error);
 }
 
+// Entries by (forced, score, index) as long as the mass is wanted, summed in double.
+std::vector<int> mass_by_sorting(const std::vector<float>& scores, const std::vector<bool>& forced,
+                                 const std::vector<bool>& banned, double share, bool crossing) {
+  const auto mass = [&](int i) { return std::isnan(scores[size_t(i)]) ? 0.0 : double(scores[size_t(i)]); };
+  std::vector<int> order;
+  double total = 0, held = 0;
+  for (int i = 0; i < int(scores.size()); ++i)
+    if (!banned[size_t(i)]) order.push_back(i), total += mass(i);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    const auto x = size_t(a), y = size_t(b);
+    if (forced[x] != forced[y]) return bool(forced[x]);
+    if (std::isnan(scores[x]) || std::isnan(scores[y])) return !std::isnan(scores[x]) && std::isnan(scores[y]);
+    return scores[x] > scores[y];
+  });
+  std::vector<int> taken;
+  for (const int i : order) {
+    const bool fits = share == 1 || (crossing ? held < share * total : held + mass(i) <= share * total);
+    if (!forced[size_t(i)] && !fits) break;
+    taken.push_back(i), held += mass(i);
+  }
+  std::sort(taken.begin(), taken.end());
+  return taken;
+}
+
+TEST(Select, a_share_of_the_mass_equals_sorting_all_of_it) {
+  Random random(11);
+  for (int trial = 0; trial < 400; ++trial) {
+    const size_t entries = 1 + random.below(40);
+    std::vector<float> scores;  // eighths: sums are exact in any order
+    std::vector<bool> forced, banned;
+    for (size_t i = 0; i < entries; ++i) {
+      scores.push_back(random.below(9) == 0 ? NAN : float(random.below(17)) / 8);
+      forced.push_back(random.below(12) == 0), banned.push_back(random.below(6) == 0);
+    }
+    const auto mask = [&](const std::vector<bool>& bits) {
+      const at::Tensor t = at::zeros({int64_t(entries)}, at::kBool);
+      for (size_t i = 0; i < entries; ++i) t.mutable_data_ptr<bool>()[i] = bits[i];
+      return t;
+    };
+    for (const double share : {0.0, 0.25, 0.5, 0.875, 1.0})
+      for (const bool crossing : {true, false}) {
+        const at::Tensor index = select_mass(at::tensor(scores, at::kFloat).view({1, -1}), share,
+                                             {.forced = mask(forced), .banned = mask(banned), .crossing = crossing});
+        std::vector<int> got;
+        for (int64_t i = 0; i < index.size(1); ++i) got.push_back(index[0][i].item<int>());
+        EXPECT_EQ(got, mass_by_sorting(scores, forced, banned, share, crossing)) << "trial " << trial << ", " << share;
+      }
+  }
+}
+
+TEST(Select, the_mass_of_many_rows_is_each_rows_own_and_of_its_own_share) {
+  const at::Tensor scores = random_tensor({3, 5, 200}, 4, at::kBFloat16).abs();
+  const at::Tensor share = at::tensor({0.2, 0.0, 0.9, 0.5, 1.0}, at::kDouble).view({5, 1});
+  const at::Tensor index = select_mass(scores, share);
+  ASSERT_EQ(index.size(2), 200);  // of share 1
+  for (int64_t row = 0; row < 15; ++row) {
+    const at::Tensor own = select_mass(scores.view({15, 200})[row], share[row % 5].item<double>());
+    const at::Tensor got = index.view({15, 200})[row];
+    EXPECT_TRUE(got.narrow(0, 0, own.size(0)).equal(own));
+    EXPECT_TRUE(got.narrow(0, own.size(0), 200 - own.size(0)).eq(-1).all().item<bool>());
+  }
+  EXPECT_EQ(select_mass(scores.narrow(2, 0, 0), 0.5).sizes(), at::IntArrayRef({3, 5, 0}));
+  EXPECT_THROW(select_mass(scores, 1.5), Error);
+  EXPECT_THROW(select_mass(scores, NAN), Error);
+  EXPECT_THROW(select_mass(scores.neg(), 0.5), Error);
+  EXPECT_THROW(select_mass(scores, at::ones({7, 1})), Error);
+  EXPECT_THROW(select_mass(scores, at::ones({200})), Error);
+  EXPECT_THROW(select_mass(scores, 0.5, {.forced = at::ones({7}, at::kBool), .banned = {}}), Error);
+}
+
 TEST(Select, refuses_forced_keys_over_budget) {
   const Candidates c{0, 20, 5, 6};
   const std::vector<int64_t> cuts = {0, 20};

@@ -26,6 +26,21 @@ SMALL = {
     "nsa": "nsa:compress=4,stride=2,block=4,blocks=5,phi=mean,gates=selected",
     "duo": "duo:size=8,sinks=2,full_heads=1",
     "flux": "flux:route=cheap,cheap=(window:size=8,sinks=2)",
+    "vertical_slash": "vertical_slash:vertical=8,slash=6,first_columns=2,first_distances=3,block=16",
+    "flexprefill": "flexprefill:gamma=0.5,min_budget=16,block=16",
+}
+
+
+# Where the budget covers everything; other mechanisms leave nothing out.
+FULL = {
+    "window": "window:size=96",
+    "dhsa": "dhsa:budget=1024",
+    "dhsa_blocks": "dhsa_blocks:density=1",
+    "nsa": "nsa:blocks=100,phi=mean,gates=selected",
+    "duo": "duo:full_heads=all",
+    "flux": "flux:route=full",
+    "vertical_slash": "vertical_slash",
+    "flexprefill": "flexprefill:gamma=1,min_budget=16,block=16",
 }
 
 
@@ -119,8 +134,7 @@ def test_compiled_is_one_graph_with_the_gradients_of_eager(spec):
 def test_full_budget_is_dense_and_a_small_one_is_not(spec):
     q, k, v = problem()
     dense = foveate.attend(q, k, v).out
-    full = {"dhsa": "dhsa:budget=1024", "window": "window:size=96", "dhsa_blocks": "dhsa_blocks:density=1", "duo": "duo:full_heads=all",
-            "nsa": "nsa:blocks=100,phi=mean,gates=selected", "flux": "flux:route=full"}.get(spec.split(":")[0], spec)
+    full = FULL.get(spec.split(":")[0], spec)
     torch.testing.assert_close(foveate.mechanism(full)(q, k, v).out, dense)
     assert spec == "dense" or not torch.allclose(foveate.mechanism(spec)(q, k, v).out, dense)
 

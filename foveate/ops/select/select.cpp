@@ -1,6 +1,8 @@
 #include "foveate/ops/select/select.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/scalar_tensor.h>
 
 #include <algorithm>
 #include <bit>
@@ -87,68 +89,160 @@ uint64_t rank_of(float score, int64_t index, bool forced, bool banned) {
   return uint64_t{forced} << 63 | uint64_t{order} << 31 | (0x7fffffffu - uint64_t(index));
 }
 
-struct TopRow {
+int32_t index_of(uint64_t rank) { return int32_t(0x7fffffffu - (rank & 0x7fffffffu)); }
+bool is_forced(uint64_t rank) { return rank >> 63 != 0; }
+
+struct ScoreRow {
   const float* scores;
   const bool *forced, *banned;  // null: none
-  int64_t entries, count;
+  int64_t entries;
 };
 
-void select_row(const TopRow& row, std::vector<uint64_t>& ranks, int32_t* out) {
-  ranks.resize(size_t(row.entries));
-  int64_t legal = 0;
+// Ranks of all entries that may be taken, in no order.
+void rank_all(const ScoreRow& row, std::vector<uint64_t>& ranks) {
+  ranks.clear();
   for (int64_t i = 0; i < row.entries; ++i) {
-    const bool is_banned = row.banned && row.banned[i], is_forced = row.forced && row.forced[i] && !is_banned;
-    const uint64_t rank = rank_of(row.scores[i], i, is_forced, is_banned);
-    if (rank > 0) ranks[size_t(legal++)] = rank;
+    const bool banned = row.banned && row.banned[i], forced = row.forced && row.forced[i] && !banned;
+    const uint64_t rank = rank_of(row.scores[i], i, forced, banned);
+    if (rank > 0) ranks.push_back(rank);
   }
-  const int64_t taken = std::min(legal, row.count), room = std::min(row.count, row.entries);
-  if (taken < legal) std::nth_element(ranks.begin(), ranks.begin() + taken, ranks.begin() + legal, std::greater<>());
-  for (int64_t i = 0; i < taken; ++i) out[i] = int32_t(0x7fffffffu - (ranks[size_t(i)] & 0x7fffffffu));
+}
+
+void take_best(const ScoreRow& row, int64_t count, std::vector<uint64_t>& ranks, int32_t* out) {
+  rank_all(row, ranks);
+  const int64_t legal = std::ssize(ranks), taken = std::min(legal, count), room = std::min(count, row.entries);
+  if (taken < legal) std::nth_element(ranks.begin(), ranks.begin() + taken, ranks.end(), std::greater<>());
+  for (int64_t i = 0; i < taken; ++i) out[i] = index_of(ranks[size_t(i)]);
   std::sort(out, out + taken);
   std::fill(out + taken, out + room, -1);
 }
+
+// Scores [.., N] as rows, with what is forced and banned.
+struct RowsOfScores {
+  RowsOfScores(const at::Tensor& scores, const std::optional<at::Tensor>& forced_entries,
+               const std::optional<at::Tensor>& banned_entries, std::string_view caller) {
+    require(scores.dim() >= 1 && scores.is_floating_point(), "{}: scores must be floating point [.., N], got {}",
+            caller, c10::toString(scores.scalar_type()));
+    flat = scores.detach().to(at::kFloat).contiguous();
+    entries = scores.size(-1), rows = entries > 0 ? flat.numel() / entries : 0;
+    require(entries < std::numeric_limits<int32_t>::max(), "{}: entries must be < 2^31, got {}", caller, entries);
+    const auto mask = [&](const std::optional<at::Tensor>& t, std::string_view name) {
+      if (!t) return at::Tensor();
+      bool fits = t->scalar_type() == at::kBool && t->dim() <= scores.dim();
+      for (int64_t axis = 1; fits && axis <= t->dim(); ++axis)
+        fits = t->size(-axis) == 1 || t->size(-axis) == scores.size(-axis);
+      require(fits, "{}: {} must be bool and broadcast to [{}], got {} [{}]", caller, name,
+              fmt::join(scores.sizes().begin(), scores.sizes().end(), ", "), c10::toString(t->scalar_type()),
+              fmt::join(t->sizes().begin(), t->sizes().end(), ", "));
+      return t->expand(scores.sizes()).contiguous();
+    };
+    forced = mask(forced_entries, "forced"), banned = mask(banned_entries, "banned");
+  }
+
+  // visit(row, ScoreRow, room for ranks), rows side by side.
+  template <class Visit>
+  void for_each(const Visit& visit) const {
+    constexpr int64_t kScoresAtOnce = 16384;
+    const int64_t at_once = std::clamp<int64_t>(kScoresAtOnce / std::max<int64_t>(entries, 1), 1, 64);
+    run_queue(torch_pool(), (rows + at_once - 1) / at_once, [&](int64_t item, int) {
+      std::vector<uint64_t> ranks;
+      for (int64_t row = item * at_once; row < std::min((item + 1) * at_once, rows); ++row) {
+        const auto at_row = [&](const at::Tensor& t) {
+          return t.defined() ? t.const_data_ptr<bool>() + row * entries : nullptr;
+        };
+        visit(row, ScoreRow{flat.const_data_ptr<float>() + row * entries, at_row(forced), at_row(banned), entries},
+              ranks);
+      }
+    });
+  }
+
+  at::Tensor flat, forced, banned;
+  int64_t entries, rows;
+};
 
 }  // namespace
 
 at::Tensor select_top(const at::Tensor& scores, int64_t count, const TopOptions& options) {
   require(count >= 0, "select_top: count must be >= 0, got {}", count);
-  require(scores.dim() >= 1 && scores.is_floating_point(), "select_top: scores must be floating point [.., N], got {}",
-          c10::toString(scores.scalar_type()));
-  const at::Tensor flat = scores.detach().to(at::kFloat).contiguous();
-  const auto mask = [&](const std::optional<at::Tensor>& t, std::string_view name) {
-    if (!t) return at::Tensor();
-    bool fits = t->scalar_type() == at::kBool && t->dim() <= scores.dim();
-    for (int64_t axis = 1; fits && axis <= t->dim(); ++axis)
-      fits = t->size(-axis) == 1 || t->size(-axis) == scores.size(-axis);
-    require(fits, "select_top: {} must be bool and broadcast to [{}], got {} [{}]", name,
-            fmt::join(scores.sizes().begin(), scores.sizes().end(), ", "), c10::toString(t->scalar_type()),
-            fmt::join(t->sizes().begin(), t->sizes().end(), ", "));
-    return t->expand(scores.sizes()).contiguous();
-  };
-  const at::Tensor forced = mask(options.forced, "forced"), banned = mask(options.banned, "banned");
-  const int64_t entries = scores.size(-1), room = std::min(count, entries);
+  const RowsOfScores of(scores, options.forced, options.banned, "select_top");
+  const at::Tensor &forced = of.forced, &banned = of.banned;
+  const int64_t entries = of.entries, room = std::min(count, entries);
   if (forced.defined() && forced.numel() > 0) {
     const at::Tensor kept = banned.defined() ? forced.logical_and(banned.logical_not()) : forced;
     const int64_t most = kept.sum(-1).max().item<int64_t>();
     require(most <= count, "select_top: forced entries must be <= count, got {} > {}", most, count);
   }
-  require(entries < std::numeric_limits<int32_t>::max(), "select_top: entries must be < 2^31, got {}", entries);
   std::vector<int64_t> shape = scores.sizes().vec();
   shape.back() = room;
   const at::Tensor index = at::full(shape, -1, at::kInt);
-  const int64_t rows = entries > 0 ? flat.numel() / entries : 0;
-  constexpr int64_t kRowsAtOnce = 64;
-  run_queue(torch_pool(), (rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t item, int) {
-    std::vector<uint64_t> ranks;
-    for (int64_t row = item * kRowsAtOnce; row < std::min((item + 1) * kRowsAtOnce, rows); ++row) {
-      const auto at_row = [&](const at::Tensor& t) {
-        return t.defined() ? t.const_data_ptr<bool>() + row * entries : nullptr;
-      };
-      select_row({flat.const_data_ptr<float>() + row * entries, at_row(forced), at_row(banned), entries, count}, ranks,
-                 index.mutable_data_ptr<int32_t>() + row * room);
-    }
+  int32_t* out = index.mutable_data_ptr<int32_t>();
+  of.for_each([&](int64_t row, const ScoreRow& scored, std::vector<uint64_t>& ranks) {
+    take_best(scored, count, ranks, out + row * room);
   });
   return index;
+}
+
+namespace {
+
+struct Share {
+  double share;
+  bool crossing;
+};
+
+// The entries of one row, ascending.
+std::vector<int32_t> take_mass(const ScoreRow& row, Share wanted, std::vector<uint64_t>& ranks) {
+  rank_all(row, ranks);
+  std::sort(ranks.begin(), ranks.end(), std::greater<>());
+  const auto mass_of = [&](uint64_t rank) {
+    const float score = row.scores[index_of(rank)];
+    return std::isnan(score) ? 0.0 : double(score);
+  };
+  double total = 0, held = 0;
+  for (const uint64_t rank : ranks) total += mass_of(rank);
+  std::vector<int32_t> taken;
+  for (const uint64_t rank : ranks) {
+    const double mass = mass_of(rank), bound = wanted.share * total;
+    const bool fits = wanted.share >= 1 || (wanted.crossing ? held < bound : held + mass <= bound);
+    if (!is_forced(rank) && !fits) break;
+    taken.push_back(index_of(rank));
+    held += mass;
+  }
+  std::sort(taken.begin(), taken.end());
+  return taken;
+}
+
+}  // namespace
+
+at::Tensor select_mass(const at::Tensor& scores, const at::Tensor& share, const MassOptions& options) {
+  const RowsOfScores of(scores, options.forced, options.banned, "select_mass");
+  if (of.flat.numel() > 0)
+    require(!of.flat.lt(0).any().item<bool>(), "select_mass: scores must be >= 0, got {}", of.flat.min().item<float>());
+  std::vector<int64_t> shape = scores.sizes().vec();
+  shape.back() = 1;
+  bool fits = share.is_floating_point() && share.dim() <= scores.dim();
+  for (int64_t axis = 1; fits && axis <= share.dim(); ++axis)
+    fits = share.size(-axis) == 1 || share.size(-axis) == shape[shape.size() - size_t(axis)];
+  require(fits, "select_mass: share must be floating point and broadcast to [{}], got {} [{}]", fmt::join(shape, ", "),
+          c10::toString(share.scalar_type()), fmt::join(share.sizes().begin(), share.sizes().end(), ", "));
+  const at::Tensor shares = share.detach().to(at::kDouble).expand(shape).contiguous();
+  const double* share_of = shares.const_data_ptr<double>();
+  for (int64_t row = 0; row < shares.numel(); ++row)
+    require(share_of[row] >= 0 && share_of[row] <= 1, "select_mass: share must be 0 .. 1, got {}", share_of[row]);
+  std::vector<std::vector<int32_t>> taken(size_t(of.rows));
+  of.for_each([&](int64_t row, const ScoreRow& scored, std::vector<uint64_t>& ranks) {
+    taken[size_t(row)] = take_mass(scored, {share_of[row], options.crossing}, ranks);
+  });
+  size_t longest = 0;
+  for (const auto& list : taken) longest = std::max(longest, list.size());
+  shape.back() = int64_t(longest);
+  const at::Tensor index = at::full(shape, -1, at::kInt);
+  int32_t* out = index.mutable_data_ptr<int32_t>();
+  for (size_t row = 0; row < taken.size(); ++row) std::copy(taken[row].begin(), taken[row].end(), out + row * longest);
+  return index;
+}
+
+at::Tensor select_mass(const at::Tensor& scores, double share, const MassOptions& options) {
+  return select_mass(scores, at::scalar_tensor(share, at::kDouble), options);
 }
 
 }  // namespace foveate::ops

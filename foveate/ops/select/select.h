@@ -33,4 +33,19 @@ struct TopOptions {
 // Throws Error: count < 0, masks that do not fit, more forced entries than count.
 at::Tensor select_top(const at::Tensor& scores, int64_t count, const TopOptions& options = {});
 
+struct MassOptions {
+  std::optional<at::Tensor> forced, banned;  // bool, broadcast to the scores; banned counts where both are set
+  bool crossing = true;                      // the entry with which the share is reached is taken, else only what fits
+};
+
+// The best entries along the last axis that together hold a share of their sum (top-p): forced ones first, then higher
+// scores, then lower indices, as long as less than share * (sum of all that are not banned) is held.  A share of 1
+// takes all that are not banned.  scores [.., N] floating point, >= 0, compared in fp32, summed in fp64 in the order of
+// taking; NaN counts 0 and comes last.  share in [0, 1]: floating point, broadcasts to scores with a last axis of 1.
+// Returns [.., longest list] int32, ascending, -1 behind the end.  No gradient.  Throws Error: a share outside [0, 1],
+// a negative score, what does not fit.  Sources: XAttention, 2503.16428, algorithm 2; FlexPrefill, 2502.20766, with
+// crossing=false for its query-aware heads.
+at::Tensor select_mass(const at::Tensor& scores, const at::Tensor& share, const MassOptions& options = {});
+at::Tensor select_mass(const at::Tensor& scores, double share, const MassOptions& options = {});
+
 }  // namespace foveate::ops

@@ -1,0 +1,189 @@
+#include "foveate/attention/sparse/vertical_slash.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "foveate/attention/dense.h"
+#include "foveate/attention/sparse/block_lists.h"
+#include "foveate/ops/parallel.h"
+#include "foveate/ops/select/select.h"
+
+namespace foveate::attention {
+namespace {
+
+using at::Tensor;
+
+int64_t columns_of(const HeadPattern& p, const VerticalSlash& o) { return std::max(p.vertical, o.first_columns); }
+int64_t distances_of(const HeadPattern& p, const VerticalSlash& o) { return std::max(p.slash, o.first_distances / 2); }
+
+// [B, Hq, longest] from sums [B, Hq, Lk] whose first `forced` entries come before all others.
+template <class CountOf>
+Tensor select_lines_of(const Tensor& sums, int64_t forced, std::span<const HeadPattern> heads, CountOf count_of) {
+  const int64_t keys = sums.size(2);
+  int64_t longest = 0;
+  for (const HeadPattern& head : heads) longest = std::max(longest, std::min(keys, count_of(head)));
+  Tensor ranked = sums.clone();
+  ranked.narrow(2, 0, std::min(forced, keys)).fill_(std::numeric_limits<double>::infinity());
+  const Tensor lines = at::full({sums.size(0), sums.size(1), longest}, -1, at::kInt);
+  run_queue(ops::torch_pool(), sums.size(1), [&](int64_t head, int) {
+    const HeadPattern& pattern = heads[size_t(head)];
+    const int64_t count = std::min(keys, count_of(pattern));
+    const Tensor to = lines.select(1, head).narrow(1, 0, count);
+    if (pattern.kind == HeadPattern::Kind::stream_llm)
+      to.copy_(at::arange(count, at::kInt));
+    else
+      to.copy_(ops::select_top(ranked.select(1, head), count));
+  });
+  return lines;
+}
+
+struct Run {
+  int64_t begin, end;
+};
+
+std::span<const int32_t> listed(const Tensor& lines, int64_t list) {
+  const int64_t capacity = lines.size(2);
+  const int32_t* begin = lines.const_data_ptr<int32_t>() + list * capacity;
+  return {begin, std::find(begin, begin + capacity, -1)};
+}
+
+// Distances as runs of neighbours, the farthest first: of a head, for all its blocks.
+std::vector<Run> runs_of(std::span<const int32_t> distances) {
+  std::vector<Run> runs;
+  for (auto at = distances.rbegin(); at != distances.rend(); ++at)
+    if (!runs.empty() && runs.back().begin == *at + 1)
+      runs.back().begin = *at;
+    else
+      runs.push_back({*at, *at + 1});
+  return runs;
+}
+
+// The keys of the block of rows that ends before position `end`.
+class BlockRuns {
+ public:
+  BlockRuns(std::span<const int32_t> columns, int64_t keys) : columns_(columns), keys_(keys) {}
+
+  std::vector<Run> make(const std::vector<Run>& distances, int64_t end, int64_t block) {
+    Run range{0, 0};
+    bool is_open = false;
+    for (const Run& run : distances) {
+      if (run.begin >= end) continue;
+      // where the ranges of the farthest and of the nearest of the run end; those between end key by key
+      const int64_t first = std::max(end - run.end + 1, block), last = std::max(end - run.begin, block);
+      if (!is_open || first > range.end + block) {
+        if (is_open) close(range);
+        range = {first - block, first};
+        is_open = true;
+      }
+      if (last > range.end) range.end += (last - range.end + block - 1) / block * block;
+    }
+    if (is_open) close(range);
+    return std::move(runs_);
+  }
+
+ private:
+  void close(const Run& range) {
+    bool follows = false;  // a single key
+    for (; next_ < columns_.size() && columns_[next_] < range.begin; ++next_) {
+      const int64_t key = columns_[next_];
+      if (follows && runs_.back().end == key)
+        ++runs_.back().end;
+      else
+        runs_.push_back({key, key + 1});
+      follows = true;
+    }
+    while (next_ < columns_.size() && columns_[next_] < range.end) ++next_;
+    if (range.begin < keys_) runs_.push_back({range.begin, std::min(range.end, keys_)});
+  }
+
+  std::span<const int32_t> columns_;
+  const int64_t keys_;
+  size_t next_ = 0;
+  std::vector<Run> runs_;
+};
+
+std::vector<HeadPattern> patterns_of(const VerticalSlash& o, const Inputs& in) {
+  const int64_t heads = in.q.size(1);
+  std::vector<HeadPattern> patterns(size_t(heads), {.vertical = o.vertical, .slash = o.slash});
+  if (o.heads.empty()) return patterns;
+  const std::vector<LayerPatterns> layers = read_head_patterns(o.heads);
+  require(in.layer < std::ssize(layers), "vertical_slash: {} must have every layer of the model, got {} and layer {}",
+          o.heads, layers.size(), in.layer);
+  for (const auto& [head, pattern] : layers[size_t(in.layer)]) {
+    require(head < heads, "vertical_slash: {} must name heads 0 .. {} of layer {}, got {}", o.heads, heads - 1,
+            in.layer, head);
+    patterns[size_t(head)] = pattern;
+  }
+  return patterns;
+}
+
+}  // namespace
+
+Lines select_lines(const LineSums& sums, std::span<const HeadPattern> heads, const VerticalSlash& o) {
+  require(std::ssize(heads) == sums.columns.size(1), "vertical_slash: one pattern for each query head, got {} for {}",
+          heads.size(), sums.columns.size(1));
+  const auto columns = [&](const HeadPattern& p) { return columns_of(p, o); };
+  const auto distances = [&](const HeadPattern& p) { return distances_of(p, o); };
+  return {select_lines_of(sums.columns, o.first_columns, heads, columns),
+          select_lines_of(sums.distances, o.first_distances, heads, distances)};
+}
+
+RunPlan line_runs(const Lines& lines, int64_t rows, int64_t start, int64_t keys, int64_t block) {
+  const int64_t batch = lines.columns.size(0), heads = lines.columns.size(1), blocks = (rows + block - 1) / block;
+  std::vector<std::vector<Run>> runs(size_t(batch * heads * blocks));
+  const Pool pool = ops::torch_pool();
+  constexpr int64_t kBlocksAtOnce = 32;
+  const int64_t parts = (blocks + kBlocksAtOnce - 1) / kBlocksAtOnce;
+  run_queue(pool, batch * heads * parts, [&](int64_t item, int) {
+    const int64_t list = item / parts, first = item % parts * kBlocksAtOnce;
+    const std::vector<Run> distances = runs_of(listed(lines.distances, list));
+    const auto columns = listed(lines.columns, list);
+    for (int64_t m = first; m < std::min(first + kBlocksAtOnce, blocks); ++m)
+      runs[size_t(list * blocks + m)] = BlockRuns(columns, keys).make(distances, start + (m + 1) * block, block);
+  });
+  size_t capacity = 0;
+  for (const auto& list : runs) capacity = std::max(capacity, list.size());
+  RunPlan plan{.query_block = block,
+               .start = at::zeros({batch, heads, blocks, int64_t(capacity)}, at::kInt),
+               .end = at::zeros({batch, heads, blocks, int64_t(capacity)}, at::kInt),
+               .rule = {}};
+  int32_t *begins = plan.start.mutable_data_ptr<int32_t>(), *ends = plan.end.mutable_data_ptr<int32_t>();
+  run_queue(pool, std::ssize(runs), [&](int64_t list, int) {
+    int32_t *begin = begins + list * int64_t(capacity), *end = ends + list * int64_t(capacity);
+    for (const Run& run : runs[size_t(list)]) *begin++ = int32_t(run.begin), *end++ = int32_t(run.end);
+  });
+  return plan;
+}
+
+Attended attend_lines(const Inputs& in, std::span<const HeadPattern> heads, const VerticalSlash& o) {
+  const int64_t queries = in.q.size(2), keys = in.k.size(2);
+  const auto covers = [&](const HeadPattern& p) { return columns_of(p, o) >= keys || distances_of(p, o) >= keys; };
+  if (queries == 0 || std::all_of(heads.begin(), heads.end(), covers)) return Dense{}.attend(in);
+  const Lines lines = select_lines(line_sums_of_last(in, o.last_queries), heads, o);
+  RunPlan plan = line_runs(lines, queries, in.rule.query_start.value_or(keys - queries), keys, o.block);
+  plan.rule = in.rule;
+  const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
+  return {attended.out, attended.lse, {{0, queries, std::move(plan)}}};
+}
+
+void VerticalSlash::validate() const {
+  check_options(*this);
+  if (!heads.empty()) read_head_patterns(heads);
+}
+
+Attended VerticalSlash::attend(const Inputs& in) const {
+  check_options(*this);
+  check_block_rule(in.rule, name);
+  return attend_lines(in, patterns_of(*this, in), *this);
+}
+
+std::unique_ptr<State> VerticalSlash::make_state(const StateOptions& options) const {
+  validate();
+  return std::make_unique<PromptState<VerticalSlash>>(*this, options);
+}
+
+}  // namespace foveate::attention
