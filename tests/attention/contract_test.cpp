@@ -39,6 +39,10 @@ std::vector<Case> cases() {
       {"dhsa_blocks:mask=a,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=a,density=1,key_block=64"},
       {"dhsa_blocks:mask=vs,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vs,density=1,query_block=16"},
       {"dhsa_blocks:mask=vsb,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vsb,density=1"},
+      {"hisa:topk=9,block=4,block_topk=3,heads=3,dim=16,dtype=fp32", "hisa:topk=1000,heads=3,dim=16"},
+      {"hisa:topk=9,block=4,block_topk=4,heads=2,dim=32,dtype=bf16,force_ends=false,pooling=max",
+       "hisa:topk=301,heads=2,dim=32,dtype=bf16"},
+      {"hisa:indexer=flat,topk=7,heads=2,dim=16,rope_dims=8,hadamard=false", "hisa:indexer=flat,topk=500,heads=2,dim=16"},
   };
 }
 
@@ -325,7 +329,7 @@ TEST(Registry, names_the_known_mechanisms) {
     make_mechanism({.name = "dnse", .options = {}});
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks");
+    EXPECT_STREQ(error.what(), "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks hisa");
   }
 }
 

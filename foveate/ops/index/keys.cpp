@@ -99,15 +99,21 @@ int64_t IndexKeys::bytes() const {
 
 int64_t IndexKeys::key_bytes() const { return 4 * (steps_ + (form_.type == IndexType::e4m3 ? 1 : 0)); }
 
-Tensor IndexKeys::values(int64_t first, int64_t count) const {
+Float8Rows IndexKeys::rows(int64_t first, int64_t count) const {
   require(first >= 0 && count >= 0 && first + count <= length_, "index keys: rows must be in [0, {}), got [{}, {})",
           length_, first, first + count);
-  if (count == 0) return at::zeros({0, dim_}, at::kFloat);
+  if (count == 0) return {at::zeros({0, dim_}, at::kFloat), scales_};
   const int64_t panel = first / kPanel, panels = (first + count - 1) / kPanel - panel + 1;
-  Tensor rows = panels_.narrow(0, panel, panels).transpose(1, 2).reshape({-1, steps_});
-  rows = rows.narrow(0, first - panel * kPanel, count).contiguous();
+  const Tensor all = panels_.narrow(0, panel, panels).transpose(1, 2).reshape({-1, steps_});
+  Tensor rows = at::empty({count, steps_}, at::kFloat);  // not contiguous(): one key's axes may have any strides
+  rows.copy_(all.narrow(0, first - panel * kPanel, count));
   if (pairs_) rows = rows.view(at::kBFloat16).narrow(1, 0, dim_).to(at::kFloat);
-  return scales_.defined() ? rows * scales_.narrow(0, first, count).unsqueeze(1) : rows;
+  return {rows, scales_.defined() ? scales_.narrow(0, first, count) : scales_};
+}
+
+Tensor IndexKeys::values(int64_t first, int64_t count) const {
+  const Float8Rows held = rows(first, count);
+  return scales_.defined() && count > 0 ? held.values() : held.codes;
 }
 
 const float* IndexKeys::column(int64_t i) const {

@@ -37,6 +37,7 @@ class IndexKeys {
   int64_t bytes() const;
   int64_t key_bytes() const;                              // that a score reads
   at::Tensor values(int64_t first, int64_t count) const;  // [count, dim] fp32, scales multiplied
+  Float8Rows rows(int64_t first, int64_t count) const;    // as they are held; fp32 instead of codes, scales perhaps none
 
   // For the kernels.
   at::Tensor units(const at::Tensor& x) const;  // [.., dim] floating point -> fp32 [.., steps]: pairs of bf16, or floats
