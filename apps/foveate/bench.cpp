@@ -153,14 +153,10 @@ void run_index(const IndexBench& options) {
   if (options.json) return;
   fmt::print("{}, {} threads; one thread's bf16 peak {:.0f} GFLOP/s; milliseconds a query, mean over a prefill\n",
              ops::kernel_level(), at::get_num_threads(), peak);
-  fmt::print("{}", report::format_table({{"length"},
-                                         {"flat"},
-                                         {"GFLOP/s"},
-                                         {"hierarchical"},
-                                         {"faster"},
-                                         {"products alone"},
-                                         {"of that"}},
-                                        rows));
+  fmt::print(
+      "{}",
+      report::format_table(
+          {{"length"}, {"flat"}, {"GFLOP/s"}, {"hierarchical"}, {"faster"}, {"products alone"}, {"of that"}}, rows));
 }
 
 void add_bench_index(CLI::App& bench) {

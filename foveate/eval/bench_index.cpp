@@ -64,7 +64,8 @@ IndexTiming bench_index(int64_t length, const IndexBenchOptions& o) {
     flat_keys += double(seen);
     hierarchical_keys += double(blocks + std::min(seen, o.hisa.block_topk * o.block));
   }
-  IndexTiming t{length, median(flat), median(hierarchical) + median(pooling), median(pooling), 0, flat_keys / hierarchical_keys};
+  IndexTiming t{
+      length, median(flat), median(hierarchical) + median(pooling), median(pooling), 0, flat_keys / hierarchical_keys};
   t.products = 2e-9 * flat_keys / double(o.rows) * double(o.heads * o.dim) / t.flat;
   return t;
 }

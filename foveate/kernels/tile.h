@@ -212,8 +212,8 @@ struct PackedTile {
 
 constexpr int kIndexColumn = 16;  // keys of an indexer that stand side by side in a panel
 
-// to[column][j] = scales[column][j] * sum over heads of weights[h] * max(q[h] . k, 0) for the keys k of some columns: 16
-// neighbours of a panel by key each.  The bits of a key do not depend on what stands beside it.
+// to[column][j] = scales[column][j] * sum over heads of weights[h] * max(q[h] . k, 0) for the keys k of some columns:
+// 16 neighbours of a panel by key each.  The bits of a key do not depend on what stands beside it.
 struct IndexTile {
   const float* q = nullptr;        // rows [heads][steps]
   const float* weights = nullptr;  // [heads]

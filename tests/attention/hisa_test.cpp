@@ -25,7 +25,13 @@ using at::Tensor;
 constexpr int64_t kWidth = 10, kLength = 60, kHeads = 4, kKvHeads = 2, kDim = 8;
 
 struct Case {
-  Hisa hisa{.topk = 7, .block = 4, .block_topk = 4, .heads = 3, .dim = 8, .rope_dims = 4, .hadamard = false,
+  Hisa hisa{.topk = 7,
+            .block = 4,
+            .block_topk = 4,
+            .heads = 3,
+            .dim = 8,
+            .rope_dims = 4,
+            .hadamard = false,
             .dtype = ops::IndexType::fp32};
   Learned parts;
   ops::Rotary rotary{kDim, 50};
@@ -250,7 +256,8 @@ TEST(Hisa, the_loss_has_no_gradient_but_of_the_indexer) {
   for (auto& [name, part] : c.parts) part = part.requires_grad_();
   c.hisa.loss(c.in, Hisa::Stage::dense).backward();
   EXPECT_FALSE(c.in.q.grad().defined() || c.in.k.grad().defined() || c.in.hidden->grad().defined());
-  for (const auto& [name, part] : c.parts) EXPECT_TRUE(part.grad().defined() && part.grad().ne(0).any().item<bool>()) << name;
+  for (const auto& [name, part] : c.parts)
+    EXPECT_TRUE(part.grad().defined() && part.grad().ne(0).any().item<bool>()) << name;
 }
 
 TEST(Hisa, refuses_what_it_can_not_do) {

@@ -109,7 +109,8 @@ TEST(SparseMla, entries_may_stand_in_any_order_with_any_padding_and_unseen_rows_
 }
 
 TEST(SparseMla, a_sink_takes_its_share_and_learns) {
-  const Tensor q = random_tensor({kRows, kHeads, kDim}, 1, at::kDouble), kv = random_tensor({kKeys, 1, kDim}, 2, at::kDouble);
+  const Tensor q = random_tensor({kRows, kHeads, kDim}, 1, at::kDouble),
+               kv = random_tensor({kKeys, 1, kDim}, 2, at::kDouble);
   const Tensor sink = at::tensor({.5, -1., 2.}, at::kDouble).requires_grad_(), index = some_index();
   const SparseMla plain = sparse_mla(q, kv, index, {.scale = 0.3, .value_dim = kValues});
   const auto out = [&](const Tensor& a) {
@@ -167,7 +168,8 @@ Tensor layer_by_loops(const Layer& layer, const Tensor& hidden) {
   const auto turn = [&](const Tensor& x, int64_t position) {  // neighbouring pairs
     Tensor y = x.clone();
     for (int64_t i = 0; i < 2; ++i) {
-      const double angle = double(position) * std::pow(100.0, -2.0 * double(i) / 4), c = std::cos(angle), s = std::sin(angle);
+      const double angle = double(position) * std::pow(100.0, -2.0 * double(i) / 4), c = std::cos(angle),
+                   s = std::sin(angle);
       const double a = x[2 * i].item<double>(), b = x[2 * i + 1].item<double>();
       y[2 * i].fill_(a * c - b * s), y[2 * i + 1].fill_(a * s + b * c);
     }
@@ -188,7 +190,8 @@ Tensor layer_by_loops(const Layer& layer, const Tensor& hidden) {
       Tensor value = at::zeros({6}, at::kDouble);
       for (int64_t s = 0; s <= t; ++s) {
         const Tensor k = up.narrow(0, 0, 8).mv(latent[size_t(s)]);
-        const double logit = (q[h].narrow(0, 0, 8).dot(k) + turn(q[h].narrow(0, 8, 4), t).dot(keys[size_t(s)])).item<double>();
+        const double logit =
+            (q[h].narrow(0, 0, 8).dot(k) + turn(q[h].narrow(0, 8, 4), t).dot(keys[size_t(s)])).item<double>();
         const double weight = std::exp(logit / std::sqrt(12.0));
         sum += weight;
         value += weight * up.narrow(0, 8, 6).mv(latent[size_t(s)]);
@@ -220,7 +223,8 @@ TEST(Mla, both_forms_equal_plain_loops_and_each_other_with_caches) {
 TEST(Mla, both_forms_agree_on_lists_with_gradients) {
   Layer layer;
   Tensor hidden = random_tensor({10, 20}, 1, at::kDouble);
-  const Tensor index = random_tensor({10, 4}, 2).mul(6).round().to(at::kInt), weight = random_tensor({10, 20}, 4, at::kDouble);
+  const Tensor index = random_tensor({10, 4}, 2).mul(6).round().to(at::kInt),
+               weight = random_tensor({10, 20}, 4, at::kDouble);
   std::vector<Tensor> gradients[2];
   for (const bool absorbed : {false, true}) {
     Layer own;
@@ -233,7 +237,8 @@ TEST(Mla, both_forms_agree_on_lists_with_gradients) {
     gradients[absorbed].push_back(out), gradients[absorbed].push_back(x.grad());
     for (auto& [name, part] : own.parts) gradients[absorbed].push_back(part.grad());
   }
-  for (size_t i = 0; i < gradients[0].size(); ++i) EXPECT_TRUE(same(gradients[1][i], gradients[0][i], {1e-11, 1e-11})) << i;
+  for (size_t i = 0; i < gradients[0].size(); ++i)
+    EXPECT_TRUE(same(gradients[1][i], gradients[0][i], {1e-11, 1e-11})) << i;
 }
 
 TEST(Mla, a_layer_with_an_indexer_that_takes_all_keys_is_the_dense_layer) {

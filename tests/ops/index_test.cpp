@@ -78,7 +78,8 @@ double score(const Rows& heads, const Row& weights, const Row& key) {
 // The best `count` of scores[first, end), by score and then by index.
 std::vector<int64_t> best(const std::vector<std::pair<double, int64_t>>& scored, int64_t count) {
   auto order = scored;
-  std::ranges::sort(order, [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
+  std::ranges::sort(
+      order, [](const auto& a, const auto& b) { return a.first != b.first ? a.first > b.first : a.second < b.second; });
   std::vector<int64_t> ids;
   for (int64_t i = 0; i < std::min<int64_t>(count, std::ssize(order)); ++i) ids.push_back(order[size_t(i)].second);
   std::ranges::sort(ids);
@@ -148,8 +149,9 @@ TEST_P(IndexAtLevel, logits_equal_plain_loops) {
         Tensor want = at::full({7, length}, -INFINITY, at::kDouble);
         for (int64_t t = 0; t < 7; ++t)
           for (int64_t s = r.start[size_t(t)]; s < r.end[size_t(t)]; ++s)
-            want.index_put_({at::tensor(t), at::tensor(s)},
-                            at::tensor(score(rows_of(q.select(0, t)), weights[size_t(t)], keys[size_t(s)]), at::kDouble));
+            want.index_put_(
+                {at::tensor(t), at::tensor(s)},
+                at::tensor(score(rows_of(q.select(0, t)), weights[size_t(t)], keys[size_t(s)]), at::kDouble));
         for (const IndexType type : {IndexType::fp32, IndexType::bf16}) {
           const Tensor got = index_logits({q, w, r.starts(), r.ends()}, packed_keys(k, type));
           EXPECT_TRUE(same(got, want, {0, 0})) << dim << " " << heads << " " << length << " " << int(type);
@@ -164,11 +166,11 @@ TEST_P(IndexAtLevel, the_golden_query) {
   for (const IndexType type : {IndexType::fp32, IndexType::bf16}) {
     BlockedKeys keys(2, {type}, 2);
     keys.append(k.to(at::kFloat));
-    EXPECT_TRUE(same(index_logits(queries, keys.keys()), at::tensor({.7, .6, .75, 0., 1.75, 1.2, 0., .7875}).view({1, 8}),
-                     {1e-7, 1e-7}));
+    EXPECT_TRUE(same(index_logits(queries, keys.keys()),
+                     at::tensor({.7, .6, .75, 0., 1.75, 1.2, 0., .7875}).view({1, 8}), {1e-7, 1e-7}));
     const IndexQueries blocks{q, w.to(at::kFloat), at::tensor({0}, at::kLong), at::tensor({4}, at::kLong)};
-    EXPECT_TRUE(same(index_logits(blocks, keys.pooled()), at::tensor({.6125, .225, 1.475, .09375}).view({1, 4}),
-                     {1e-7, 1e-7}));
+    EXPECT_TRUE(
+        same(index_logits(blocks, keys.pooled()), at::tensor({.6125, .225, 1.475, .09375}).view({1, 4}), {1e-7, 1e-7}));
     using Ids = std::vector<int64_t>;
     EXPECT_EQ(ids_of(index_top(queries, keys.keys(), 3), 0), (Ids{4, 5, 7}));
     EXPECT_EQ(ids_of(hisa_index(queries, keys, {.block_topk = 2, .topk = 3}), 0), (Ids{0, 1, 7}));
@@ -183,7 +185,8 @@ TEST_P(IndexAtLevel, selections_equal_plain_loops_on_packed_sequences) {
     const int64_t dim = 4, heads = 1 + int64_t(random.below(4)), length = 1 + int64_t(random.below(90)), rows = 5;
     const int64_t block = int64_t{1} << random.below(trial % 4 ? 4 : 6);  // exact means: sums over powers of two
     const Hierarchy h{block, 2 + int64_t(random.below(6)), 1 + int64_t(random.below(20)), trial % 5 != 0};
-    const Tensor q = integers({rows, heads, dim}, random.below(1u << 30)), w = integers({rows, heads}, random.below(1u << 30));
+    const Tensor q = integers({rows, heads, dim}, random.below(1u << 30)),
+                 w = integers({rows, heads}, random.below(1u << 30));
     Tensor k = integers({length, dim}, random.below(1u << 30));
     const int64_t tail = length % block;  // and a tail whose count divides: its rows alike
     if (tail) k.narrow(0, length - tail, tail).copy_(k.narrow(0, length - 1, 1).expand({tail, dim}));
@@ -224,7 +227,8 @@ TEST_P(IndexAtLevel, ties_go_to_the_lowest_indices_and_nan_comes_last) {
 
 TEST_P(IndexAtLevel, bits_depend_neither_on_threads_nor_on_how_keys_came) {
   const int64_t length = 777, dim = 24, rows = 67;
-  const Tensor q = random_tensor({rows, 7, dim}, 1), w = random_tensor({rows, 7}, 2), k = random_tensor({length, dim}, 3);
+  const Tensor q = random_tensor({rows, 7, dim}, 1), w = random_tensor({rows, 7}, 2),
+               k = random_tensor({length, dim}, 3);
   std::vector<int64_t> ends;
   for (int64_t t = 0; t < rows; ++t) ends.push_back(length - rows + t + 1);
   const IndexQueries queries{q, w, at::zeros({rows}, at::kLong), at::tensor(ends, at::kLong)};
@@ -256,7 +260,8 @@ TEST_P(IndexAtLevel, bits_depend_neither_on_threads_nor_on_how_keys_came) {
 
 TEST_P(IndexAtLevel, decoding_equals_one_call_without_forced_ends) {  // what a row sees of its own block alone counts
   const int64_t length = 150, dim = 16;
-  const Tensor q = random_tensor({length, 3, dim}, 1), w = random_tensor({length, 3}, 2).abs(), k = random_tensor({length, dim}, 3);
+  const Tensor q = random_tensor({length, 3, dim}, 1), w = random_tensor({length, 3}, 2).abs(),
+               k = random_tensor({length, dim}, 3);
   std::vector<int64_t> ends;
   for (int64_t t = 0; t < length; ++t) ends.push_back(t + 1);
   BlockedKeys all(dim, {IndexType::bf16}, 8), grown(dim, {IndexType::bf16}, 8);
@@ -272,7 +277,8 @@ TEST_P(IndexAtLevel, decoding_equals_one_call_without_forced_ends) {  // what a 
 
 TEST(Index, kept_tokens_lie_in_kept_blocks_and_beat_the_others) {
   const int64_t length = 500, dim = 16, rows = 40, block = 16;
-  const Tensor q = random_tensor({rows, 4, dim}, 1), w = random_tensor({rows, 4}, 2), k = random_tensor({length, dim}, 3);
+  const Tensor q = random_tensor({rows, 4, dim}, 1), w = random_tensor({rows, 4}, 2),
+               k = random_tensor({length, dim}, 3);
   const Ranges r = packed(rows, length, 4);
   BlockedKeys keys(dim, {IndexType::e4m3}, block);
   keys.append(k);
@@ -340,7 +346,8 @@ double difference(const Tensor& a, const Tensor& b) {
 
 TEST_P(IndexAtLevel, logits_of_8_bits_are_near_and_exact_for_what_was_rounded) {
   const int64_t rows = 24, heads = 8, dim = 128, length = 300;
-  const Tensor q = random_tensor({rows, heads, dim}, 1), k = random_tensor({length, dim}, 2), w = random_tensor({rows, heads}, 3);
+  const Tensor q = random_tensor({rows, heads, dim}, 1), k = random_tensor({length, dim}, 2),
+               w = random_tensor({rows, heads}, 3);
   const Tensor zero = at::zeros({rows}, at::kLong);
   for (const bool power_of_two : {false, true}) {
     const Float8Rows codes = quantise_float8(q, {.power_of_two = power_of_two});
@@ -366,7 +373,8 @@ TEST(Float8, codes_are_the_nearest_of_all_and_scales_as_defined) {
     const int exponent = bits >> 3, fraction = bits & 7;
     all.push_back(exponent ? std::ldexp(8 + fraction, exponent - 10) : std::ldexp(fraction, -9));
   }
-  const Tensor x = at::cat({random_tensor({20, 64}, 1), random_tensor({20, 64}, 2) * 1e-6, random_tensor({1, 64}, 3) * 1e6});
+  const Tensor x =
+      at::cat({random_tensor({20, 64}, 1), random_tensor({20, 64}, 2) * 1e-6, random_tensor({1, 64}, 3) * 1e6});
   for (const bool power_of_two : {false, true}) {
     const Float8Rows rows = quantise_float8(x, {.power_of_two = power_of_two});
     const Rows from = rows_of(x), codes = rows_of(rows.codes.to(at::kFloat));
@@ -417,7 +425,8 @@ TEST(Float8, pages_of_index_keys_come_back) {
   }
   const Float8Rows rows = quantise_float8(random_tensor({70, 128}, 1));
   const Tensor pages = to_index_pages(rows);  // the layout: 64 rows of codes, then 64 scales
-  EXPECT_TRUE(pages[1].narrow(0, 5 * 128, 128).view(at::kFloat8_e4m3fn).to(at::kFloat).equal(rows.codes[69].to(at::kFloat)));
+  EXPECT_TRUE(
+      pages[1].narrow(0, 5 * 128, 128).view(at::kFloat8_e4m3fn).to(at::kFloat).equal(rows.codes[69].to(at::kFloat)));
   EXPECT_TRUE(pages[1].narrow(0, 64 * 128 + 4 * 5, 4).clone().view(at::kFloat).equal(rows.scales.narrow(0, 69, 1)));
 }
 

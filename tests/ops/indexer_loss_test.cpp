@@ -1,6 +1,4 @@
 // The indexer's loss against plain loops in double, its golden numbers, and its gradient against finite differences.
-#include "foveate/ops/index/training.h"
-
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
@@ -14,6 +12,7 @@
 #include <set>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/index/training.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -29,10 +28,12 @@ struct Problem {
 };
 
 Problem make_problem(int64_t queries, int64_t keys) {
-  Problem p{{random_tensor({queries, 3, 5}, 1, at::kDouble), random_tensor({keys, 5}, 2, at::kDouble),
-             random_tensor({queries, 3}, 3, at::kDouble), at::zeros({queries}, at::kLong), at::zeros({queries}, at::kLong)},
-            {random_tensor({4, queries, 6}, 4, at::kDouble), random_tensor({2, keys, 6}, 5, at::kDouble), 0.7, 2.0}};
-  for (int64_t t = 0; t < queries; ++t) p.rows.start[t].fill_(t % 3), p.rows.end[t].fill_(t % 3 + (t == 1 ? 0 : keys - 3));
+  Problem p{
+      {random_tensor({queries, 3, 5}, 1, at::kDouble), random_tensor({keys, 5}, 2, at::kDouble),
+       random_tensor({queries, 3}, 3, at::kDouble), at::zeros({queries}, at::kLong), at::zeros({queries}, at::kLong)},
+      {random_tensor({4, queries, 6}, 4, at::kDouble), random_tensor({2, keys, 6}, 5, at::kDouble), 0.7, 2.0}};
+  for (int64_t t = 0; t < queries; ++t)
+    p.rows.start[t].fill_(t % 3), p.rows.end[t].fill_(t % 3 + (t == 1 ? 0 : keys - 3));
   return p;
 }
 
@@ -64,7 +65,8 @@ double loss_by_loops(const Problem& p, const std::vector<std::set<int64_t>>& see
     }
     double sum = 0;
     for (const int64_t s : seen[size_t(t)]) sum += std::exp(logit[s]);
-    for (const int64_t s : seen[size_t(t)]) total += mass[s] * (std::log(mass[s]) - std::max(logit[s] - std::log(sum), -100.0));
+    for (const int64_t s : seen[size_t(t)])
+      total += mass[s] * (std::log(mass[s]) - std::max(logit[s] - std::log(sum), -100.0));
   }
   return total / double(rows);
 }

@@ -38,8 +38,8 @@ Visible visible_keys(const Inputs& in) {
   require(!rule.query_documents && !rule.key_documents && !rule.head_window && !rule.query_order,
           "hisa: every query must see one range of keys, the same for all heads, got documents, windows by head or an "
           "order of queries; give row_start and row_end");
-  require(rule.sinks == 0 || !rule.window_left, "hisa: every query must see one range of keys, got {} sinks beside a window",
-          rule.sinks);
+  require(rule.sinks == 0 || !rule.window_left,
+          "hisa: every query must see one range of keys, got {} sinks beside a window", rule.sinks);
   const int64_t batch = in.q.size(0), queries = in.q.size(2), keys = in.k.size(2);
   const Tensor position = at::arange(queries, at::kLong) + rule.query_start.value_or(keys - queries);
   Tensor start = (rule.window_left ? position - *rule.window_left : position * 0).clamp_min(0);
@@ -47,7 +47,8 @@ Visible visible_keys(const Inputs& in) {
   start = start.expand({batch, queries}), end = end.expand({batch, queries});
   if (rule.key_lengths) end = at::minimum(end, rule.key_lengths->unsqueeze(1));
   const auto of_row = [&](const Tensor& t) {
-    require(t.size(1) == 1, "hisa: every query must see one range of keys, the same for all heads, got {} heads", t.size(1));
+    require(t.size(1) == 1, "hisa: every query must see one range of keys, the same for all heads, got {} heads",
+            t.size(1));
     return t.select(1, 0).expand({batch, queries});
   };
   if (rule.row_start) start = at::maximum(start, of_row(*rule.row_start));
@@ -66,9 +67,10 @@ Tensor from_first_key(const Tensor& index, const Tensor& start) {
 void Hisa::validate() const {
   check_options(*this);
   require(!force_ends || block_topk >= 2, "hisa: block_topk must be >= 2 where ends are forced, got {}", block_topk);
-  require(!hadamard || std::has_single_bit(uint64_t(dim)), "hisa: dim must be a power of two where hadamard is on, got {}",
+  require(!hadamard || std::has_single_bit(uint64_t(dim)),
+          "hisa: dim must be a power of two where hadamard is on, got {}", dim);
+  require(rope_dims % 2 == 0 && rope_dims <= dim, "hisa: rope_dims must be even and <= dim, got {} of {}", rope_dims,
           dim);
-  require(rope_dims % 2 == 0 && rope_dims <= dim, "hisa: rope_dims must be even and <= dim, got {} of {}", rope_dims, dim);
   require(!pooled_bf16 || dtype != ops::IndexType::fp32, "hisa: pooled_bf16 must be off where dtype is fp32");
 }
 
@@ -124,7 +126,8 @@ Tensor Hisa::select(const ops::IndexQueries& queries, const ops::BlockedKeys& ke
   return ops::hisa_index(queries, keys, {block_topk, topk, force_ends});
 }
 
-Attended Hisa::attend_over(const Inputs& in, const IndexVectors& rows, const std::vector<ops::BlockedKeys>& keys) const {
+Attended Hisa::attend_over(const Inputs& in, const IndexVectors& rows,
+                           const std::vector<ops::BlockedKeys>& keys) const {
   const int64_t queries_count = in.q.size(2), batch = in.q.size(0);
   const Visible visible = visible_keys(in);
   // Leading rows that see no more than topk keys take them all: a rule says that without lists.
@@ -143,17 +146,19 @@ Attended Hisa::attend_over(const Inputs& in, const IndexVectors& rows, const std
     attended.plans.push_back({first, count, std::move(plan)});
   };
   run(0, dense, [](const Rule& rule) -> Plan { return rule; });
-  if (dense < queries_count) run(dense, queries_count - dense, [&](const Rule& rule) -> Plan {
-    const int64_t count = queries_count - dense;
-    std::vector<Tensor> lists;
-    for (int64_t b = 0; b < batch; ++b) {
-      const auto cut = [&](const Tensor& t) { return t.narrow(1, dense, count); };
-      const Tensor start = cut(visible.start).select(0, b).contiguous(), end = cut(visible.end).select(0, b).contiguous();
-      const Tensor list = select(queries({cut(rows.q), rows.k, cut(rows.weights)}, b, start, end), keys[size_t(b)]);
-      lists.push_back(from_first_key(list, start).narrow(1, 0, std::min(topk, widest)));
-    }
-    return TokenPlan{1, at::stack(lists).unsqueeze(1), rule};
-  });
+  if (dense < queries_count)
+    run(dense, queries_count - dense, [&](const Rule& rule) -> Plan {
+      const int64_t count = queries_count - dense;
+      std::vector<Tensor> lists;
+      for (int64_t b = 0; b < batch; ++b) {
+        const auto cut = [&](const Tensor& t) { return t.narrow(1, dense, count); };
+        const Tensor start = cut(visible.start).select(0, b).contiguous(),
+                     end = cut(visible.end).select(0, b).contiguous();
+        const Tensor list = select(queries({cut(rows.q), rows.k, cut(rows.weights)}, b, start, end), keys[size_t(b)]);
+        lists.push_back(from_first_key(list, start).narrow(1, 0, std::min(topk, widest)));
+      }
+      return TokenPlan{1, at::stack(lists).unsqueeze(1), rule};
+    });
   attended.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);
   attended.lse = lses.size() == 1 ? lses[0] : at::cat(lses, 2);
   return attended;
@@ -202,8 +207,7 @@ Tensor Hisa::loss(const Inputs& in, Stage stage) const {
   for (int64_t b = 0; b < in.q.size(0); ++b) {
     const Tensor start = visible.start.select(0, b), end = visible.end.select(0, b);
     std::optional<Tensor> index;
-    if (stage == Stage::selected)
-      index = from_first_key(select(queries(rows, b, start, end), keys[size_t(b)]), start);
+    if (stage == Stage::selected) index = from_first_key(select(queries(rows, b, start, end), keys[size_t(b)]), start);
     const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3))));
     losses.push_back(ops::indexer_loss(
         {rows.q.select(0, b), rows.k.select(0, b), rows.weights.select(0, b), start, end},

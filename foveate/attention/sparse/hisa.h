@@ -44,9 +44,11 @@ struct Hisa {
   bool power_of_two = true, pooled_bf16 = false;
 
   static void fields(auto& self, auto&& visit) {
-    visit("indexer", self.indexer, any(), "all keys are scored, or pooled blocks first and then the tokens of the best");
+    visit("indexer", self.indexer, any(),
+          "all keys are scored, or pooled blocks first and then the tokens of the best");
     visit("topk", self.topk, at_least(1), "keys kept per query; at or above the length it is dense");
-    visit("block", self.block, at_least(1), "keys whose pooled key is scored first (published: block * block_topk 8192)");
+    visit("block", self.block, at_least(1),
+          "keys whose pooled key is scored first (published: block * block_topk 8192)");
     visit("block_topk", self.block_topk, at_least(1), "blocks whose tokens are scored");
     visit("force_ends", self.force_ends, any(), "the first and the last block that a query sees are always among them");
     visit("pooling", self.pooling, any(), "how a block's keys are summed up");
@@ -64,8 +66,8 @@ struct Hisa {
   Attended attend(const Inputs& in) const;
   std::unique_ptr<State> make_state(const StateOptions& options) const;
 
-  // Index vectors of rows: queries read `query_input` [B, L, query width], keys and weights `hidden` [B, L, width].  They
-  // differ in models with a low-rank query (mla.h).  positions [L] int64.  Differentiable.
+  // Index vectors of rows: queries read `query_input` [B, L, query width], keys and weights `hidden` [B, L, width].
+  // They differ in models with a low-rank query (mla.h).  positions [L] int64.  Differentiable.
   IndexVectors vectors(const at::Tensor& query_input, const at::Tensor& hidden, const Learned& parts,
                        const ops::Rotary* rotary, const at::Tensor& positions) const;
   IndexVectors vectors(const Inputs& in) const;  // both are in.hidden

@@ -59,7 +59,9 @@ double scale_of(const MlaShape& shape) {
   return shape.scale != 0 ? shape.scale : 1 / std::sqrt(double(shape.plain + shape.rotated));
 }
 
-Tensor project_out(const Tensor& heads, const Learned& parts) { return at::linear(heads.flatten(1), part(parts, "out")); }
+Tensor project_out(const Tensor& heads, const Learned& parts) {
+  return at::linear(heads.flatten(1), part(parts, "out"));
+}
 
 }  // namespace
 
@@ -146,9 +148,10 @@ Tensor mla_absorbed(const MlaRows& rows, const Tensor& kv, const Learned& parts,
     latent = sparse_mla(q, keys, index->unsqueeze(1), {.scale = scale_of(s), .value_dim = s.latent}).out;
   } else {
     const Tensor all = keys.transpose(0, 1).unsqueeze(0);
-    latent = ops::attend(q.transpose(0, 1).unsqueeze(0), all, all.narrow(3, 0, s.latent), Rule{}, {.scale = scale_of(s)})
-                 .out.squeeze(0)
-                 .transpose(0, 1);
+    latent =
+        ops::attend(q.transpose(0, 1).unsqueeze(0), all, all.narrow(3, 0, s.latent), Rule{}, {.scale = scale_of(s)})
+            .out.squeeze(0)
+            .transpose(0, 1);
   }
   return project_out(at::einsum("shc,hvc->shv", {latent, up.narrow(1, s.plain, s.value)}), parts);
 }

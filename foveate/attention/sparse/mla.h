@@ -11,11 +11,11 @@
 namespace foveate::attention {
 
 struct SparseMlaOptions {
-  double scale = 1;                         // of the logits: yarn_scale() of the un-absorbed head
-  int64_t value_dim = 512;                  // the values are the first so many dims of the keys
-  std::optional<at::Tensor> topk_length;    // [S] int64: only the first so many entries of a list count
-  std::optional<at::Tensor> sink;           // floating point [H]: out *= sigmoid(lse - sink)
-  bool causal = true;                       // query i is at N - S + i and sees no later key
+  double scale = 1;                       // of the logits: yarn_scale() of the un-absorbed head
+  int64_t value_dim = 512;                // the values are the first so many dims of the keys
+  std::optional<at::Tensor> topk_length;  // [S] int64: only the first so many entries of a list count
+  std::optional<at::Tensor> sink;         // floating point [H]: out *= sigmoid(lse - sink)
+  bool causal = true;                     // query i is at N - S + i and sees no later key
 };
 
 struct SparseMla {

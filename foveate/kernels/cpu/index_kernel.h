@@ -37,12 +37,11 @@ FOVEATE_INLINE void index_columns(const IndexTile& t, int column) {
   });
   int head = 0;
   for (; head + kGroupRows <= t.heads; head += kGroupRows) add_heads<Unit, kGroupRows, C>(t, head, at, acc);
-  if (head < t.heads)
-    with_rows(t.heads - head, [&](auto rows) { add_heads<Unit, rows.value, C>(t, head, at, acc); });
+  if (head < t.heads) with_rows(t.heads - head, [&](auto rows) { add_heads<Unit, rows.value, C>(t, head, at, acc); });
   unrolled<C>([&](auto c) __attribute__((always_inline)) {
     constexpr int kFirst = c.value * Simd::kWidth;
-    const F scale = t.scales ? Simd::load(t.scales[column + kFirst / kIndexColumn] + kFirst % kIndexColumn)
-                             : Simd::set(1);
+    const F scale =
+        t.scales ? Simd::load(t.scales[column + kFirst / kIndexColumn] + kFirst % kIndexColumn) : Simd::set(1);
     Simd::store(t.to + int64_t{column} * kIndexColumn + kFirst, acc[c.value] * scale);
   });
 }

@@ -24,8 +24,8 @@ Tensor empty_lists(int64_t rows, int64_t topk) {
   return at::full({rows, topk}, -1, at::kInt);
 }
 
-constexpr int64_t kRowsAtOnce = 4;       // queries that share a part of the keys while it is in the second-level cache
-constexpr int64_t kColumnsAtOnce = 64;   // a quarter of it where a key has 256 bytes
+constexpr int64_t kRowsAtOnce = 4;      // queries that share a part of the keys while it is in the second-level cache
+constexpr int64_t kColumnsAtOnce = 64;  // a quarter of it where a key has 256 bytes
 
 // Calls use(worker, rows, scores of each row from its first column on) for every few queries.
 template <class Use>
@@ -44,7 +44,8 @@ void for_flat_rows(const IndexQueries& queries, const IndexKeys& keys, const Use
         for (int64_t row = first; row < end; ++row) {
           const auto [from, to] = ranges.columns(first_row + row);
           const int64_t a = std::max(part, from), b = std::min(part + kColumnsAtOnce, to);
-          if (a < b) scores.range(row, a, b, scratches[size_t(worker)], &buffer[size_t((row - first) * width + a * kColumn)]);
+          if (a < b)
+            scores.range(row, a, b, scratches[size_t(worker)], &buffer[size_t((row - first) * width + a * kColumn)]);
         }
       for (int64_t row = first; row < end; ++row)
         use(worker, first_row + row, ranges, &buffer[size_t((row - first) * width)]);
@@ -70,14 +71,15 @@ Tensor index_top(const IndexQueries& queries, const IndexKeys& keys, int64_t top
   int32_t* to = index.mutable_data_ptr<int32_t>();
   std::vector<TopOfRow> top(size_t(std::max(torch_pool().threads, 1)));
   for_flat_rows(queries, keys, [&](int worker, int64_t row, const RowRanges& ranges, const float* scores) {
-    top[size_t(worker)]({scores + ranges.start(row), size_t(ranges.end(row) - ranges.start(row))}, topk, to + row * topk);
+    top[size_t(worker)]({scores + ranges.start(row), size_t(ranges.end(row) - ranges.start(row))}, topk,
+                        to + row * topk);
   });
   return index;
 }
 
 Tensor index_top(const Tensor& logits, const Tensor& start, const Tensor& end, int64_t topk) {
-  require(logits.dim() == 2 && logits.is_floating_point(), "index_top: logits must be floating point [M, N], got {} axes",
-          logits.dim());
+  require(logits.dim() == 2 && logits.is_floating_point(),
+          "index_top: logits must be floating point [M, N], got {} axes", logits.dim());
   const Tensor flat = logits.detach().to(at::kFloat).contiguous(), index = empty_lists(flat.size(0), topk);
   const RowRanges ranges(start, end, flat.size(0), flat.size(1));
   const float* scores = flat.const_data_ptr<float>();

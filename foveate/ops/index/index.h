@@ -1,4 +1,5 @@
-// The lightning indexer (DeepSeek-V3.2-Exp) and its hierarchical form (HISA, 2603.28458): which keys a query attends to.
+// The lightning indexer (DeepSeek-V3.2-Exp) and its hierarchical form (HISA, 2603.28458): which keys a query attends
+// to.
 #pragma once
 
 #include <ATen/core/Tensor.h>

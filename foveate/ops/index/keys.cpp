@@ -46,12 +46,13 @@ void IndexKeys::append(const Tensor& x) {
 
 void IndexKeys::append(const Float8Rows& rows) {
   const Tensor &codes = rows.codes, &scales = rows.scales;
-  require(form_.type == IndexType::e4m3 && codes.scalar_type() == at::kFloat8_e4m3fn && codes.dim() == 2 &&
-              codes.size(1) == dim_ && scales.dim() == 1 && scales.size(0) == codes.size(0) &&
-              scales.scalar_type() == at::kFloat,
-          "index keys: rows of e4m3 must be codes [n, {}] and fp32 scales [n] for keys of e4m3, got {} [{}] and {} [{}]",
-          dim_, c10::toString(codes.scalar_type()), fmt::join(codes.sizes(), ", "),
-          c10::toString(scales.scalar_type()), fmt::join(scales.sizes(), ", "));
+  require(
+      form_.type == IndexType::e4m3 && codes.scalar_type() == at::kFloat8_e4m3fn && codes.dim() == 2 &&
+          codes.size(1) == dim_ && scales.dim() == 1 && scales.size(0) == codes.size(0) &&
+          scales.scalar_type() == at::kFloat,
+      "index keys: rows of e4m3 must be codes [n, {}] and fp32 scales [n] for keys of e4m3, got {} [{}] and {} [{}]",
+      dim_, c10::toString(codes.scalar_type()), fmt::join(codes.sizes(), ", "), c10::toString(scales.scalar_type()),
+      fmt::join(scales.sizes(), ", "));
   const int64_t first = length_;
   put(units(codes.to(at::kBFloat16)));
   scales_.narrow(0, first, scales.size(0)).copy_(scales);
@@ -141,7 +142,9 @@ Tensor pool_rows(const Tensor& x, IndexPooling pooling) {
 
 BlockedKeys::BlockedKeys(int64_t dim, const IndexForm& form, int64_t block, IndexPooling pooling, bool pooled_as_bf16)
     : keys_(dim, form),
-      pooled_(dim, {form.type == IndexType::fp32 ? IndexType::fp32 : pooled_as_bf16 ? IndexType::bf16 : form.type,
+      pooled_(dim, {form.type == IndexType::fp32 ? IndexType::fp32
+                    : pooled_as_bf16             ? IndexType::bf16
+                                                 : form.type,
                     {.least = 1e-10, .power_of_two = form.float8.power_of_two}}),
       block_(block),
       pooling_(pooling) {

@@ -27,8 +27,8 @@ class IndexKeys {
   IndexKeys(IndexKeys&&) = default;
   IndexKeys& operator=(IndexKeys&&) = default;  // copies would share memory that append() changes
 
-  void append(const at::Tensor& x);       // [n, dim] floating point, rounded or quantised here
-  void append(const Float8Rows& rows);    // [n, dim]; throws Error unless the form is e4m3
+  void append(const at::Tensor& x);     // [n, dim] floating point, rounded or quantised here
+  void append(const Float8Rows& rows);  // [n, dim]; throws Error unless the form is e4m3
   void truncate(int64_t length);
 
   int64_t length() const { return length_; }
@@ -37,10 +37,11 @@ class IndexKeys {
   int64_t bytes() const;
   int64_t key_bytes() const;                              // that a score reads
   at::Tensor values(int64_t first, int64_t count) const;  // [count, dim] fp32, scales multiplied
-  Float8Rows rows(int64_t first, int64_t count) const;    // as they are held; fp32 instead of codes, scales perhaps none
+  Float8Rows rows(int64_t first, int64_t count) const;  // as they are held; fp32 instead of codes, scales perhaps none
 
   // For the kernels.
-  at::Tensor units(const at::Tensor& x) const;  // [.., dim] floating point -> fp32 [.., steps]: pairs of bf16, or floats
+  at::Tensor units(
+      const at::Tensor& x) const;  // [.., dim] floating point -> fp32 [.., steps]: pairs of bf16, or floats
   int64_t steps() const { return steps_; }
   bool has_pairs() const { return pairs_; }
   const float* column(int64_t i) const;  // keys [16 i, 16 i + 16)

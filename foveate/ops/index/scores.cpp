@@ -73,11 +73,13 @@ void RowScores::run(int64_t row, int64_t count, const Id& id, ScoreScratch& scra
 }
 
 void RowScores::columns(int64_t row, std::span<const int64_t> ids, ScoreScratch& scratch, float* to) const {
-  run(row, std::ssize(ids), [&](int64_t i) { return ids[size_t(i)]; }, scratch, to);
+  run(
+      row, std::ssize(ids), [&](int64_t i) { return ids[size_t(i)]; }, scratch, to);
 }
 
 void RowScores::range(int64_t row, int64_t first, int64_t end, ScoreScratch& scratch, float* to) const {
-  run(row, end - first, [&](int64_t i) { return first + i; }, scratch, to);
+  run(
+      row, end - first, [&](int64_t i) { return first + i; }, scratch, to);
 }
 
 void for_row_tiles(const IndexQueries& queries, const IndexKeys& keys,
@@ -86,10 +88,10 @@ void for_row_tiles(const IndexQueries& queries, const IndexKeys& keys,
   require(q.dim() == 3 && (q.is_floating_point()) && q.size(1) >= 1 && q.size(2) == keys.dim(),
           "index: q must be floating point [M, HI >= 1, {}], got {} [{}]", keys.dim(), c10::toString(q.scalar_type()),
           fmt::join(q.sizes(), ", "));
-  require(weights.dim() == 2 && weights.is_floating_point() && weights.size(0) == q.size(0) &&
-              weights.size(1) == q.size(1),
-          "index: weights must be floating point [{}, {}], got {} [{}]", q.size(0), q.size(1),
-          c10::toString(weights.scalar_type()), fmt::join(weights.sizes(), ", "));
+  require(
+      weights.dim() == 2 && weights.is_floating_point() && weights.size(0) == q.size(0) && weights.size(1) == q.size(1),
+      "index: weights must be floating point [{}, {}], got {} [{}]", q.size(0), q.size(1),
+      c10::toString(weights.scalar_type()), fmt::join(weights.sizes(), ", "));
   constexpr int64_t kElements = int64_t{1} << 22;  // of q in the kernels' units at a time
   const int64_t rows = std::max<int64_t>(kElements / (q.size(1) * q.size(2)), 16);
   for (int64_t first = 0; first < q.size(0); first += rows) {

@@ -27,7 +27,7 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 constexpr double kLeastLog = -100;
 
 void check_rows(const IndexerRows& rows) {
-  const auto &[q, k, weights, start, end] = rows;
+  const auto& [q, k, weights, start, end] = rows;
   require(q.dim() == 3 && k.dim() == 2 && weights.dim() == 2 && q.size(2) == k.size(1) && q.size(1) >= 1 &&
               weights.size(0) == q.size(0) && weights.size(1) == q.size(1),
           "indexer: q [M, HI, D], k [N, D] and weights [M, HI] must agree, got [{}], [{}] and [{}]",
@@ -93,7 +93,7 @@ void add_tile(const Tile& tile, int64_t first, Result& result) {
   const Tensor logits = (products * weights.unsqueeze(2)).sum(1).masked_fill_(hidden, kMinusInfinity);
   const Tensor p = target_probabilities(tile, q.scalar_type());
   const Tensor own = at::log_softmax(logits, 1).masked_fill_(hidden, kLeastLog);  // a row without a key: NaN before
-  const Tensor counts = own.gt(kLeastLog);  // what is cut has no gradient
+  const Tensor counts = own.gt(kLeastLog);                                        // what is cut has no gradient
   const Tensor log_p = at::where(p.gt(0), p.log(), at::zeros_like(p));
   result.loss.add_((p * (log_p - own.clamp_min(kLeastLog))).sum());
   const Tensor pulled = p * counts;
@@ -107,7 +107,8 @@ void add_tile(const Tile& tile, int64_t first, Result& result) {
 
 Result make_loss(const IndexerRows& rows, const IndexerTarget& target, const std::optional<Tensor>& index) {
   const at::NoGradGuard no_grad;
-  Result r{at::zeros({}, rows.q.options()), at::zeros_like(rows.q), at::zeros_like(rows.k), at::zeros_like(rows.weights)};
+  Result r{at::zeros({}, rows.q.options()), at::zeros_like(rows.q), at::zeros_like(rows.k),
+           at::zeros_like(rows.weights)};
   const int64_t keys = rows.k.size(0);
   constexpr int64_t kElements = int64_t{1} << 22;  // of products at a time
   const int64_t widest = std::max(rows.q.size(1), target.q.size(0)) * std::max<int64_t>(keys, 1);

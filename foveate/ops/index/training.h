@@ -26,8 +26,8 @@ struct IndexerTarget {
 // Mean over rows of KL(p || softmax(I)) over the keys of a row's range, or of its list `index` [M, K] integers (counted
 // from key 0, entries < 0 empty): p is the target's softmax over the same keys, summed over heads and normed.  Log
 // probabilities are cut at -100.  Rows without a key count nothing.  A scalar with gradients of rows.q, rows.k and
-// rows.weights, made beside it in tiles of rows: no M x N memory.  The target has none.  Throws Error: shapes that do not
-// fit.
+// rows.weights, made beside it in tiles of rows: no M x N memory.  The target has none.  Throws Error: shapes that do
+// not fit.
 at::Tensor indexer_loss(const IndexerRows& rows, const IndexerTarget& target,
                         const std::optional<at::Tensor>& index = {});
 

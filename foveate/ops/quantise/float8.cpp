@@ -52,10 +52,10 @@ Float8Rows quantise_float8(const Tensor& given, const Float8Options& options) {
 
 Tensor hadamard(const Tensor& x) {
   const int64_t dim = x.size(-1);
-  require(dim >= 1 && std::has_single_bit(uint64_t(dim)), "hadamard: the last axis must be a power of two, got {}", dim);
+  require(dim >= 1 && std::has_single_bit(uint64_t(dim)), "hadamard: the last axis must be a power of two, got {}",
+          dim);
   Tensor matrix = at::ones({1, 1}, x.options());
-  while (matrix.size(0) < dim)
-    matrix = at::cat({at::cat({matrix, matrix}, 1), at::cat({matrix, -matrix}, 1)}, 0);
+  while (matrix.size(0) < dim) matrix = at::cat({at::cat({matrix, matrix}, 1), at::cat({matrix, -matrix}, 1)}, 0);
   return at::matmul(x, matrix) / std::sqrt(double(dim));
 }
 

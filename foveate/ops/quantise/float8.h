@@ -6,8 +6,8 @@
 namespace foveate::ops {
 
 struct Float8Options {
-  double least = 1e-4 / 448;    // a scale is at least so much
-  bool power_of_two = false;    // scales are rounded up to a power of two (ue8m0)
+  double least = 1e-4 / 448;  // a scale is at least so much
+  bool power_of_two = false;  // scales are rounded up to a power of two (ue8m0)
 };
 
 struct Float8Rows {

@@ -11,8 +11,8 @@ namespace foveate::ops {
 // Not to be used by two threads at a time: it keeps its memory between rows.
 class TopOfRow {
  public:
-  // to[0 .. count): places of the `count` best scores, ascending, -1 behind the end where there are fewer.  Higher scores
-  // first, then lower places; NaN behind all numbers, -inf never.
+  // to[0 .. count): places of the `count` best scores, ascending, -1 behind the end where there are fewer.  Higher
+  // scores first, then lower places; NaN behind all numbers, -inf never.
   void operator()(std::span<const float> scores, int64_t count, int32_t* to);
 
  private:
