@@ -10,6 +10,7 @@
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
 #include "foveate/attention/sparse/flexprefill.h"
+#include "foveate/attention/sparse/hisa.h"
 #include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/sparse/vertical_slash.h"
 #include "foveate/attention/window.h"
@@ -25,6 +26,7 @@ using AllMechanisms = std::tuple<  //
     Duo,                           //
     Flux,                          //
     VerticalSlash,                 //
-    FlexPrefill>;
+    FlexPrefill,                   //
+    Hisa>;
 
 }  // namespace foveate::attention

@@ -51,6 +51,11 @@ std::vector<Case> cases() {
        "vertical_slash:vertical=1,slash=301"},
       {"flexprefill:gamma=0.3,tau=0,min_budget=1,block=8", "flexprefill:gamma=1,tau=0,min_budget=1,block=8"},
       {"flexprefill:gamma=0.3,tau=1,min_budget=1,block=8", "flexprefill:gamma=1,tau=1,min_budget=1,block=8"},
+      {"hisa:topk=9,block=4,block_topk=3,heads=3,dim=16,dtype=fp32", "hisa:topk=1000,heads=3,dim=16"},
+      {"hisa:topk=9,block=4,block_topk=4,heads=2,dim=32,dtype=bf16,force_ends=false,pooling=max",
+       "hisa:topk=301,heads=2,dim=32,dtype=bf16"},
+      {"hisa:indexer=flat,topk=7,heads=2,dim=16,rope_dims=8,hadamard=false",
+       "hisa:indexer=flat,topk=500,heads=2,dim=16"},
   };
 }
 

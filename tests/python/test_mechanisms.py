@@ -43,6 +43,9 @@ FULL = {
     "flexprefill": "flexprefill:gamma=1,min_budget=16,block=16",
 }
 
+# Mechanisms that can not run without an adapter, which the operator does not carry: they must say so.
+LEARNED = {"hisa"}
+
 
 def problem(dtype=torch.float, queries=96, keys=96):
     make = torch.Generator().manual_seed(21)
@@ -79,7 +82,13 @@ def operator_arguments(spec, q, k, v):
 
 
 def test_every_listed_mechanism_is_tried_here():
-    assert set(SMALL) == set(CLASSES) == {info["name"] for info in listed_mechanisms()}
+    assert set(SMALL) | LEARNED == set(CLASSES) == {info["name"] for info in listed_mechanisms()}
+
+
+@pytest.mark.parametrize("name", sorted(LEARNED))
+def test_a_missing_adapter_is_said(name):
+    with pytest.raises(RuntimeError, match=f"{name}: has learned parts, got no adapter"):
+        foveate.mechanism(name)(*problem(), rule=Rule(), scale=0.5)
 
 
 def test_the_command_line_lists_the_same(build):
