@@ -7,6 +7,7 @@
 #include "foveate/attention/dense.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
+#include "foveate/attention/sparse/hyper.h"
 #include "foveate/attention/window.h"
 
 namespace foveate::attention {
@@ -15,6 +16,7 @@ using AllMechanisms = std::tuple<  //
     Dense,                         //
     Window,                        //
     Dhsa,                          //
-    DhsaBlocks>;
+    DhsaBlocks,                    //
+    Hyper>;
 
 }  // namespace foveate::attention

@@ -146,6 +146,7 @@ class HyperCall {
 
   // The cap of a row depends on its own block: rectangles one by one, in plain ATen.
   void add_capped(const HyperGroup& group, const Tensor& places, uint64_t stream) {
+    in_.k = ops::widened(in_.k, in_.q.scalar_type()), in_.v = ops::widened(in_.v, in_.q.scalar_type());
     const TokenPlan plan = block_plan(group, in_.rule);
     ops::Score score = in_.score;
     score.sink.reset();  // joins in the leaves

@@ -23,7 +23,8 @@ namespace foveate::attention {
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Causal rules and full ones; keys that a chunk of queries finds in a cache
 // are a rectangle.  Where key_lengths cut keys off, each sample of the batch runs alone.  A layer whose own window
 // hides keys is exact under it: that is linear already.  Order and samples are constants; gradients are those of the
-// estimate, lse included, for q, k, v and the terms of the score.  lse estimates that of all keys, so a mechanism's
+// estimate, lse included, for q, k, v and the terms of the score.  (Of residual=vnorm too: gradients through its weights
+// with fixed samples would have a bias.)  lse estimates that of all keys, so a mechanism's
 // Attended has none where something was sampled; hyper_attention gives it.
 // Samples and projections follow from seed, layer, batch, and depth alone: another seed draws anew.
 // Deviations from the release, as options: gray=reference orders bins as released; same_block_mask=false counts drawn
