@@ -11,6 +11,7 @@
 #include "foveate/attention/sparse/dhsa_blocks.h"
 #include "foveate/attention/sparse/flexprefill.h"
 #include "foveate/attention/sparse/hisa.h"
+#include "foveate/attention/sparse/hyper.h"
 #include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/sparse/vertical_slash.h"
 #include "foveate/attention/window.h"
@@ -27,6 +28,7 @@ using AllMechanisms = std::tuple<  //
     Flux,                          //
     VerticalSlash,                 //
     FlexPrefill,                   //
-    Hisa>;
+    Hisa,                          //
+    Hyper>;
 
 }  // namespace foveate::attention
