@@ -8,6 +8,7 @@
 #include "common.h"
 #include "foveate/attention/registry.h"
 #include "foveate/eval/bench_attention.h"
+#include "foveate/eval/bench_index.h"
 #include "foveate/eval/bench_model.h"
 #include "foveate/eval/bench_primitives.h"
 #include "foveate/ops/level.h"
@@ -121,6 +122,60 @@ void add_bench_primitives(CLI::App& bench) {
   command.callback([options, json] { run_primitives(*options, *json); });
 }
 
+struct IndexBench {
+  eval::IndexBenchOptions bench;
+  std::vector<int64_t> lengths = {8192, 16384, 32768, 65536};
+  bool json = false;
+};
+
+void run_index(const IndexBench& options) {
+  const double peak = eval::measure_peaks().bf16;
+  std::vector<std::vector<std::string>> rows;
+  for (const int64_t length : options.lengths) {
+    throw_if_interrupted();
+    const eval::IndexTiming t = eval::bench_index(length, options.bench);
+    const double ratio = t.flat / t.hierarchical;
+    if (options.json) {
+      fmt::print("{}\n", nlohmann::json({{"length", t.length},
+                                         {"flat_seconds", t.flat},
+                                         {"hierarchical_seconds", t.hierarchical},
+                                         {"pooling_seconds", t.pooling},
+                                         {"flat_gflops", t.products},
+                                         {"ratio", ratio},
+                                         {"model_ratio", t.model_ratio}})
+                             .dump());
+      continue;
+    }
+    rows.push_back({std::to_string(length), fmt::format("{:.3f}", t.flat * 1e3), fmt::format("{:.0f}", t.products),
+                    fmt::format("{:.3f}", t.hierarchical * 1e3), fmt::format("{:.2f}x", ratio),
+                    fmt::format("{:.2f}x", t.model_ratio), fmt::format("{:.0f} %", 100 * ratio / t.model_ratio)});
+  }
+  if (options.json) return;
+  fmt::print("{}, {} threads; one thread's bf16 peak {:.0f} GFLOP/s; milliseconds a query, mean over a prefill\n",
+             ops::kernel_level(), at::get_num_threads(), peak);
+  fmt::print(
+      "{}",
+      report::format_table(
+          {{"length"}, {"flat"}, {"GFLOP/s"}, {"hierarchical"}, {"faster"}, {"products alone"}, {"of that"}}, rows));
+}
+
+void add_bench_index(CLI::App& bench) {
+  CLI::App& command = *bench.add_subcommand("index", "the hierarchical indexer (HISA) beside the flat one (DSA)");
+  const auto options = std::make_shared<IndexBench>();
+  auto& b = options->bench;
+  command.add_option("--length", options->lengths, "keys; queries lie evenly over them")->capture_default_str();
+  command.add_option("--heads", b.heads, "of the indexer")->capture_default_str();
+  command.add_option("--dim", b.dim, "of its vectors")->capture_default_str();
+  command.add_option("--block", b.block, "keys of a block")->capture_default_str();
+  command.add_option("--block-topk", b.hisa.block_topk, "blocks kept")->capture_default_str();
+  command.add_option("--topk", b.hisa.topk, "keys kept")->capture_default_str();
+  command.add_option("--rows", b.rows, "queries")->capture_default_str();
+  command.add_option("--repeats", b.repeats, "of which the median counts")->capture_default_str();
+  command.add_flag("--json", options->json, "one JSON object a line");
+  command.footer("Examples:\n  foveate bench index --length 32768 65536");
+  command.callback([options] { run_index(*options); });
+}
+
 struct ModelBench {
   ModelOptions model;
   std::vector<std::string> attention = {"dense"};
@@ -132,8 +187,7 @@ void run_model(const ModelBench& options) {
   options.bench.validate();
   const LoadedModel loaded = load_model(options.model);
   std::vector<std::vector<attention::Mechanism>> all;
-  for (const std::string& spec : options.attention)
-    all.push_back(attention::make_mechanisms(spec, loaded.decoder->layers()));
+  for (const std::string& spec : options.attention) all.push_back(make_mechanisms(spec, loaded, options.model));
   for (const int64_t tokens : options.bench.lengths)
     require_context(*loaded.decoder, tokens + options.bench.decoded, options.force);
   const auto median = [](const std::vector<double>& numbers) { return numbers[numbers.size() / 2]; };
@@ -221,6 +275,7 @@ void add_bench(CLI::App& app) {
   command.add_flag("--json", options->json, "one JSON object a line");
   command.footer("Examples:\n  foveate bench attention --suite dense sparse --dim 64 128 --length 8192 --threads 1 2");
   add_bench_primitives(bench);
+  add_bench_index(bench);
   add_bench_model(bench);
   bench.footer("Examples:\n  foveate bench attention --help");
   command.callback([options] { run(*options); });

@@ -37,6 +37,8 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
       ->check(CLI::IsMember({"auto", "packed", "dense"}))
       ->capture_default_str();
   command.add_option("--threads", options.threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  command.add_option("--adapter", options.adapters, "learned parts of mechanisms that have such; repeat for more")
+      ->allow_extra_args(false);
   command.add_flag("--explain", options.explain, "at the end, say which attention kernels ran, or why none did");
 }
 
@@ -77,6 +79,12 @@ LoadedModel load_model(const ModelOptions& options) {
           "{}: the tokenizer has {} tokens, the model only {}", loaded.path, loaded.tokenizer->size(),
           loaded.decoder->config().vocabulary);
   return loaded;
+}
+
+std::vector<attention::Mechanism> make_mechanisms(const std::string& spec, const LoadedModel& loaded,
+                                                  const ModelOptions& options) {
+  return models::Adapter::load(options.adapters, *loaded.decoder)
+      .equip(attention::make_mechanisms(spec, loaded.decoder->layers()), *loaded.decoder);
 }
 
 std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model) { return io::open_tokenizer(model); }

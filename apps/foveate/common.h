@@ -5,10 +5,12 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "foveate/base/timer.h"
 #include "foveate/io/gguf.h"
 #include "foveate/io/tokenizer.h"
+#include "foveate/models/language/adapter.h"
 #include "foveate/models/language/decoder.h"
 
 namespace foveate::app {
@@ -16,7 +18,8 @@ namespace foveate::app {
 struct ModelOptions {
   std::string model = "smollm2";
   std::string dtype = "bf16", weights = "auto";
-  int threads = 0;  // 0: all
+  int threads = 0;                    // 0: all
+  std::vector<std::string> adapters;  // of mechanisms with learned parts
   bool explain = false;
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
@@ -30,6 +33,10 @@ struct LoadedModel {
 };
 LoadedModel load_model(const ModelOptions& options);  // also sets the number of threads
 std::unique_ptr<io::Tokenizer> load_tokenizer(const std::string& model);
+
+// One mechanism per layer, with learned parts from --adapter.
+std::vector<attention::Mechanism> make_mechanisms(const std::string& spec, const LoadedModel& loaded,
+                                                  const ModelOptions& options);
 
 // Throws Error naming the limit unless tokens <= the model's context or `force`.
 void require_context(const models::Decoder& decoder, int64_t tokens, bool force);

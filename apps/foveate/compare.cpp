@@ -110,8 +110,7 @@ void compare(const Options& options) {
   watch_interrupts();
   const LoadedModel loaded = load_model(options.model);
   std::vector<Mechanisms> all;
-  for (const std::string& spec : options.attention)
-    all.push_back(attention::make_mechanisms(spec, loaded.decoder->layers()));
+  for (const std::string& spec : options.attention) all.push_back(make_mechanisms(spec, loaded, options.model));
   require_context(*loaded.decoder, options.eval.context, options.force);
   // Haystacks read on behind the context: encode no more of a long text than they can use.
   const size_t bytes_wanted = size_t(options.eval.context) * 8 * size_t(options.eval.needle_haystacks + 2);

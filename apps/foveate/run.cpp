@@ -27,9 +27,7 @@ struct Options {
 class Conversation {
  public:
   Conversation(const LoadedModel& loaded, const Options& options)
-      : loaded_(loaded),
-        options_(options),
-        mechanisms_(attention::make_mechanisms(options.attention, loaded.decoder->layers())) {
+      : loaded_(loaded), options_(options), mechanisms_(make_mechanisms(options.attention, loaded, options.model)) {
     if (options.session.empty() || !std::filesystem::exists(options.session)) return;
     open();
     session_->load(options.session);

@@ -32,7 +32,7 @@ void print_token(const io::Tokenizer& tokenizer, int32_t token, std::optional<fl
 void score(const Options& options) {
   const std::string path = options.file == "-" ? options.file : io::find_text(options.file);
   const LoadedModel loaded = load_model(options.model);
-  const auto mechanisms = attention::make_mechanisms(options.attention, loaded.decoder->layers());
+  const auto mechanisms = make_mechanisms(options.attention, loaded, options.model);
   const int64_t context = options.context > 0 ? options.context : loaded.decoder->config().context;
   require_context(*loaded.decoder, context, false);
   const std::vector<int32_t> tokens = loaded.tokenizer->encode(io::read_text(path));

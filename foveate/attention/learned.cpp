@@ -15,6 +15,7 @@ Learned make_learned(const std::vector<LearnedPart>& parts, uint64_t seed) {
   for (const LearnedPart& part : parts) {
     Random random(seed, stream++);
     const at::Tensor numbers = at::empty(part.sizes, at::kFloat);
+    size_t next = 0;
     const auto draw = [&]() -> double {
       switch (part.init.kind) {
         case Init::Kind::zeros:
@@ -24,9 +25,11 @@ Learned make_learned(const std::vector<LearnedPart>& parts, uint64_t seed) {
         case Init::Kind::constant:
           return part.init.scale;
         case Init::Kind::normal:
-          return part.init.scale * random.normal();
+          return part.init.mean + part.init.scale * random.normal();
         case Init::Kind::uniform:
           return part.init.scale * (2 * random.uniform() - 1);
+        case Init::Kind::listed:
+          return part.init.listed.at(next++);
       }
       fail("learned parts: unknown kind of start");
     };

@@ -19,12 +19,13 @@ struct LayerShape {
   int64_t width, heads, kv_heads, head_dim, value_dim;
 };
 
-// How a part begins: all zeros, all ones, every number `scale`, normal with standard deviation `scale`, or uniform in
-// [-scale, scale].
+// How a part begins: all zeros, all ones, every number `scale`, normal with standard deviation `scale` around
+// `mean`, uniform in [-scale, scale], or `listed` one after the other.
 struct Init {
-  enum class Kind { zeros, ones, constant, normal, uniform };
+  enum class Kind { zeros, ones, constant, normal, uniform, listed };
   Kind kind = Kind::zeros;
-  double scale = 0;
+  double scale = 0, mean = 0;
+  std::vector<double> listed = {};
 };
 
 struct LearnedPart {

@@ -5,9 +5,14 @@
 #include <tuple>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/routing/duo.h"
+#include "foveate/attention/routing/flux.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
 #include "foveate/attention/sparse/flexprefill.h"
+#include "foveate/attention/sparse/hisa.h"
+#include "foveate/attention/sparse/hyper.h"
+#include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/sparse/vertical_slash.h"
 #include "foveate/attention/window.h"
 
@@ -18,7 +23,12 @@ using AllMechanisms = std::tuple<  //
     Window,                        //
     Dhsa,                          //
     DhsaBlocks,                    //
+    Nsa,                           //
+    Duo,                           //
+    Flux,                          //
     VerticalSlash,                 //
-    FlexPrefill>;
+    FlexPrefill,                   //
+    Hisa,                          //
+    Hyper>;
 
 }  // namespace foveate::attention

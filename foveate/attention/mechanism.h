@@ -60,7 +60,7 @@ struct PlannedRows {
 struct Attended {
   at::Tensor out;                  // [B, Hq, Lq, Dv]
   std::optional<at::Tensor> lse;   // [B, Hq, Lq] over the model's own logits; absent where logits were changed
-  std::vector<PlannedRows> plans;  // together: every row once
+  std::vector<PlannedRows> plans;  // together: every row; a row sees what all of its plans show
 };
 
 // What a cache holds: keys and values as the model computes them, or in 8 bits (ops::quantise_rows): half the memory of

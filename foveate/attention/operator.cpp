@@ -25,9 +25,14 @@ using ops::OptionalInt;
 using ops::OptionalTensor;
 
 // rotary: [dim, base, factor, divisors ..] of what rotated q and k (ops/rotary.h), empty: nothing did.
+// hidden [B, Lq, width] and learned parts, which names[i] calls parts[i], for mechanisms that have such.
 const std::string kSchema =
     std::string("str spec, int layer, int? first_position, bool ends_prompt, float[] rotary, ") +
-    "Tensor q, Tensor k, Tensor v, " + ops::kSchema;
+    "Tensor? hidden, str[] names, Tensor[] parts, Tensor q, Tensor k, Tensor v, " + ops::kSchema;
+
+using Names = c10::List<std::string>;
+using MechanismBackward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+                                     std::vector<Tensor>>;  // the list: of hidden, parts
 
 struct Call {
   std::string spec;
@@ -35,13 +40,23 @@ struct Call {
   OptionalInt first_position;
   bool ends_prompt;
   std::vector<double> rotary;
+  std::optional<Tensor> hidden;
+  Names names;
+  std::vector<Tensor> parts;
   ops::Problem problem;
 };
 
+std::vector<Tensor*> more_of(Call& c) {
+  std::vector<Tensor*> more;
+  if (c.hidden) more.push_back(&*c.hidden);
+  for (Tensor& part : c.parts) more.push_back(&part);
+  return more;
+}
+
 auto flatten(const Call& c) {
-  return std::tuple_cat(
-      std::tuple(std::string_view(c.spec), c.layer, c.first_position, c.ends_prompt, at::ArrayRef<double>(c.rotary)),
-      ops::flatten(c.problem));
+  return std::tuple_cat(std::tuple(std::string_view(c.spec), c.layer, c.first_position, c.ends_prompt,
+                                   at::ArrayRef<double>(c.rotary), c.hidden, c.names, at::TensorList(c.parts)),
+                        ops::flatten(c.problem));
 }
 
 std::optional<ops::Rotary> rotary_of(const std::vector<double>& numbers) {
@@ -59,6 +74,10 @@ Attended run(const Call& c) {
   require(!p.pages, "mechanism: keys must be whole, got pages");
   ops::check_problem(p);
   const std::optional<ops::Rotary> rotary = rotary_of(c.rotary);
+  require(c.names.size() == c.parts.size(), "mechanism: names and parts must be equally many, got {} and {}",
+          c.names.size(), c.parts.size());
+  Learned learned;
+  for (size_t i = 0; i < c.parts.size(); ++i) learned.emplace(c.names[i], c.parts[i]);
   return make_mechanism(parse_spec(c.spec))
       .attend({.q = p.q,
                .k = p.k,
@@ -68,7 +87,9 @@ Attended run(const Call& c) {
                .layer = c.layer,
                .rotary = rotary ? &*rotary : nullptr,
                .first_position = c.first_position,
-               .ends_prompt = c.ends_prompt});
+               .ends_prompt = c.ends_prompt,
+               .hidden = c.hidden,
+               .learned = learned.empty() ? nullptr : &learned});
 }
 
 // lse is NaN where the mechanism has none (it changed logits): an operator's results do not come and go.
@@ -81,7 +102,8 @@ Forward results(const Call& c) {
 }
 
 // The tensors of a problem that have gradients, as leaves of a new graph; undefined where there is none or none wanted.
-std::vector<Tensor> make_leaves(ops::Problem& p) {
+std::vector<Tensor> make_leaves(Call& c) {
+  ops::Problem& p = c.problem;
   std::vector<Tensor> leaves;
   const auto leaf = [&](bool wanted, Tensor* t) {
     if (wanted) *t = t->detach().requires_grad_();
@@ -92,17 +114,18 @@ std::vector<Tensor> make_leaves(ops::Problem& p) {
   leaf(p.wants_sink(), p.score.sink ? &*p.score.sink : nullptr);
   leaf(p.wants_slopes(), p.score.slopes ? &*p.score.slopes : nullptr);
   leaf(p.wants_relative(), p.score.relative ? &p.score.relative->logits : nullptr);
+  for (Tensor* t : more_of(c)) leaf(true, t);
   return leaves;
 }
 
-Backward gradients(const Tensor& d_out, OptionalTensor d_lse, const Mask& output_mask, Call c) {
+MechanismBackward gradients(const Tensor& d_out, OptionalTensor d_lse, const Mask& output_mask, Call c) {
   // operators are called with autograd shut out
   auto keys = c10::impl::tls_local_dispatch_key_set();
   keys.excluded_ = keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView;
   const c10::impl::ForceDispatchKeyGuard with_autograd(keys);
   const at::AutoGradMode grad_mode(true);
   c.problem.wanted = ops::wanted(output_mask);
-  const std::vector<Tensor> leaves = make_leaves(c.problem);
+  const std::vector<Tensor> leaves = make_leaves(c);
   const auto [out, lse] = results(c);
   std::vector<Tensor> inputs, roots, root_gradients;
   for (const Tensor& t : leaves)
@@ -112,30 +135,43 @@ Backward gradients(const Tensor& d_out, OptionalTensor d_lse, const Mask& output
   std::vector<Tensor> found(inputs.size());
   if (!roots.empty())
     found = torch::autograd::grad(roots, inputs, root_gradients, std::nullopt, false, /*allow_unused=*/true);
-  std::array<Tensor, 7> all;
-  for (size_t i = 0, next = 0; i < all.size(); ++i) {
-    if (!leaves[i].defined()) {
-      all[i] = c.problem.q.new_empty({0}, ops::lse_type(c.problem.q));
+  std::vector<Tensor> all;
+  auto next = found.begin();
+  for (const Tensor& leaf : leaves) {
+    if (!leaf.defined()) {
+      all.push_back(c.problem.q.new_empty({0}, ops::lse_type(c.problem.q)));
       continue;
     }
-    const Tensor& gradient = found[next++];
-    all[i] = gradient.defined() ? gradient.contiguous() : at::zeros_like(leaves[i], at::MemoryFormat::Contiguous);
+    const Tensor& gradient = *next++;
+    all.push_back(gradient.defined() ? gradient.contiguous() : at::zeros_like(leaf, at::MemoryFormat::Contiguous));
   }
-  return {all[0], all[1], all[2], all[3], all[4], all[5], all[6]};
+  return {all[0], all[1], all[2], all[3], all[4], all[5], all[6], {all.begin() + 7, all.end()}};
 }
 
 // Someone looks at the operators themselves (fake tensors, functionalisation, a mode): the operator stays whole.
-bool is_traced(const ops::Problem& p) {
+bool is_traced(Call& c) {
+  const ops::Problem& p = c.problem;
   if (c10::impl::TorchDispatchModeTLS::any_modes_set()) return true;
   const auto traced = [](const Tensor& t) { return t.key_set().has(c10::DispatchKey::Python); };
+  for (const Tensor* t : more_of(c))
+    if (traced(*t)) return true;
   return traced(p.q) || traced(p.k) || traced(p.v);
 }
 
 template <class... Flat>
 struct MakeCall {
   static Call make(std::string_view spec, int64_t layer, OptionalInt first_position, bool ends_prompt,
-                   at::ArrayRef<double> rotary, const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
-    return {std::string(spec), layer, first_position, ends_prompt, rotary.vec(), ops::make_problem(q, k, v, flat...)};
+                   at::ArrayRef<double> rotary, OptionalTensor hidden, Names names, at::TensorList parts,
+                   const Tensor& q, const Tensor& k, const Tensor& v, Flat... flat) {
+    return {std::string(spec),
+            layer,
+            first_position,
+            ends_prompt,
+            rotary.vec(),
+            hidden,
+            names,
+            parts.vec(),
+            ops::make_problem(q, k, v, flat...)};
   }
 };
 template <class... Flat>
@@ -151,34 +187,40 @@ struct Kernels {
     const Call c = call_of(all...);
     return ops::attended_like(c.problem.q, c.problem.v);
   }
-  static Backward backward(const Tensor& d_out, OptionalTensor d_lse, Mask output_mask, All... all) {
+  static MechanismBackward backward(const Tensor& d_out, OptionalTensor d_lse, Mask output_mask, All... all) {
     return gradients(d_out, d_lse, output_mask, call_of(all...));
   }
-  static Backward backward_meta(const Tensor&, OptionalTensor, Mask output_mask, All... all) {
-    return ops::gradients_like(call_of(all...).problem, output_mask);
+  static MechanismBackward backward_meta(const Tensor&, OptionalTensor, Mask output_mask, All... all) {
+    Call c = call_of(all...);
+    std::vector<Tensor> more;
+    for (const Tensor* t : more_of(c)) more.push_back(t->new_empty_symint(t->sym_sizes()));
+    return std::tuple_cat(ops::gradients_like(c.problem, output_mask), std::tuple(more));
   }
 
   struct Operator {
     using Call = attention::Call;
     static constexpr std::string_view name = "mechanism";
     static ops::Problem& problem_of(Call& c) { return c.problem; }
+    static std::vector<Tensor*> more_of(Call& c) { return attention::more_of(c); }
     static Forward forward(const Call& c) {
       static const auto op =
           c10::Dispatcher::singleton().findSchemaOrThrow("foveate::mechanism", "").typed<Forward(All...)>();
       return std::apply([](const auto&... a) { return op.call(a...); }, flatten(c));
     }
-    static Backward backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor&, const Tensor&, const Mask& mask,
-                             const Call& c) {
+    static ops::CallGradients backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor&, const Tensor&,
+                                       const Mask& mask, const Call& c) {
       static const auto op = c10::Dispatcher::singleton()
                                  .findSchemaOrThrow("foveate::mechanism_backward", "")
-                                 .typed<Backward(const Tensor&, OptionalTensor, Mask, All...)>();
-      return std::apply([&](const auto&... a) { return op.call(d_out, d_lse, mask, a...); }, flatten(c));
+                                 .typed<MechanismBackward(const Tensor&, OptionalTensor, Mask, All...)>();
+      const auto [q, k, v, bias, sink, slopes, relative, more] =
+          std::apply([&](const auto&... a) { return op.call(d_out, d_lse, mask, a...); }, flatten(c));
+      return {{q, k, v, bias, sink, slopes, relative}, more};
     }
   };
 
   static Forward autograd(All... all) {
     Call c = call_of(all...);
-    return is_traced(c.problem) ? ops::with_gradient<Operator>(std::move(c)) : results(c);
+    return is_traced(c) ? ops::with_gradient<Operator>(std::move(c)) : results(c);
   }
   static Forward autocast(All... all) {
     Call c = call_of(all...);
@@ -199,6 +241,19 @@ std::vector<std::string> mechanism_options(std::string_view text) {
   return parts;
 }
 
+std::tuple<std::vector<std::string>, std::vector<Tensor>> learned_parts(std::string_view spec, at::IntArrayRef sizes,
+                                                                        int64_t seed) {
+  require(sizes.size() == 5, "mechanism: sizes must be width, heads, kv_heads, head_dim, value_dim, got {} numbers",
+          sizes.size());
+  const LayerShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  std::tuple<std::vector<std::string>, std::vector<Tensor>> all;
+  for (const auto& [name, part] : make_learned(make_mechanism(parse_spec(spec)).learned_parts(shape), uint64_t(seed))) {
+    std::get<0>(all).push_back(name);
+    std::get<1>(all).push_back(part);
+  }
+  return all;
+}
+
 std::vector<std::string> layer_specs(std::string_view layered_spec, int64_t layers) {
   std::vector<std::string> specs;
   for (const Mechanism& mechanism : make_mechanisms(layered_spec, layers)) specs.push_back(mechanism.spec().text());
@@ -211,13 +266,15 @@ TORCH_LIBRARY_FRAGMENT(foveate, library) {
   const std::string forward = "mechanism(" + kSchema + ") -> (Tensor out, Tensor lse)";
   const std::string backward =
       "mechanism_backward(Tensor d_out, Tensor? d_lse, bool[4] output_mask, " + kSchema +
-      ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_sink, Tensor d_slopes, Tensor d_relative)";
+      ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_sink, Tensor d_slopes, Tensor d_relative, "
+      "Tensor[] d_more)";
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   library.def(forward.c_str(), tags);
   library.def(backward.c_str(), tags);
   library.def("version() -> str", [] { return std::string(FOVEATE_VERSION); });
   library.def("list_mechanisms() -> str", [] { return mechanisms_as_json(list_mechanisms()); });
   library.def("mechanism_options(str spec) -> str[]", mechanism_options);
+  library.def("learned_parts(str spec, int[] sizes, int seed) -> (str[], Tensor[])", learned_parts);
   library.def("layer_specs(str layered_spec, int layers) -> str[]", layer_specs);
 }
 

@@ -22,6 +22,20 @@ void for_each_mechanism(Visit&& visit) {
 
 }  // namespace
 
+Mechanism Mechanism::with(Learned parts, const LayerShape& shape) const {
+  check_learned(parts, learned_parts(shape), spec().name);
+  Mechanism same = *this;
+  same.learned_ = std::make_shared<const Learned>(std::move(parts));
+  return same;
+}
+
+Attended Mechanism::attend(const Inputs& in) const {
+  if (in.learned || !learned_) return self_->attend(in);
+  Inputs all = in;
+  all.learned = learned_.get();
+  return self_->attend(all);
+}
+
 std::vector<MechanismInfo> list_mechanisms() {
   std::vector<MechanismInfo> infos;
   for_each_mechanism([&]<class T>(const T&) {

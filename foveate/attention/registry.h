@@ -13,7 +13,8 @@
 
 namespace foveate::attention {
 
-// A mechanism with its options, as a value: any struct that keeps the contract in mechanism.h.
+// A mechanism with its options and perhaps the learned parts of one layer, as a value: any struct that keeps the
+// contract in mechanism.h.
 class Mechanism {
  public:
   template <class T>
@@ -24,7 +25,11 @@ class Mechanism {
   Kind kind() const { return self_->kind(); }
   int64_t chunk_multiple() const { return self_->chunk_multiple(); }  // prompts are cut at multiples of so many tokens
   std::vector<LearnedPart> learned_parts(const LayerShape& shape) const { return self_->learned_parts(shape); }
-  Attended attend(const Inputs& in) const { return self_->attend(in); }
+  // The same one with learned parts.  Throws Error: not the parts that it has in a layer of this shape.
+  Mechanism with(Learned parts, const LayerShape& shape) const;
+  const Learned* learned() const { return learned_.get(); }  // null: none were given
+
+  Attended attend(const Inputs& in) const;  // with the mechanism's own learned parts where the inputs have none
   std::unique_ptr<State> make_state(const StateOptions& options) const { return self_->make_state(options); }
 
  private:
@@ -59,6 +64,7 @@ class Mechanism {
   };
 
   std::shared_ptr<const Concept> self_;
+  std::shared_ptr<const Learned> learned_;
 };
 
 struct MechanismInfo {

@@ -210,6 +210,20 @@ struct PackedTile {
   int64_t y_stride = 0;
 };
 
+constexpr int kIndexColumn = 16;  // keys of an indexer that stand side by side in a panel
+
+// to[column][j] = scales[column][j] * sum over heads of weights[h] * max(q[h] . k, 0) for the keys k of some columns:
+// 16 neighbours of a panel by key each.  The bits of a key do not depend on what stands beside it.
+struct IndexTile {
+  const float* q = nullptr;        // rows [heads][steps]
+  const float* weights = nullptr;  // [heads]
+  int heads = 0, steps = 0;
+  const float* const* columns = nullptr;  // units [steps][16], kPanelKeys apart
+  const float* const* scales = nullptr;   // [16] of each column; null: 1
+  int column_count = 0;
+  float* to = nullptr;  // [columns][16]
+};
+
 // Rows of a decoder layer (ops/fused.h); sizes are at least 1, types f32 or bf16, all norms divide by the root of the
 // mean square + epsilon.
 struct BranchRow {
@@ -276,6 +290,7 @@ struct Table {
   void (*quantise_row)(const void* from, int dim, DType type, void* to);
   // A row of a query in whole numbers; returns false where it is not finite.  Null at levels that multiply no codes.
   bool (*pack_query_codes)(const void* row, int dim, DType type, void* to);
+  void (*index_scores[2])(const IndexTile&);  // [step - 1]
   void (*take_in)(const BranchRow&);
   void (*rotate_heads)(const HeadRows&);
   void (*gate_row)(const GateRow&);

@@ -30,6 +30,15 @@ Rotation Rotary::rotation(const at::Tensor& positions, at::ScalarType type) cons
   return {angle.cos().to(type), angle.sin().to(type)};
 }
 
+Rotary Rotary::thinned(int64_t dim) const {
+  const int64_t angles = frequency_.size(0);
+  require(dim >= 2 && dim % 2 == 0 && angles % (dim / 2) == 0, "rotary: thinned to dims that divide {}, got {}",
+          2 * angles, dim);
+  Rotary thin(*this);
+  thin.frequency_ = frequency_.slice(0, 0, angles, angles / (dim / 2)).contiguous();
+  return thin;
+}
+
 bool Rotary::operator==(const Rotary& other) const { return frequency_.equal(other.frequency_); }
 
 at::Tensor Rotary::rotate(const at::Tensor& x, const at::Tensor& positions) const {

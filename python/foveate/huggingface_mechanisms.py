@@ -16,8 +16,12 @@ known: dict[tuple[str, int], tuple[Mechanism, ...]] = {}  # (layered spec, layer
 
 
 def know(spec: str, layers: int) -> tuple[Mechanism, ...]:
-    """The mechanism of each layer.  Raises ValueError: the spec is not one, or names layers that the model has not."""
-    known[spec, layers] = tuple(mechanisms(spec, layers))
+    """The mechanism of each layer.  Raises ValueError: the spec is not one, or names layers that the model has not, or learned parts."""
+    made = tuple(mechanisms(spec, layers))
+    for m in set(made):
+        if m.learned_parts(width=64, heads=4, kv_heads=2, head_dim=16, value_dim=16):
+            raise ValueError(f"{NAME}:{spec}: {m.name} has learned parts, which transformers' attention can not give; call foveate.mechanism")
+    known[spec, layers] = made
     return known[spec, layers]
 
 
@@ -102,7 +106,7 @@ def operator_call(
     if queries == 1 and held > 1 and decodes_densely(spec):
         spec = "dense"
     return dict(
-        spec=spec, layer=layer, first_position=first, ends_prompt=True, rotary=rotation, q=query, k=key[:, :, :held], v=value[:, :, :held],
+        spec=spec, layer=layer, first_position=first, ends_prompt=True, rotary=rotation, hidden=None, names=[], parts=[], q=query, k=key[:, :, :held], v=value[:, :, :held],
         sink=sink, scale=scale, soft_cap=soft_cap, dropout=dropout, dropout_seed=dropout_seed, **rule_arguments(rule),
     )  # fmt: skip
 

@@ -80,6 +80,8 @@ class Mechanism:
         rotary: Rotary | None = None,
         first_position: int | None = None,
         ends_prompt: bool = True,
+        hidden: Tensor | None = None,
+        learned: dict[str, Tensor] | None = None,
     ) -> Attended:
         """Attends all rows of a segment at once (prefill and training): out [B, Hq, Lq, Dv], lse [B, Hq, Lq].
 
@@ -90,6 +92,8 @@ class Mechanism:
         rotary:          how q and k were rotated, for mechanisms that move them; None: not known or not rotated
         first_position:  position of query 0 in the text; None: its key index
         ends_prompt:     False for the chunks of a prompt before its last
+        hidden:          [B, Lq, width], what the layer's projections read of these rows, for mechanisms with learned parts
+        learned:         their learned parts by name, see `learned_parts`; both have gradients
 
         lse is NaN where the mechanism changes logits, so that there is none.  Gradients as in `attend`; a selection has none.
         In torch.compile a mechanism is one opaque operator, whose backward runs the forward once more.
@@ -103,9 +107,14 @@ class Mechanism:
             dropout_seed=dropout_seed, landmarks=landmarks,
         )  # fmt: skip
         rotation = [] if rotary is None else [float(rotary.dim), rotary.base, rotary.factor, *rotary.divisors]
-        return Attended(
-            *torch.ops.foveate.mechanism(self.spec, layer, first_position, ends_prompt, rotation, q, k, v, **terms, **rule_arguments(rule))
-        )
+        parts = (hidden, list(learned or ()), list((learned or {}).values()))
+        position = (layer, first_position, ends_prompt, rotation)
+        return Attended(*torch.ops.foveate.mechanism(self.spec, *position, *parts, q, k, v, **terms, **rule_arguments(rule)))
+
+    def learned_parts(self, *, width: int, heads: int, kv_heads: int, head_dim: int, value_dim: int, seed: int = 0) -> dict[str, Tensor]:
+        """What the mechanism learns in a layer of these sizes, as training begins: name -> fp32 tensor; none for most mechanisms."""
+        names, parts = torch.ops.foveate.learned_parts(self.spec, [width, heads, kv_heads, head_dim, value_dim], seed)
+        return dict(zip(names, parts))
 
 
 def option_text(value) -> str:

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -65,7 +67,9 @@ def test_help_shows_examples(foveate, command):
 
 def test_list_shows_every_option(foveate):
     infos = {info["name"]: info for info in json.loads(foveate("list", "--json").stdout)}
-    assert set(infos) == {"dense", "window", "dhsa", "dhsa_blocks", "vertical_slash", "flexprefill"}
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (row|block|prompt) \|", readme, re.MULTILINE))
+    assert rows == {name: info["class"] for name, info in infos.items()}
     assert infos["dhsa"]["class"] == "block"
     budget = next(o for o in infos["dhsa"]["options"] if o["name"] == "budget")
     assert budget["default"] == "1024" and budget["range"] == ">= 1" and budget["doc"]

@@ -124,6 +124,8 @@ SPARSE = {
     "cache": IN_CACHE,
     "dhsa": "foveate:dhsa:budget=8,query_block=4,chunk=2,global_tokens=2,local_tokens=2",
     "dhsa_blocks": "foveate:dhsa_blocks:density=0.5,query_block=16,key_block=16",
+    "duo": "foveate:duo:size=5,sinks=2,full_heads=0",
+    "flux": "foveate:flux:route=cheap,cheap=(window:size=5,sinks=2)",
     "vertical_slash": "foveate:vertical_slash:vertical=8,slash=6,first_columns=2,first_distances=3,block=16",
     "flexprefill": "foveate:flexprefill:gamma=0.5,min_budget=16,block=16",
     "layers": "foveate:dense@0;window:size=5",

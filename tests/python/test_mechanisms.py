@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import json
 import os
 import pathlib
@@ -22,8 +23,28 @@ SMALL = {
     "window": "window:size=8,sinks=2",
     "dhsa": "dhsa:budget=32,query_block=8,chunk=4,global_tokens=4,local_tokens=4",
     "dhsa_blocks": "dhsa_blocks:density=0.5,query_block=16,key_block=16",
+    "nsa": "nsa:compress=4,stride=2,block=4,blocks=5,window=6,phi=weighted",
+    "duo": "duo:size=8,sinks=2,full_heads=1",
+    "flux": "flux:route=cheap,cheap=(window:size=8,sinks=2)",
     "vertical_slash": "vertical_slash:vertical=8,slash=6,first_columns=2,first_distances=3,block=16",
     "flexprefill": "flexprefill:gamma=0.5,min_budget=16,block=16",
+    "hisa": "hisa:topk=24,block=8,block_topk=4,heads=2,dim=16,rope_dims=8,dtype=fp32",
+    "hyper": "hyper:min_seq_len=8,block_size=4,sample_size=6",
+}
+
+
+# Where the budget covers everything; other mechanisms leave nothing out.
+FULL = {
+    "window": "window:size=96",
+    "dhsa": "dhsa:budget=1024",
+    "dhsa_blocks": "dhsa_blocks:density=1",
+    "nsa": "nsa:blocks=100,phi=mean,gates=selected",
+    "duo": "duo:full_heads=all",
+    "flux": "flux:route=full",
+    "vertical_slash": "vertical_slash",
+    "flexprefill": "flexprefill:gamma=1,min_budget=16,block=16",
+    "hisa": "hisa:topk=96,heads=2,dim=16",
+    "hyper": "hyper:min_seq_len=96",
 }
 
 
@@ -33,12 +54,44 @@ def problem(dtype=torch.float, queries=96, keys=96):
     return [torch.randn(shape, generator=make, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
+def extras(spec, q):
+    """hidden and learned parts, a little off their start, for mechanisms that have such."""
+    make, like = torch.Generator().manual_seed(22), dict(dtype=q.dtype)
+    parts = foveate.mechanism(spec).learned_parts(width=12, heads=4, kv_heads=2, head_dim=8, value_dim=8)
+    if not parts:
+        return {}
+    parts = {n: (t.to(q.dtype) + 0.3 * torch.randn(t.shape, generator=make, **like)).requires_grad_() for n, t in parts.items()}
+    return dict(hidden=torch.randn(q.shape[0], q.shape[2], 12, generator=make, **like).requires_grad_(), learned=parts)
+
+
+def with_extras(spec, given, *leaves):
+    """A call of the mechanism whose hidden state and learned parts are `leaves` again."""
+    hidden, *parts = leaves or (None,)
+    learned = dict(zip(given.get("learned", ()), parts)) if leaves else None
+    return functools.partial(foveate.mechanism(spec), hidden=hidden, learned=learned)
+
+
+def leaves_of(given):
+    return [given["hidden"], *given["learned"].values()] if given else []
+
+
 def operator_arguments(spec, q, k, v):
-    return (spec, 0, None, True, [], q, k, v), dict(window_right=0, scale=0.3)
+    given = extras(spec, q)
+    learned = given.get("learned", {})
+    parts = (given.get("hidden"), list(learned), list(learned.values()))
+    return (spec, 0, None, True, [], *parts, q, k, v), dict(window_right=0, scale=0.3)
 
 
 def test_every_listed_mechanism_is_tried_here():
     assert set(SMALL) == set(CLASSES) == {info["name"] for info in listed_mechanisms()}
+
+
+def test_a_missing_adapter_is_said():
+    learning = [spec for spec in SMALL.values() if extras(spec, problem()[0])]
+    assert {foveate.mechanism(spec).name for spec in learning} == {"hisa", "nsa"}
+    for spec in learning:
+        with pytest.raises(ValueError, match=": has learned parts, got no adapter|hidden state, got none"):
+            foveate.mechanism(spec)(*problem())
 
 
 def test_the_command_line_lists_the_same(build):
@@ -51,8 +104,9 @@ def test_gradients_match_finite_differences_under_a_fixed_selection(spec):
     """A selection is constant near random points, so the gradient is that of attention over the chosen keys."""
     q, k, v = (t.detach()[:1, :, :24].requires_grad_() for t in problem(torch.double))
     spec = spec.replace("budget=32", "budget=16")
-    run = lambda *t: foveate.mechanism(spec)(*t, rule=Rule(), scale=0.5)  # noqa: E731
-    assert torch.autograd.gradcheck(run, (q, k, v), fast_mode=True)
+    given = extras(spec, q)
+    run = lambda q, k, v, *more: with_extras(spec, given, *more)(q, k, v, rule=Rule(), scale=0.5).out  # noqa: E731
+    assert torch.autograd.gradcheck(run, (q, k, v, *leaves_of(given)), fast_mode=True)
 
 
 @pytest.mark.parametrize("spec", SMALL.values())
@@ -69,20 +123,23 @@ def test_opcheck_forward_and_backward(spec):
 
 @pytest.mark.parametrize("spec", SMALL.values())
 def test_compiled_is_one_graph_with_the_gradients_of_eager(spec):
-    m = foveate.mechanism(spec)
+    tensors = problem()
+    given = extras(spec, tensors[0])
     learned = dict(sink=torch.randn(4), bias=torch.randn(1, 4, 1, 96), slopes=torch.rand(4))
     learned = {name: t.requires_grad_() for name, t in learned.items()}
 
-    def loss(q, k, v, terms):
-        out, lse = m(q, k, v, rule=Rule(window_left=60), soft_cap=4.0, dropout=0.2, dropout_seed=3, **terms)
+    def loss(q, k, v, terms, *more):
+        out, lse = with_extras(spec, given, *more)(q, k, v, rule=Rule(window_left=60), soft_cap=4.0, dropout=0.2, dropout_seed=3, **terms)
         return out.square().sum() + lse.sum()
 
-    tensors = [*problem(), *learned.values()]
-    wanted = torch.autograd.grad(loss(*tensors[:3], learned), tensors)
+    more = leaves_of(given)
+    inputs = [*tensors, *learned.values(), *more]
+    unused = dict(allow_unused=True, materialize_grads=True)  # a selection has no gradient
+    wanted = torch.autograd.grad(loss(*tensors, learned, *more), inputs, **unused)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    got = torch.autograd.grad(compiled(*tensors[:3], learned), tensors)
-    for a, b in zip(got, wanted):
-        assert b.abs().sum() > 0
+    got = torch.autograd.grad(compiled(*tensors, learned, *more), inputs, **unused)
+    for i, (a, b) in enumerate(zip(got, wanted)):
+        assert b.abs().sum() > 0 or i >= len(inputs) - len(more)
         torch.testing.assert_close(a, b)
 
 
@@ -90,10 +147,10 @@ def test_compiled_is_one_graph_with_the_gradients_of_eager(spec):
 def test_full_budget_is_dense_and_a_small_one_is_not(spec):
     q, k, v = problem()
     dense = foveate.attend(q, k, v).out
-    full = {"dhsa": "dhsa:budget=1024", "window": "window:size=96", "dhsa_blocks": "dhsa_blocks:density=1",
-            "vertical_slash": "vertical_slash", "flexprefill": "flexprefill:gamma=1,min_budget=16,block=16"}.get(spec.split(":")[0], spec)
-    torch.testing.assert_close(foveate.mechanism(full)(q, k, v).out, dense)
-    assert spec == "dense" or not torch.allclose(foveate.mechanism(spec)(q, k, v).out, dense)
+    full = FULL.get(spec.split(":")[0], spec)
+    full = {"dhsa": "dhsa:budget=1024", "window": "window:size=96", "dhsa_blocks": "dhsa_blocks:density=1", "hyper": "hyper"}.get(spec.split(":")[0], spec)
+    torch.testing.assert_close(foveate.mechanism(full)(q, k, v, **extras(full, q)).out, dense)
+    assert spec == "dense" or not torch.allclose(foveate.mechanism(spec)(q, k, v, **extras(spec, q)).out, dense)
 
 
 def test_window_equals_its_rule_and_the_models_rule_counts():
@@ -162,9 +219,9 @@ def test_calls_are_checked():
         foveate.Dhsa()(q[:, :3], k, v)
     lists = dict(query_block=1, index=torch.zeros(1, 1, 96, 1).int())
     with pytest.raises(ValueError, match="mechanism: the plan must be a rule, got lists"):
-        torch.ops.foveate.mechanism("dense", 0, None, True, [], q, k, v, **lists)
+        torch.ops.foveate.mechanism("dense", 0, None, True, [], None, [], [], q, k, v, **lists)
     with pytest.raises(ValueError, match="mechanism: key_heads and value_heads must not be given"):
-        torch.ops.foveate.mechanism("dense", 0, None, True, [], q, k, v, key_heads=torch.zeros(4).long())
+        torch.ops.foveate.mechanism("dense", 0, None, True, [], None, [], [], q, k, v, key_heads=torch.zeros(4).long())
 
 
 @pytest.mark.parametrize("spec", SMALL.values())

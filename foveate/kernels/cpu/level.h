@@ -8,6 +8,7 @@
 #include "foveate/kernels/cpu/sums_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"
 #include "foveate/kernels/cpu/packed_kernels.h"
+#include "foveate/kernels/cpu/index_kernel.h"
 #include "foveate/kernels/cpu/layer_kernels.h"
 #include "foveate/kernels/cpu/peak_kernels.h"
 // clang-format on
@@ -23,8 +24,9 @@ constexpr Table make_table(const char* name) {
   table.backward[0] = backward<Floats>;
   table.sums[0] = sums<Floats>;
   table.peak_products[0] = peak_products<Floats>;
+  table.index_scores[0] = index_scores<Floats>;
   ((table.forward[1] = forward<Pairs>, table.backward[1] = backward<Pairs>, table.sums[1] = sums<Pairs>,
-    table.peak_products[1] = peak_products<Pairs>),
+    table.peak_products[1] = peak_products<Pairs>, table.index_scores[1] = index_scores<Pairs>),
    ...);
   table.packed_inputs = packed_inputs<Floats>;
   table.packed_multiply = packed_multiply<Floats>;

@@ -11,7 +11,7 @@
 namespace foveate::models {
 
 Session::Session(const Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms, SessionOptions options)
-    : decoder_(decoder), options_(std::move(options)) {
+    : decoder_(decoder), options_(std::move(options)), mechanisms_(mechanisms) {
   require(std::ssize(mechanisms) == decoder.layers(), "session: one mechanism per layer, got {} for {} layers",
           mechanisms.size(), decoder.layers());
   for (int64_t layer = 0; layer < decoder.layers(); ++layer) {
@@ -34,6 +34,7 @@ at::Tensor Session::run(std::span<const int32_t> tokens, bool is_prompt, bool en
   const at::Tensor ids = at::tensor(wide, at::kLong).unsqueeze(0);
   const at::Tensor hidden = decoder_.forward(ids, length(), [&](attention::Inputs in) {
     in.ends_prompt = ends_prompt;
+    in.learned = mechanisms_[size_t(in.layer)].learned();
     attention::State& state = *states_[in.layer];
     const Timer timer;
     attention::Attended attended = is_prompt ? state.prefill(in) : state.decode(in);

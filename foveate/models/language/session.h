@@ -49,6 +49,7 @@ class Session {
 
   const Decoder& decoder_;
   SessionOptions options_;
+  std::vector<attention::Mechanism> mechanisms_;
   std::string attention_;  // the mechanisms as text, layer by layer
   std::vector<std::unique_ptr<attention::State>> states_;
   std::vector<int32_t> tokens_;

@@ -74,9 +74,9 @@ struct Operator {
   static constexpr std::string_view name = "attend";
   static Problem& problem_of(Problem& p) { return p; }
   static Forward forward(const Problem& p) { return Attend::call_forward(flatten(p)); }
-  static Backward backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor& out, const Tensor& lse,
-                           const Mask& mask, const Problem& p) {
-    return Attend::call_backward(d_out, d_lse, out, lse, mask, flatten(p));
+  static CallGradients backward(const Tensor& d_out, OptionalTensor d_lse, const Tensor& out, const Tensor& lse,
+                                const Mask& mask, const Problem& p) {
+    return {Attend::call_backward(d_out, d_lse, out, lse, mask, flatten(p)), {}};
   }
 };
 

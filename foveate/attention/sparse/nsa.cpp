@@ -1,0 +1,334 @@
+#include "foveate/attention/sparse/nsa.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/promote_types.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "foveate/ops/quantise/quantise.h"
+#include "foveate/ops/select/select.h"
+#include "foveate/ops/sums/sums.h"
+
+namespace foveate::attention {
+namespace {
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int64_t kRowsAtOnce = 512;  // of scores of windows and blocks: no matrix of all rows by all windows
+
+at::ScalarType wide_type(const at::Tensor& x) { return at::promote_types(x.scalar_type(), at::kFloat); }
+
+// fp32 or wider, also of 8-bit rows.
+at::Tensor wide(const at::Tensor& rows) {
+  const at::Tensor x = ops::widened(rows, at::kFloat);
+  return x.to(wide_type(x));
+}
+
+// Keys that a row may see at all: [low, high), each [B|1, 1, Lq] int64.
+struct Reach {
+  at::Tensor low, high;
+};
+
+Reach reach_of(const Rule& rule, int64_t queries, int64_t keys) {
+  require(rule.window_right == 0 && !rule.query_documents && !rule.key_documents && !rule.head_window &&
+              !rule.query_order && rule.sinks == 0,
+          "nsa: the model's rule must be causal, without documents, head_window, query_order or sinks");
+  const int64_t start = rule.query_start.value_or(keys - queries);
+  const at::Tensor position = at::arange(start, start + queries, at::kLong).view({1, 1, -1});
+  at::Tensor low = at::zeros({1, 1, queries}, at::kLong), high = (position + 1).clamp_(0, keys);
+  if (rule.window_left) low = at::maximum(low, position - *rule.window_left);
+  for (const auto* end : {&rule.row_start, &rule.row_end})
+    require(!*end || (*end)->size(1) == 1, "nsa: row_start and row_end must be the same for all heads, got {} heads",
+            *end ? (*end)->size(1) : 1);
+  if (rule.row_start) low = at::maximum(low, *rule.row_start);
+  if (rule.row_end) high = at::minimum(high, *rule.row_end);
+  if (rule.key_lengths) high = at::minimum(high, rule.key_lengths->view({-1, 1, 1}));
+  return {low, high};
+}
+
+// The keys of the selected blocks and of the window, each once: what the two branches look at.
+RunPlan union_of(const Nsa& o, const at::Tensor& index, const Reach& reach, const Rule& rule) {
+  const int64_t first = *rule.query_start;
+  const at::Tensor position = at::arange(first, first + index.size(2), at::kLong).view({1, 1, -1, 1});
+  const at::Tensor latest = (position + (1 - o.window)).clamp_min_(0), start = index * o.block;
+  const at::Tensor end = at::minimum(start + o.block, latest).masked_fill_(index.lt(0), 0);
+  const auto one = [&](const at::Tensor& t) {
+    return t.expand({index.size(0), index.size(1), index.size(2), 1}).to(at::kInt);
+  };
+  const at::Tensor starts = at::cat({start.to(at::kInt), one(at::maximum(latest, reach.low.unsqueeze(3)))}, 3);
+  return {.query_block = 1, .start = starts, .end = at::cat({end.to(at::kInt), one(position + 1)}, 3), .rule = rule};
+}
+
+Rule windows_rule(const Nsa& o, const Reach& reach) {
+  Rule rule = Rule::full();
+  rule.row_start = (reach.low + (o.stride - 1)).div(o.stride, "floor");
+  rule.row_end = (reach.high - o.compress).div(o.stride, "floor").add_(1).clamp_min_(0);
+  return rule;
+}
+
+// A window's bias is the mean of its tokens'.  Slopes are a bias at the middle of the window: what all windows of a row
+// share, their distance from the row's position, changes no softmax.
+ops::Score windows_score(const Nsa& o, const ops::Score& score, const at::Tensor& q, int64_t windows) {
+  require(!score.relative && !score.landmarks && !score.leaky,
+          "nsa: relative logits, landmarks and leaky logits have no meaning for summed-up windows");
+  ops::Score of_windows = score;
+  of_windows.scale = score.scale.value_or(1 / std::sqrt(double(q.size(3))));
+  of_windows.slopes = std::nullopt;
+  if (score.bias && score.bias->size(3) != 1)
+    of_windows.bias = windows > 0 ? score.bias->unfold(3, o.compress, o.stride).mean(-1) : score.bias->narrow(3, 0, 0);
+  if (score.slopes && windows > 0) {
+    const at::Tensor middle = at::arange(windows, score.slopes->options()) * o.stride + 0.5 * double(o.compress - 1);
+    const at::Tensor bias = (score.slopes->unsqueeze(1) * middle).view({1, q.size(1), 1, windows});
+    of_windows.bias = of_windows.bias ? *of_windows.bias + bias : bias;
+  }
+  return of_windows;
+}
+
+}  // namespace
+
+void Nsa::validate() const {
+  check_options(*this);
+  require(compress % stride == 0, "nsa: compress must be a multiple of stride, got {} and {}", compress, stride);
+  require(block % compress == 0, "nsa: block must be a multiple of compress, got {} and {}", block, compress);
+  require(first_blocks + local_blocks <= blocks, "nsa: first_blocks + local_blocks must be <= blocks, got {} + {} > {}",
+          first_blocks, local_blocks, blocks);
+}
+
+at::Tensor Nsa::summed(const at::Tensor& rows, const NsaPhi& parts) const {
+  const at::Tensor x = wide(rows);
+  const int64_t windows = windows_of(x.size(2)), strides = compress / stride;
+  if (windows == 0) return x.narrow(2, 0, 0);
+  // [B, H, windows + strides - 1, stride, D]: windows overlap, so each stride of tokens is read once for its place.
+  const at::Tensor tokens = x.narrow(2, 0, (windows + strides - 1) * stride).unflatten(2, {-1, stride});
+  const auto over_places = [&](auto&& part) {  // sum over the strides of a window
+    at::Tensor sum;
+    for (int64_t a = 0; a < strides; ++a) {
+      const at::Tensor one = part(tokens.narrow(2, a, windows), a);
+      sum = sum.defined() ? sum + one : one;
+    }
+    return sum;
+  };
+  if (phi == Phi::mean) {
+    const at::Tensor sums = tokens.sum(3);
+    return over_places([&](const at::Tensor&, int64_t a) { return sums.narrow(2, a, windows); }) / double(compress);
+  }
+  const at::Tensor places = parts.positions ? parts.positions->to(x.scalar_type()) : at::Tensor();  // [H, compress, D]
+  if (phi == Phi::weighted) {
+    const at::Tensor w = parts.weights->to(x.scalar_type());
+    const at::Tensor sum = over_places([&](const at::Tensor& t, int64_t a) {
+      return at::matmul(w.narrow(1, a * stride, stride).view({1, w.size(0), 1, 1, stride}), t).squeeze(3);
+    });
+    return places.defined() ? sum + at::matmul(w.unsqueeze(1), places).unsqueeze(0) : sum;
+  }
+  const at::Tensor w = parts.in->to(x.scalar_type()).unflatten(2, {compress, -1});  // [H, D', compress, D]
+  at::Tensor sum = over_places([&](const at::Tensor& t, int64_t a) {
+    return at::matmul(t.flatten(3), w.narrow(2, a * stride, stride).flatten(2).transpose(1, 2));
+  });
+  if (places.defined())
+    sum = sum + at::matmul(places.flatten(1).unsqueeze(1), w.flatten(2).transpose(1, 2)).unsqueeze(0);
+  if (phi == Phi::linear) return sum;
+  return at::matmul(at::silu(sum), parts.out->to(x.scalar_type()).transpose(1, 2));
+}
+
+at::Tensor Nsa::block_scores(const at::Tensor& probabilities, int64_t kv_heads, int64_t all_blocks) const {
+  const int64_t heads = probabilities.size(1), windows = probabilities.size(3);
+  const int64_t parts = compress / stride, per_block = block / stride;
+  const at::Tensor sums = probabilities.unflatten(1, {kv_heads, heads / kv_heads}).sum(2);
+  at::Tensor scores = at::zeros({sums.size(0), kv_heads, sums.size(2), all_blocks}, sums.options());
+  // window w covers strides [w, w + parts), block j strides [j per_block, (j + 1) per_block): once for each in both
+  for (int64_t offset = 1 - parts; offset < per_block; ++offset) {
+    const int64_t common = std::min(offset + parts, per_block) - std::max<int64_t>(offset, 0);
+    const int64_t first = offset < 0 ? 1 : 0, from = first * per_block + offset;  // block 0 has no window before it
+    if (from >= windows) continue;
+    const at::Tensor of_blocks = sums.slice(3, from, windows, per_block);
+    const int64_t count = std::min(of_blocks.size(3), all_blocks - first);
+    if (count > 0) scores.narrow(3, first, count).add_(of_blocks.narrow(3, 0, count), double(common));
+  }
+  return scores;
+}
+
+at::Tensor Nsa::select(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& lse, int64_t length,
+                       const Rule& rule, const ops::Score& score) const {
+  const at::NoGradGuard no_gradients;
+  const int64_t queries = q.size(2), kv_heads = keys.size(1), all = (length + block - 1) / block;
+  const Reach reach = reach_of(rule, queries, length);
+  const Rule windows = windows_rule(*this, reach);
+  const at::Tensor id = at::arange(all, at::kLong);
+  std::vector<at::Tensor> chosen;
+  for (int64_t first = 0; first < queries || first == 0; first += kRowsAtOnce) {
+    const int64_t count = std::min(kRowsAtOnce, queries - first);
+    const auto rows = [&](const at::Tensor& t) { return t.narrow(2, first, count); };
+    Rule part = windows;
+    part.row_start = rows(*windows.row_start), part.row_end = rows(*windows.row_end);
+    const at::Tensor probabilities =
+        ops::attention_sums(rows(q), keys, rows(lse), part, score,
+                            {.by = ops::SumBy::block, .query_block = 1, .key_block = 1});  // [B, Hq, count, windows]
+    at::Tensor scores = block_scores(probabilities, kv_heads, all);
+    const at::Tensor low = rows(reach.low).unsqueeze(3), high = rows(reach.high).unsqueeze(3);
+    const at::Tensor own = (high - 1).div(block, "floor"), earliest = low.div(block, "floor");
+    const at::Tensor start = rule.row_start ? rows(*rule.row_start).clamp_min(0).div(block, "floor").unsqueeze(3)
+                                            : at::zeros({1, 1, 1, 1}, at::kLong);
+    const at::Tensor forced =
+        id.ge(start).logical_and_(id.lt(start + first_blocks)).logical_or(id.gt(own - local_blocks));
+    const at::Tensor banned = id.lt(earliest).logical_or(id.gt(own)).logical_or(high.le(low));
+    scores = scores.masked_fill(forced, kInfinity).masked_fill_(banned, -kInfinity);
+    chosen.push_back(ops::select_top(scores, blocks));
+  }
+  return chosen.size() == 1 ? chosen[0] : at::cat(chosen, 2);
+}
+
+Attended nsa(const at::Tensor& q, const NsaBranches& branches, const std::optional<at::Tensor>& gates, const Nsa& o,
+             const Rule& rule, const ops::Score& score) {
+  o.validate();
+  const int64_t queries = q.size(2), keys = branches.selected.k.size(2);
+  Rule placed = rule;
+  placed.query_start = rule.query_start.value_or(keys - queries);
+  const Reach reach = reach_of(placed, queries, keys);
+  const NsaBranch& c = branches.compressed;
+  const ops::Score of_windows = windows_score(o, score, q, c.k.size(2));
+  const ops::Attended windows = ops::attend(q, c.k, c.v, windows_rule(o, reach), of_windows);
+  const at::Tensor index = o.select(q.detach(), c.k.detach(), windows.lse.detach(), keys, placed, of_windows);
+  const BlockPlan plan{.query_block = 1,
+                       .key_block = o.block,
+                       .count = index.ge(0).sum(3).to(at::kInt),
+                       .index = index,
+                       .full_count = {},
+                       .full_index = {},
+                       .rule = placed};
+  const ops::Attended selected = ops::attend(q, branches.selected.k, branches.selected.v, plan, score);
+  if (!gates) return {selected.out, selected.lse, {{0, queries, plan}}};
+  Rule latest = placed;
+  latest.window_left = std::min(placed.window_left.value_or(o.window - 1), o.window - 1);
+  const ops::Attended window = ops::attend(q, branches.window.k, branches.window.v, latest, score);
+  const RunPlan seen = union_of(o, index, reach, placed);
+  const auto weighed = [&](const at::Tensor& out, int64_t branch) { return out * gates->narrow(3, branch, 1); };
+  const at::Tensor out = weighed(windows.out, 0) + weighed(selected.out, 1) + weighed(window.out, 2);
+  return {out.to(q.scalar_type()), std::nullopt, {{0, queries, seen}}};
+}
+
+std::vector<LearnedPart> Nsa::learned_parts(const LayerShape& shape) const {
+  std::vector<LearnedPart> parts;
+  const auto uniform = [](int64_t inputs) {  // as torch's linear layers begin
+    return Init{.kind = Init::Kind::uniform, .scale = 1 / std::sqrt(double(inputs))};
+  };
+  if (gates == Gates::learned) parts.push_back({"gate", {shape.heads * 3, shape.width}, uniform(shape.width)});
+  if (phi == Phi::mean) return parts;
+  const int64_t heads = shape.kv_heads;
+  parts.push_back({"key_positions", {heads, compress, shape.head_dim}, {.kind = Init::Kind::normal, .scale = 0.02}});
+  for (const auto& [prefix, dim] : {std::pair{"key", shape.head_dim}, {"value", shape.value_dim}}) {
+    const std::string name(prefix);
+    if (phi == Phi::weighted)
+      parts.push_back(
+          {name + "_weights", {heads, compress}, {.kind = Init::Kind::constant, .scale = 1 / double(compress)}});
+    else
+      parts.push_back({name + "_in", {heads, dim, compress * dim}, uniform(compress * dim)});
+    if (phi == Phi::mlp) parts.push_back({name + "_out", {heads, dim, dim}, uniform(dim)});
+  }
+  return parts;
+}
+
+NsaBranch Nsa::compressed(const Inputs& in, int64_t first) const {
+  NsaPhi keys, values;
+  if (phi != Phi::mean) keys.positions = learned(in, name, "key_positions");
+  for (const auto& [prefix, parts] : {std::pair{"key", &keys}, {"value", &values}}) {
+    const std::string part(prefix);
+    if (phi == Phi::weighted) parts->weights = learned(in, name, part + "_weights");
+    if (phi >= Phi::linear) parts->in = learned(in, name, part + "_in");
+    if (phi == Phi::mlp) parts->out = learned(in, name, part + "_out");
+  }
+  const int64_t from = std::min(first * stride, in.k.size(2)), rows = in.k.size(2) - from;
+  const at::Tensor v = in.v.narrow(2, from, rows);
+  at::Tensor k = in.k.narrow(2, from, rows);
+  const bool turns = rope == Rope::after && in.rotary;
+  if (turns) k = in.rotary->rotate(wide(k), -at::arange(from, from + rows, at::kLong));
+  at::Tensor summed_k = summed(k, keys);
+  if (turns) summed_k = in.rotary->rotate(summed_k, (at::arange(summed_k.size(2), at::kLong) + first) * stride);
+  return {summed_k.to(in.q.scalar_type()), summed(v, values).to(in.q.scalar_type())};
+}
+
+at::Tensor Nsa::learned_gates(const Inputs& in) const {
+  require(in.hidden.has_value(), "nsa: gates need the layer's hidden state, got none; or gates=selected");
+  const at::Tensor& w = learned(in, name, "gate");
+  const at::Tensor x = in.hidden->to(wide_type(*in.hidden));
+  const at::Tensor logits = at::matmul(x, w.to(x.scalar_type()).t());  // [B, Lq, 3 Hq]
+  return logits.sigmoid().unflatten(2, {in.q.size(1), 3}).transpose(1, 2);
+}
+
+namespace {
+
+Attended attend_with(const Nsa& o, const Inputs& in, const NsaBranch& windows) {
+  std::optional<at::Tensor> gates;
+  if (o.gates == Nsa::Gates::learned) gates = o.learned_gates(in);
+  return nsa(in.q, {windows, {in.k, in.v}, {in.k, in.v}}, gates, o, in.rule, in.score);
+}
+
+// Keeps the summed-up windows beside the cache, so that a token reads them and its own keys only.
+class NsaState final : public CachedState {
+ public:
+  NsaState(const Nsa& options, const StateOptions& state) : CachedState(std::nullopt, state), nsa_(options) {}
+
+  Attended prefill(const Inputs& in) override {
+    const Inputs all = appended(in);
+    const NsaBranch fresh = nsa_.compressed(all, windows_.length());
+    if (fresh.k.size(2) > 0) windows_.append(fresh.k, fresh.v);
+    return attend_with(nsa_, all, windows_.length() > 0 ? NsaBranch{windows_.k(), windows_.v()} : fresh);
+  }
+  Attended decode(const Inputs& in) override { return prefill(in); }
+
+  void truncate(int64_t length) override {
+    CachedState::truncate(length);
+    windows_.truncate(std::min(windows_.length(), nsa_.windows_of(length)), 0);
+  }
+
+  Snapshot save() const override {
+    Snapshot all = CachedState::save();
+    for (auto& [part, tensor] : windows_.save()) all["windows." + part] = tensor;
+    return all;
+  }
+  void load(const Snapshot& snapshot) override {
+    Snapshot windows;
+    for (const auto& [part, tensor] : snapshot)
+      if (part.starts_with("windows.")) windows[part.substr(8)] = tensor;
+    CachedState::load(snapshot);
+    windows_.load(windows);
+    const int64_t wanted = nsa_.windows_of(length()), got = windows_.length();
+    if (got == wanted) return;
+    cache_.load({});
+    windows_.load({});
+    fail("nsa: a saved state of these options must have {} windows, got {}", wanted, got);
+  }
+
+  int64_t bytes() const override { return CachedState::bytes() + windows_.bytes(); }
+  int64_t read_bytes() const override {
+    const int64_t latest = nsa_.gates == Nsa::Gates::learned ? nsa_.window : 0;
+    return std::min(length(), nsa_.blocks * nsa_.block + latest) * cache_.token_bytes() +
+           windows_.length() * windows_.token_bytes();
+  }
+
+ private:
+  Nsa nsa_;
+  KvCache windows_{CacheType::model};
+};
+
+}  // namespace
+
+Attended Nsa::attend(const Inputs& in) const {
+  validate();
+  return attend_with(*this, in, compressed(in));
+}
+
+std::unique_ptr<State> Nsa::make_state(const StateOptions& options) const {
+  validate();
+  return std::make_unique<NsaState>(*this, options);
+}
+
+}  // namespace foveate::attention

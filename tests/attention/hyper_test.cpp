@@ -1,0 +1,478 @@
+// HyperAttention against its specification as plain loops: how much each key counts for each query, pair by pair.
+#include "foveate/attention/sparse/hyper.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
+#include <ATen/ops/logsumexp.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "foveate/attention/dense.h"
+#include "foveate/attention/registry.h"
+#include "tests/support/compare.h"
+
+namespace foveate::attention {
+namespace {
+
+using at::Tensor;
+using test::random_tensor;
+using test::same;
+using Residual = Hyper::Residual;
+
+// The place of a bin: exact, by writing the reflected code out; reference, as released.
+int64_t place_of(int64_t bin, int64_t bits, Hyper::Gray gray) {
+  if (gray == Hyper::Gray::reference) return bin ^ (bin >> 1);
+  std::vector<int64_t> codes = {0};
+  for (int64_t bit = 0; bit < bits; ++bit)
+    for (int64_t i = std::ssize(codes) - 1; i >= 0; --i) codes.push_back(codes[size_t(i)] + (int64_t{1} << bit));
+  return std::find(codes.begin(), codes.end(), bin) - codes.begin();
+}
+
+// weights [Lq, Lk] of one head of one sample: a logit counts weight * exp(logit).
+struct HeadOracle {
+  const Hyper& o;
+  Tensor q, k, v, projections;  // [L, D] fp64, [D, r]
+  std::vector<Tensor> samples;  // of each group [rectangles, m]
+  Tensor weights;
+  std::vector<int64_t> used = std::vector<int64_t>(16);  // rectangles of each group so far
+
+  double& weight(int64_t i, int64_t j) { return weights.mutable_data_ptr<double>()[i * k.size(0) + j]; }
+
+  std::vector<int64_t> sorted(const Tensor& x, int64_t first, int64_t count) const {
+    std::vector<std::pair<int64_t, int64_t>> order;
+    for (int64_t row = first; row < first + count; ++row) {
+      int64_t bin = 0;
+      for (int64_t c = 0; c < projections.size(1); ++c) {
+        double sum = 0;
+        for (int64_t d = 0; d < x.size(1); ++d) sum += x[row][d].item<double>() * projections[d][c].item<double>();
+        if (sum > 0) bin += int64_t{1} << c;
+      }
+      order.emplace_back(place_of(bin, projections.size(1), o.gray), row);
+    }
+    std::sort(order.begin(), order.end());
+    std::vector<int64_t> rows;
+    for (const auto& [place, row] : order) rows.push_back(row);
+    return rows;
+  }
+
+  void rectangle(int64_t first_query, int64_t queries, int64_t first_key, int64_t keys, int64_t query_block,
+                 size_t group) {
+    const auto by_query = sorted(q, first_query, queries), by_key = sorted(k, first_key, keys);
+    const int64_t number = used[group]++;
+    const bool has_blocks = o.block_size > 0;
+    for (int64_t a = 0; a < queries && has_blocks; ++a)
+      for (int64_t c = 0; c < keys; ++c)
+        if (a / query_block == c / o.block_size) weight(by_query[size_t(a)], by_key[size_t(c)]) += 1;
+    if (o.sample_size == 0 || (has_blocks && keys <= o.block_size)) return;
+    const int64_t m = samples[group].size(1);
+    double norms = 0;
+    for (int64_t c = 0; c < keys; ++c) norms += v[by_key[size_t(c)]].square().sum().item<double>();
+    for (int64_t a = 0; a < queries; ++a)
+      for (int64_t l = 0; l < m; ++l) {
+        const int64_t u = samples[group][number][l].item<int64_t>();
+        if (has_blocks && o.same_block_mask && a / query_block == u / o.block_size) continue;
+        const double norm = v[by_key[size_t(u)]].square().sum().item<double>();
+        weight(by_query[size_t(a)], by_key[size_t(u)]) +=
+            o.residual == Residual::vnorm ? norms / (double(m) * norm) : double(keys) / double(m);
+      }
+  }
+
+  void causal(int64_t first, int64_t length, int64_t start, size_t depth) {
+    const int64_t half = length / 2 + length % 2;
+    if (length <= o.min_seq_len || half < o.min_seq_len) {
+      for (int64_t i = first; i < first + length; ++i)
+        for (int64_t j = first; j <= i; ++j) weight(i, start + j) += 1;
+      return;
+    }
+    rectangle(first + half, length - half, start + first, half, o.block_size, depth);
+    causal(first, half, start, depth + 1);
+    causal(first + half, length - half, start, depth + 1);
+  }
+
+  void run(bool is_causal) {
+    const int64_t queries = q.size(0), keys = k.size(0), start = keys - queries;
+    weights = at::zeros({queries, keys}, at::kDouble);
+    if (!is_causal) {
+      const int64_t blocks = (keys + o.block_size - 1) / o.block_size;
+      const int64_t padded = (queries + o.block_size - 1) / o.block_size * o.block_size;
+      return rectangle(0, queries, 0, keys, queries == keys ? o.block_size : (padded + blocks - 1) / blocks, 0);
+    }
+    if (start > 0) {
+      const int64_t blocks = (start + o.block_size - 1) / o.block_size;
+      const int64_t padded = (queries + o.block_size - 1) / o.block_size * o.block_size;
+      rectangle(0, queries, 0, start, (padded + blocks - 1) / blocks, 0);
+    }
+    causal(0, queries, start, start > 0 ? 1 : 0);
+  }
+};
+
+struct Problem {
+  Inputs in;
+  HyperDraws draws;
+};
+
+// `groups`: rectangles and keys of the smallest of them, for each group.
+Problem make_problem(const Hyper& o, int64_t queries, int64_t keys, const Rule& rule,
+                     const std::vector<std::pair<int64_t, int64_t>>& groups, int64_t samples = 5) {
+  Problem p;
+  p.in.q = random_tensor({2, 4, queries, 6}, 1, at::kDouble);
+  p.in.k = random_tensor({2, 2, keys, 6}, 2, at::kDouble);
+  p.in.v = random_tensor({2, 2, keys, 3}, 3, at::kDouble);
+  p.in.rule = rule;
+  p.draws.projections = random_tensor({6, o.lsh_num_projs}, 4, at::kDouble);
+  Random random(5);
+  for (const auto& [rectangles, fewest] : groups) {
+    const Tensor places = at::zeros({2, 2, rectangles, samples}, at::kLong);
+    for (int64_t i = 0; i < places.numel(); ++i)
+      places.mutable_data_ptr<int64_t>()[i] = int64_t(random.below(uint64_t(fewest)));
+    p.draws.samples.push_back(places);
+  }
+  return p;
+}
+
+// log of the weights of all heads, [B, Hq, Lq, Lk].
+Tensor oracle_log_weights(const Hyper& o, const Problem& p) {
+  const Inputs& in = p.in;
+  const Tensor all = at::zeros({in.q.size(0), in.q.size(1), in.q.size(2), in.k.size(2)}, at::kDouble);
+  const int64_t group = in.q.size(1) / in.k.size(1);
+  for (int64_t b = 0; b < in.q.size(0); ++b)
+    for (int64_t h = 0; h < in.q.size(1); ++h) {
+      const auto of = [&](const Tensor& t, int64_t head) { return t.detach()[b][head].to(at::kDouble); };
+      HeadOracle head{o, of(in.q, h), of(in.k, h / group), of(in.v, h / group), p.draws.projections, {}, {}};
+      for (const Tensor& places : p.draws.samples) head.samples.push_back(places[b][h / group]);
+      head.run(in.rule.window_right.has_value());
+      all[b][h].copy_(head.weights);
+    }
+  return all.log();
+}
+
+// The softmax over weighted logits, dense and in fp64: {out, lse}, differentiable.
+ops::Attended weighted_attention(const Inputs& in, const Tensor& log_weights) {
+  const int64_t group = in.q.size(1) / in.k.size(1);
+  const Tensor k = in.k.to(at::kDouble).repeat_interleave(group, 1),
+               v = in.v.to(at::kDouble).repeat_interleave(group, 1);
+  const Tensor logits =
+      at::matmul(in.q.to(at::kDouble), k.transpose(2, 3)) / std::sqrt(double(in.q.size(3))) + log_weights;
+  return {at::matmul(logits.softmax(-1), v), logits.logsumexp(-1)};
+}
+
+// Output, lse and all gradients equal the loops'.
+void expect_loops(const Hyper& o, Problem p, at::ScalarType type, double unit) {
+  for (Tensor* t : {&p.in.q, &p.in.k, &p.in.v}) *t = t->to(type);
+  const Tensor log_weights = oracle_log_weights(o, p);
+  const Tensor d_out = random_tensor({2, 4, p.in.q.size(2), 3}, 8, at::kDouble),
+               d_lse = random_tensor({2, 4, p.in.q.size(2)}, 9, at::kDouble);
+  std::vector<std::vector<Tensor>> all;
+  for (const bool ours : {true, false}) {
+    for (Tensor* t : {&p.in.q, &p.in.k, &p.in.v}) *t = t->detach().requires_grad_();
+    const ops::Attended a = ours ? hyper_attention(o, p.in, p.draws) : weighted_attention(p.in, log_weights);
+    ((a.out * d_out).sum() + (a.lse * d_lse).sum()).backward();
+    all.push_back({a.out, a.lse, p.in.q.grad(), p.in.k.grad(), p.in.v.grad()});
+  }
+  for (size_t i = 0; i < all[0].size(); ++i) EXPECT_TRUE(same(all[0][i], all[1][i], {unit, unit})) << i;
+}
+
+void expect_loops_in_both(const Hyper& o, const Problem& p) {
+  expect_loops(o, p, at::kDouble, 1e-10);
+  expect_loops(o, p, at::kFloat, 1e-4);
+}
+
+Problem golden() {
+  Problem p;
+  const Tensor i = at::arange(8, at::kDouble);
+  const auto on_circle = [&](double step, double turn) {
+    return at::stack({(i * step + turn).cos(), (i * step + turn).sin()}, 1).view({1, 1, 8, 2});
+  };
+  p.in.q = on_circle(0.9, 0.2), p.in.k = on_circle(2.3, -0.4) * 1.5;
+  p.in.v = at::stack({i, (i * i).remainder(3)}, 1).view({1, 1, 8, 2});
+  p.in.rule = Rule::full();
+  p.draws.projections = at::tensor({1.0, 0.3, 0.2, -1.0}, at::kDouble).view({2, 2});
+  p.draws.samples = {at::tensor({0, 3, 5, 6, 3}, at::kLong).view({1, 1, 1, 5})};
+  return p;
+}
+
+constexpr Hyper kGolden{.lsh_num_projs = 2, .block_size = 2, .sample_size = 5, .min_seq_len = 1};
+
+TEST(Hyper, equals_the_specs_golden) {
+  const Problem p = golden();
+  const ops::Attended a = hyper_attention(kGolden, p.in, p.draws);
+  const Tensor out = at::tensor({3.512364, .267798, 3.343016, .433387, 3.846724, .504357, 3.306824, .720451, 3.267252,
+                                 .761022, 3.731265, .689106, 2.872516, .240850, 3.799191, .146585},
+                                at::kDouble);
+  const Tensor lse =
+      at::tensor({2.253513, 2.346248, 2.516215, 2.210858, 1.984904, 2.162957, 2.366276, 2.713048}, at::kDouble);
+  EXPECT_TRUE(same(a.out.flatten(), out, {1e-6, 0}));
+  EXPECT_TRUE(same(a.lse.flatten(), lse, {1e-6, 0}));
+}
+
+TEST(Hyper, causal_calls_of_any_length_equal_plain_loops) {
+  const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 5, .min_seq_len = 5};
+  // 43 -> 22 | 21 -> 11 | 11, 11 | 10 -> leaves of 6 and 5 (6 splits: no half has 5)
+  expect_loops_in_both(o, make_problem(o, 43, 43, Rule{}, {{1, 22}, {2, 11}, {4, 5}}));
+  expect_loops_in_both(o, make_problem(o, 64, 64, Rule{}, {{1, 32}, {2, 16}, {4, 8}}));
+  Hyper other = o;
+  other.gray = Hyper::Gray::reference, other.same_block_mask = false;
+  expect_loops_in_both(other, make_problem(other, 43, 43, Rule{}, {{1, 22}, {2, 11}, {4, 5}}));
+  other = o, other.residual = Residual::vnorm;
+  expect_loops_in_both(other, make_problem(other, 43, 43, Rule{}, {{1, 22}, {2, 11}, {4, 5}}));
+  other = o, other.block_size = 0, other.lsh_num_projs = 0;
+  expect_loops_in_both(other, make_problem(other, 43, 43, Rule{}, {{1, 22}, {2, 11}, {4, 5}}));
+  other = o, other.sample_size = 0;
+  expect_loops_in_both(other, make_problem(other, 43, 43, Rule{}, {{1, 22}, {2, 11}, {4, 5}}));
+  other = o, other.block_size = 32;  // long lists; no rectangle has more keys
+  expect_loops_in_both(other, make_problem(other, 64, 64, Rule{}, {{1, 32}, {2, 16}, {4, 8}}));
+}
+
+TEST(Hyper, full_calls_and_chunks_over_a_cache_equal_plain_loops) {
+  const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 5, .min_seq_len = 5};
+  expect_loops_in_both(o, make_problem(o, 30, 30, Rule::full(), {{1, 30}}));
+  expect_loops_in_both(o, make_problem(o, 13, 41, Rule::full(), {{1, 41}}));
+  expect_loops_in_both(o, make_problem(o, 41, 13, Rule::full(), {{1, 13}}));
+  expect_loops_in_both(o, make_problem(o, 22, 43, Rule{}, {{1, 21}, {1, 11}, {2, 5}}));
+}
+
+TEST(Hyper, is_exact_where_nothing_is_left_to_estimate) {
+  const Problem p = make_problem({.lsh_num_projs = 3}, 40, 40, Rule{}, {});
+  const ops::Attended want = ops::attend(p.in.q, p.in.k, p.in.v, p.in.rule);
+  const auto expect_exact = [&](const Hyper& o, HyperDraws draws) {
+    const ops::Attended got = hyper_attention(o, p.in, draws);
+    EXPECT_TRUE(same(got.out, want.out, {1e-13, 1e-13}));
+    EXPECT_TRUE(same(got.lse, want.lse, {1e-13, 1e-13}));
+  };
+  expect_exact({.lsh_num_projs = 3}, p.draws);  // shorter than min_seq_len
+  expect_exact({.lsh_num_projs = 3, .block_size = 40, .sample_size = 0, .min_seq_len = 4}, p.draws);
+  expect_exact({.lsh_num_projs = 0, .block_size = 20, .sample_size = 7, .min_seq_len = 4}, {at::zeros({6, 0})});
+  // every key of a rectangle once, in any order
+  HyperDraws once = p.draws;
+  const auto each = [](int64_t rectangles, int64_t keys) {
+    return at::arange(keys - 1, -1, -1, at::kLong).view({1, 1, 1, keys}).expand({2, 2, rectangles, keys});
+  };
+  once.samples = {each(1, 20), each(2, 10), each(4, 5)};
+  expect_exact({.lsh_num_projs = 3, .block_size = 3, .min_seq_len = 5}, once);
+  expect_exact({.lsh_num_projs = 3, .block_size = 0, .min_seq_len = 5}, once);
+  expect_exact({.lsh_num_projs = 3, .block_size = 3, .sample_size = 99, .min_seq_len = 4, .replacement = false},
+               p.draws);
+}
+
+TEST(Hyper, sums_of_weights_are_without_bias) {
+  for (const auto& [residual, replacement] :
+       {std::pair(Residual::uniform, true), {Residual::uniform, false}, {Residual::vnorm, true}}) {
+    Hyper o{.lsh_num_projs = 4,
+            .block_size = 8,
+            .sample_size = 8,
+            .min_seq_len = 1,
+            .residual = residual,
+            .replacement = replacement};
+    Inputs in;
+    in.q = random_tensor({1, 1, 64, 8}, 1, at::kDouble) * 0.7,
+    in.k = random_tensor({1, 1, 64, 8}, 2, at::kDouble) * 0.7;
+    in.v = random_tensor({1, 1, 64, 4}, 3, at::kDouble), in.rule = Rule::full();
+    const Tensor want = ops::attend(in.q, in.k, in.v, in.rule).lse.exp();
+    const HyperDraws draws = hyper_draws(o, 8, 0);
+    Tensor sum = at::zeros_like(want), squares = at::zeros_like(want);
+    constexpr int64_t kDraws = 4000;
+    for (o.seed = 0; o.seed < kDraws; ++o.seed) {
+      const Tensor row = hyper_attention(o, in, draws).lse.exp();
+      sum += row, squares += row * row;
+    }
+    const Tensor mean = sum / double(kDraws),
+                 deviation = ((squares / double(kDraws) - mean * mean) / double(kDraws)).sqrt();
+    EXPECT_LT(((mean - want).abs() / deviation).max().item<double>(), 4.5);
+    EXPECT_LT(((mean - want).abs() / want).max().item<double>(), 0.03);
+    EXPECT_GT(deviation.min().item<double>(), 0);
+  }
+}
+
+TEST(Hyper, the_error_of_sums_halves_with_four_times_the_samples) {
+  Inputs in;
+  in.q = random_tensor({1, 4, 256, 8}, 1) * 0.7, in.k = random_tensor({1, 4, 256, 8}, 2) * 0.7;
+  in.v = random_tensor({1, 4, 256, 4}, 3), in.rule = Rule::full();
+  const Tensor want = ops::attend(in.q, in.k, in.v, in.rule).lse.exp();
+  std::vector<double> errors;
+  for (const int64_t samples : {16, 64}) {
+    double error = 0;
+    for (int64_t seed = 0; seed < 40; ++seed) {
+      const Hyper o{.block_size = 16, .sample_size = samples, .min_seq_len = 1, .seed = seed};
+      error += (hyper_attention(o, in, hyper_draws(o, 8, 0)).lse.exp() / want - 1).square().mean().item<double>();
+    }
+    errors.push_back(std::sqrt(error));
+  }
+  EXPECT_NEAR(errors[0] / errors[1], 2, 0.2);
+}
+
+TEST(Hyper, later_keys_and_values_change_no_earlier_row) {
+  const at::NoGradGuard no_grad;
+  const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 5, .min_seq_len = 5};
+  Problem p = make_problem(o, 43, 43, Rule{}, {});
+  const HyperDraws draws = hyper_draws(o, 6, 0);
+  const Tensor before = hyper_attention(o, p.in, draws).out;
+  for (const int64_t changed : {1, 11, 22, 30, 42}) {
+    Inputs in = p.in;
+    for (Tensor* t : {&in.k, &in.v}) {
+      *t = t->clone();
+      t->narrow(2, changed, 43 - changed).mul_(-2);
+    }
+    const Tensor after = hyper_attention(o, in, draws).out;
+    EXPECT_TRUE(after.narrow(2, 0, changed).equal(before.narrow(2, 0, changed))) << changed;
+    EXPECT_FALSE(after.equal(before));
+  }
+}
+
+TEST(Hyper, rows_are_means_of_values_and_order_of_keys_is_nothing) {
+  const at::NoGradGuard no_grad;
+  for (const Residual residual : {Residual::uniform, Residual::vnorm, Residual::capped}) {
+    const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 5, .min_seq_len = 5, .residual = residual};
+    Inputs in = make_problem(o, 43, 43, Rule{}, {}).in;
+    const Tensor out = hyper_attention(o, in, hyper_draws(o, 6, 0)).out;
+    for (int64_t b = 0; b < 2; ++b)
+      for (int64_t h = 0; h < 4; ++h)
+        for (int64_t d = 0; d < 3; ++d) {
+          const Tensor values = in.v[b][h / 2].select(1, d), row = out[b][h].select(1, d);
+          EXPECT_LE(row.max().item<double>(), values.max().item<double>() + 1e-12);
+          EXPECT_GE(row.min().item<double>(), values.min().item<double>() - 1e-12);
+        }
+    in.v = at::full_like(in.v, 1.5);
+    EXPECT_TRUE(same(hyper_attention(o, in, hyper_draws(o, 6, 0)).out, at::full({2, 4, 43, 3}, 1.5), {1e-12, 0}));
+  }
+  // keys in another order, of which no two share a bucket: the same sorted order and so the same result
+  Problem p = golden();
+  p.in.k = p.in.k.index_select(2, at::tensor({0, 1, 2, 7}, at::kLong)), p.in.v = p.in.v.narrow(2, 0, 4);
+  p.draws.samples[0] = p.draws.samples[0].remainder(4);
+  const Tensor order = at::tensor({2, 0, 3, 1}, at::kLong), before = hyper_attention(kGolden, p.in, p.draws).out;
+  p.in.k = at::stack({p.in.k.select(2, 0), p.in.k.select(2, 1), p.in.k.select(2, 2), -p.in.k.select(2, 0)}, 2);
+  const Tensor first = hyper_attention(kGolden, p.in, p.draws).out;
+  p.in.k = p.in.k.index_select(2, order), p.in.v = p.in.v.index_select(2, order);
+  EXPECT_TRUE(same(hyper_attention(kGolden, p.in, p.draws).out, first, {1e-13, 0}));
+  EXPECT_FALSE(first.equal(before));
+}
+
+TEST(Hyper, a_seed_decides_and_threads_do_not) {
+  const at::NoGradGuard no_grad;
+  Hyper o{.block_size = 16, .sample_size = 16, .min_seq_len = 32};
+  Inputs in;
+  in.q = random_tensor({1, 4, 300, 16}, 1), in.k = random_tensor({1, 2, 300, 16}, 2),
+  in.v = random_tensor({1, 2, 300, 16}, 3);
+  const Tensor want = o.attend(in).out;
+  at::set_num_threads(2);
+  EXPECT_TRUE(o.attend(in).out.equal(want));
+  at::set_num_threads(1);
+  in.layer = 1;
+  EXPECT_FALSE(o.attend(in).out.equal(want));
+  in.layer = 0, o.seed = 1;
+  EXPECT_FALSE(o.attend(in).out.equal(want));
+}
+
+TEST(Hyper, every_option_changes_the_result) {
+  const at::NoGradGuard no_grad;
+  const Inputs in = make_problem({}, 43, 43, Rule{}, {}).in;
+  const std::string base = "hyper:min_seq_len=5,block_size=4,sample_size=5,lsh_num_projs=3";
+  const auto run = [&](const std::string& spec) { return make_mechanism(parse_spec(spec)).attend(in).out; };
+  const Tensor want = run(base), capped = run(base + ",residual=capped");
+  EXPECT_FALSE(capped.equal(want));
+  for (const char* option :
+       {"seed=3", "residual=vnorm", "replacement=false", "gray=reference", "same_block_mask=false"})
+    EXPECT_FALSE(run(base + "," + option).equal(want)) << option;
+  for (const char* option : {"epsilon=0.5", "kappa=1.5"})
+    EXPECT_FALSE(run(base + ",residual=capped," + option).equal(capped)) << option;
+  for (const char* spec : {"hyper:min_seq_len=5,block_size=5,sample_size=5,lsh_num_projs=3",
+                           "hyper:min_seq_len=5,block_size=4,sample_size=6,lsh_num_projs=3",
+                           "hyper:min_seq_len=5,block_size=4,sample_size=5,lsh_num_projs=2",
+                           "hyper:min_seq_len=11,block_size=4,sample_size=5,lsh_num_projs=3"})
+    EXPECT_FALSE(run(spec).equal(want)) << spec;
+}
+
+TEST(Hyper, padded_samples_equal_each_alone) {
+  const at::NoGradGuard no_grad;
+  const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 99, .min_seq_len = 5, .replacement = false};
+  const Hyper blocks{.lsh_num_projs = 3, .block_size = 4, .sample_size = 0, .min_seq_len = 5};
+  Inputs in = make_problem(o, 43, 43, Rule{}, {}).in;
+  in.rule.key_lengths = at::tensor({17, 43}, at::kLong);
+  EXPECT_TRUE(same(o.attend(in).out, Dense{}.attend(in).out, {1e-12, 1e-12}));  // all is drawn
+  Inputs short_one = in, bare = in;
+  short_one.q = in.q.narrow(2, 0, 17), short_one.k = in.k.narrow(2, 0, 17), short_one.v = in.v.narrow(2, 0, 17);
+  short_one.rule = bare.rule = Rule{};
+  const Tensor got = blocks.attend(in).out;
+  EXPECT_TRUE(same(got[0].narrow(1, 0, 17), blocks.attend(short_one).out[0], {1e-12, 1e-12}));
+  EXPECT_TRUE(same(got[1], blocks.attend(bare).out[1], {1e-12, 1e-12}));
+  Inputs poisoned = in;
+  poisoned.k = in.k.clone(), poisoned.v = in.v.clone();
+  poisoned.k[0].narrow(1, 17, 26).fill_(NAN), poisoned.v[0].narrow(1, 17, 26).fill_(NAN);
+  EXPECT_TRUE(blocks.attend(poisoned).out.equal(got));
+  in.rule.key_lengths = at::tensor({0, 43}, at::kLong);
+  EXPECT_TRUE(blocks.attend(in).out[0].eq(0).all().item<bool>());
+  in.rule = Rule::full(), in.rule.key_lengths = at::tensor({17, 43}, at::kLong);
+  EXPECT_TRUE(same(o.attend(in).out, Dense{}.attend(in).out, {1e-12, 1e-12}));
+}
+
+TEST(Hyper, a_layers_own_window_is_exact) {
+  const at::NoGradGuard no_grad;
+  const Hyper o{.block_size = 4, .sample_size = 5, .min_seq_len = 5};
+  Inputs in = make_problem(o, 43, 43, Rule{.window_left = 9}, {}).in;
+  const Attended got = o.attend(in);
+  EXPECT_TRUE(got.out.equal(Dense{}.attend(in).out));
+  EXPECT_TRUE(got.lse.has_value());
+  in.rule.window_left = 43;  // hides nothing
+  const Attended estimate = o.attend(in);
+  EXPECT_FALSE(estimate.out.equal(Dense{}.attend(in).out));
+  EXPECT_FALSE(estimate.lse.has_value());
+}
+
+TEST(Hyper, plans_count_what_is_visited) {
+  const at::NoGradGuard no_grad;
+  const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 5, .min_seq_len = 8, .same_block_mask = false};
+  const Inputs in = make_problem(o, 32, 32, Rule{}, {}).in;
+  double pairs = 0;
+  for (const PlannedRows& part : o.attend(in).plans) pairs += visible_pairs(part.plan, in.q, in.k);
+  EXPECT_EQ(pairs, 2 * 4 * (4 * 36 + 2 * 16 * (4 + 5)));  // leaves of 8; two depths of 16 rows
+}
+
+TEST(Hyper, says_what_it_can_not_do) {
+  const auto says = [](const std::string& spec, const char* part) {
+    try {
+      make_mechanism(parse_spec(spec));
+      ADD_FAILURE() << spec;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(part), std::string::npos) << error.what();
+    }
+  };
+  says("hyper:block_size=0,sample_size=0", "must not both be 0");
+  says("hyper:lsh_num_projs=17", "0 .. 16");
+  says("hyper:block_size=-1", ">= 0");
+  says("hyper:residual=vnorm,replacement=false", "with replacement");
+  says("hyper:residual=vnorm,sample_size=0", "needs samples");
+  says("hyper:residual=capped,block_size=0", "needs blocks");
+  says("hyper:epsilon=2", "belong to residual=capped");
+  const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 5, .min_seq_len = 5};
+  Problem p = make_problem(o, 20, 20, Rule{}, {});
+  const auto throws = [&](const Inputs& in) { EXPECT_THROW(o.attend(in), Error); };
+  Inputs in = p.in;
+  in.rule.row_start = at::zeros({1, 1, 20}, at::kLong);
+  throws(in);
+  in = p.in, in.rule.query_documents = in.rule.key_documents = at::zeros({2, 20}, at::kLong);
+  throws(in);
+  in = p.in, in.rule.window_right = 2;
+  throws(in);
+  in = p.in, in.rule.query_start = -1;
+  throws(in);
+  in = p.in, in.k = p.in.k.narrow(2, 0, 0), in.v = p.in.v.narrow(2, 0, 0), in.rule = Rule::full();
+  throws(in);
+  EXPECT_THROW(hyper_attention(o, p.in, {random_tensor({5, 3}, 1)}), Error);
+  EXPECT_THROW(hyper_attention(o, p.in, {p.draws.projections, {at::zeros({2, 2, 1, 5}, at::kLong)}}), Error);
+  p = make_problem(o, 20, 20, Rule{}, {{1, 10}, {2, 5}});
+  p.draws.samples[0][0][0][0][0] = 10;
+  EXPECT_THROW(hyper_attention(o, p.in, p.draws), Error);
+}
+
+}  // namespace
+}  // namespace foveate::attention
