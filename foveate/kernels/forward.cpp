@@ -22,8 +22,7 @@ std::vector<Item> items_by_cost(const Tiling& tiling, const Survey& survey) {
       const TileShape tile = tiling.tile(group, i);
       if (tile.rows() == 0) continue;
       int64_t panels = tiling.packs() ? survey.visits(group, i) : 0;
-      if (tiling.gathers())
-        for (const Gathered& list : tiling.gather(group, tile)) panels += int64_t(list.ids.size()) / kPanelKeys + 1;
+      if (tiling.gathers()) panels += tiling.gathered_panels(group, tile);
       items.push_back({group, i, panels * tile.rows()});
     }
   std::stable_sort(items.begin(), items.end(), [](const Item& a, const Item& b) { return a.cost > b.cost; });

@@ -310,6 +310,7 @@ std::pair<int64_t, int64_t> Tiling::whole_panels(int64_t begin, int64_t end) con
 void Tiling::visit_list(const ListView& list, int64_t group, const TileShape& tile, const TileRows& rows, int64_t first,
                         int64_t end, std::vector<PanelRef>& to) const {
   for_spans(list, list_row(list, group, tile, tile.query), [&](int64_t from, int64_t until) {
+    if (until - from < kPanelKeys && until < a_.keys) return;  // holds no whole panel: single keys, mostly
     const auto [begin, stop] = whole_panels(from, until);
     for (int64_t panel = std::max(first, begin); panel < std::min(end, stop); ++panel)
       add(panel, rows, batch_of(group), list.checks_rule, to);
@@ -336,19 +337,34 @@ void Tiling::add(int64_t panel, const TileRows& rows, int64_t batch, bool rule, 
   if (any) to.push_back({int32_t(panel), all ? Check::none : Check::rule, same});
 }
 
+template <class Use>
+void Tiling::for_gathered(const ListView& list, int64_t group, const TileShape& tile, const Use& use) const {
+  for_spans(list, list_row(list, group, tile, tile.query), [&](int64_t begin, int64_t end) {
+    if (end - begin < kPanelKeys && end < a_.keys) return use(begin, end);
+    const auto [first, last] = whole_panels(begin, end);
+    if (first == last) return use(begin, end);
+    use(begin, first * kPanelKeys);
+    use(last * kPanelKeys, end);
+  });
+}
+
+int64_t Tiling::gathered_panels(int64_t group, const TileShape& tile) const {
+  int64_t panels = 0;
+  for (const ListView& list : a_.lists) {
+    int64_t keys = 0;
+    for_gathered(list, group, tile, [&](int64_t begin, int64_t end) { keys += std::max<int64_t>(end - begin, 0); });
+    panels += keys / kPanelKeys + 1;
+  }
+  return panels;
+}
+
 std::vector<Gathered> Tiling::gather(int64_t group, const TileShape& tile) const {
   std::vector<Gathered> lists;
   if (tile.rows() == 0) return lists;
   for (const ListView& list : a_.lists) {
     Gathered g{{}, list.checks_rule ? Check::rule : Check::end};
-    const auto take = [&](int64_t begin, int64_t end) {
+    for_gathered(list, group, tile, [&](int64_t begin, int64_t end) {
       for (int64_t key = begin; key < end; ++key) g.ids.push_back(int32_t(key));
-    };
-    for_spans(list, list_row(list, group, tile, tile.query), [&](int64_t begin, int64_t end) {
-      const auto [first, last] = whole_panels(begin, end);
-      if (first == last) return take(begin, end);
-      take(begin, first * kPanelKeys);
-      take(last * kPanelKeys, end);
     });
     lists.push_back(std::move(g));
   }
@@ -371,6 +387,16 @@ const void* Tiling::key_at(const View& view, int64_t group, int64_t head, int64_
 const void* Tiling::query_row(const View& view, int64_t group, const TileShape& tile, int row) const {
   const int64_t id = query(group, tile, row);
   return id < 0 ? nullptr : row_at(view, group, query_head(group, tile.head + row / tile.queries), id);
+}
+
+void Tiling::key_rows(int64_t group, const int32_t* ids, int count, const void** keys, const void** values) const {
+  if (a_.pages) {
+    for (int i = 0; i < count; ++i) keys[i] = key_row(group, ids[i]), values[i] = value_row(group, ids[i]);
+    return;
+  }
+  const auto *key = static_cast<const char*>(key_row(group, 0)), *value = static_cast<const char*>(value_row(group, 0));
+  const int64_t bytes = int64_t(bytes_of(a_.key_type())), key_step = a_.k.row * bytes, value_step = a_.v.row * bytes;
+  for (int i = 0; i < count; ++i) keys[i] = key + ids[i] * key_step, values[i] = value + ids[i] * value_step;
 }
 
 void Tiling::panel_rows(int64_t group, int64_t panel, const void** keys, const void** values) const {

@@ -74,6 +74,7 @@ class Tiling {
   void visit(int64_t group, const TileShape& tile, const TileRows& rows, int64_t first, int64_t end,
              std::vector<PanelRef>& to) const;
   std::vector<Gathered> gather(int64_t group, const TileShape& tile) const;
+  int64_t gathered_panels(int64_t group, const TileShape& tile) const;  // of all lists
   // The rows of a tile by the blocks of keys they list, for blocks that reach into panels [first, end).
   size_t lists() const { return a_.lists.size(); }
   std::vector<Bucket> buckets(size_t list, int64_t group, const TileShape& tile, int64_t first, int64_t end) const;
@@ -103,6 +104,8 @@ class Tiling {
   const void* value_row(int64_t group, int64_t key) const {
     return key_at(a_.v, group, head_group(group).value_head, key);
   }
+  // Rows of single keys in k and in v.
+  void key_rows(int64_t group, const int32_t* ids, int count, const void** keys, const void** values) const;
   // Rows of a panel in k and in v, null behind the last key.
   void panel_rows(int64_t group, int64_t panel, const void** keys, const void** values) const;
   void* gradient_row(const View& view, DType type, int64_t group, int64_t key) const;
@@ -119,6 +122,9 @@ class Tiling {
   // Calls use(begin, end) for the ranges of keys in one row of a list.
   template <class Use>
   void for_spans(const ListView& list, int64_t row, const Use& use) const;
+  // Calls use(begin, end) for the ranges of keys that are gathered; some may be empty.
+  template <class Use>
+  void for_gathered(const ListView& list, int64_t group, const TileShape& tile, const Use& use) const;
   // Panels [first, second) of a range that are packed as they are; its other keys are gathered.
   std::pair<int64_t, int64_t> whole_panels(int64_t begin, int64_t end) const;
   void make_tiles(int64_t heads, bool by_head);

@@ -194,15 +194,15 @@ int Strip::gather(int64_t group, const TileRows& rows, const Gathered& list, siz
   }
   for (int i = 0; i < n; ++i) {
     const void **keys = rows_ + i * kPanelKeys, **values = rows_ + (n + i) * kPanelKeys;
-    for (int j = 0; j < kPanelKeys; ++j) {
-      const size_t at = size_t(i) * kPanelKeys + size_t(j);
-      const bool real = at < ids;
-      const int32_t id = real ? list.ids[first + at] : std::numeric_limits<int32_t>::max();
-      ids_[at] = id;
-      if (documents) documents_[at] = real ? documents[id] : -1;
-      keys[j] = real ? tiling_.key_row(group, id) : nullptr;
-      values[j] = real ? tiling_.value_row(group, id) : nullptr;
-    }
+    const size_t at = size_t(i) * kPanelKeys;
+    const int real = int(std::min(ids - at, size_t{kPanelKeys}));
+    int32_t* panel_ids = std::copy_n(list.ids.data() + first + at, real, ids_ + at);
+    std::fill(panel_ids, ids_ + at + kPanelKeys, std::numeric_limits<int32_t>::max());
+    if (documents)
+      for (int j = 0; j < kPanelKeys; ++j) documents_[at + size_t(j)] = j < real ? documents[ids_[at + size_t(j)]] : -1;
+    tiling_.key_rows(group, ids_ + at, real, keys, values);
+    std::fill(keys + real, keys + kPanelKeys, nullptr);
+    std::fill(values + real, values + kPanelKeys, nullptr);
     Panel& panel = panels_[i];
     panel = Panel{};
     bool bad = false;

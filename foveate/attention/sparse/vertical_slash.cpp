@@ -68,6 +68,8 @@ class BlockRuns {
   BlockRuns(std::span<const int32_t> columns, int64_t keys) : columns_(columns), keys_(keys) {}
 
   std::vector<Run> make(const std::vector<Run>& distances, int64_t end, int64_t block) {
+    runs_.reserve(size_t(std::lower_bound(columns_.begin(), columns_.end(), end) - columns_.begin()) +
+                  distances.size());
     Run range{0, 0};
     bool is_open = false;
     for (const Run& run : distances) {
