@@ -1,6 +1,7 @@
 // FlexPrefill against its definition as plain loops.
 #include "foveate/attention/sparse/flexprefill.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/tensor.h>
@@ -279,6 +280,19 @@ TEST(FlexPrefill, every_option_changes_the_result) {
   FlexPrefill lines = base, bounded = base;
   lines.tau = bounded.tau = 0, bounded.max_budget = 48;
   EXPECT_FALSE(lines.attend(in).out.equal(bounded.attend(in).out)) << "max_budget";
+}
+
+TEST(FlexPrefill, any_number_of_threads_gives_the_same_bits) {
+  const at::NoGradGuard no_grad;
+  const FlexPrefill o{.gamma = 0.5, .tau = 0.3, .min_budget = 32, .block = 16};
+  Inputs in = make_inputs(300, 300);
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kFloat);
+  const int before = at::get_num_threads();
+  at::set_num_threads(1);
+  const at::Tensor want = o.attend(in).out;
+  at::set_num_threads(2);
+  EXPECT_TRUE(o.attend(in).out.equal(want));
+  at::set_num_threads(before);
 }
 
 TEST(FlexPrefill, refuses_what_it_cannot_do) {

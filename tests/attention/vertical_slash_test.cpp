@@ -1,6 +1,7 @@
 // MInference's vertical-slash against its definition as plain loops.
 #include "foveate/attention/sparse/vertical_slash.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
@@ -361,6 +362,20 @@ TEST(VerticalSlash, gradients_are_those_of_the_kept_keys) {
       EXPECT_NEAR(gradient[i].item<double>(), (up - down) / (2 * step), 1e-6) << i;
     }
   }
+}
+
+TEST(VerticalSlash, any_number_of_threads_gives_the_same_bits) {
+  const at::NoGradGuard no_grad;
+  const VerticalSlash o{
+      .vertical = 12, .slash = 12, .last_queries = 16, .first_columns = 2, .first_distances = 3, .block = 16};
+  Inputs in = make_inputs(300, 300);
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kFloat);
+  const int before = at::get_num_threads();
+  at::set_num_threads(1);
+  const at::Tensor want = o.attend(in).out;
+  at::set_num_threads(2);
+  EXPECT_TRUE(o.attend(in).out.equal(want));
+  at::set_num_threads(before);
 }
 
 TEST(VerticalSlash, refuses_what_it_cannot_do) {

@@ -11,9 +11,9 @@
 #include <numeric>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/sparse/lines.h"
 #include "foveate/ops/select/pool.h"
 #include "foveate/ops/select/select.h"
-#include "foveate/ops/sums/sums.h"
 
 namespace foveate::attention {
 namespace {
@@ -113,15 +113,13 @@ struct Lines {
 Tensor sums_below(const Tensor& x) { return at::constant_pad_nd(x.cumsum(-1, at::kDouble), {1, 0}); }
 
 Lines token_lines(const DhsaBlocks& o, const Blocks& blocks, const Inputs& asking, const Tensor& lse) {
-  const auto sums = [&](ops::SumBy by) {
-    return ops::attention_sums(asking.q, asking.k, lse.detach(), asking.rule, asking.score, {.by = by});
-  };
+  const LineSums sums = line_sums(asking, lse);
   const int64_t columns = int64_t(double(blocks.lines()) * o.vertical_slash_ratio);
-  const Tensor kept = keep_top(sums(ops::SumBy::key), columns);
+  const Tensor kept = keep_top(sums.columns, columns);
   const Tensor whole = at::constant_pad_nd(kept, {0, blocks.key_blocks() * o.key_block - kept.size(2)});
   return {
       whole.unflatten(2, {blocks.key_blocks(), o.key_block}).sum(c10::IntArrayRef{3}, false, at::kDouble).unsqueeze(2),
-      sums_below(keep_top(sums(ops::SumBy::diagonal), blocks.lines() - columns))};
+      sums_below(keep_top(sums.distances, blocks.lines() - columns))};
 }
 
 Lines block_lines(const DhsaBlocks& o, const Blocks& blocks, const Inputs& asking, const Tensor& means) {
