@@ -32,7 +32,7 @@ TEST(BenchMechanisms, every_mechanism_has_a_default_that_can_be_made) {
 
 TEST(BenchMechanisms, checks_times_and_counts) {
   std::vector<MechanismTiming> timings;
-  const MechanismBenchOptions options{.attention = {"dense", "window:size=n/16,sinks=0", "dhsa:budget=8"},
+  const MechanismBenchOptions options{.attention = {"dense", "window:size=n/16,sinks=0", "dhsa:budget=256"},
                                       .lengths = {512},
                                       .type = at::kFloat,
                                       .repeats = 1,
