@@ -5,8 +5,12 @@
 #include <tuple>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/sparse/block_topk.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
+#include "foveate/attention/sparse/quest.h"
+#include "foveate/attention/sparse/triangle.h"
+#include "foveate/attention/sparse/xattention.h"
 #include "foveate/attention/window.h"
 
 namespace foveate::attention {
@@ -15,6 +19,10 @@ using AllMechanisms = std::tuple<  //
     Dense,                         //
     Window,                        //
     Dhsa,                          //
-    DhsaBlocks>;
+    DhsaBlocks,                    //
+    BlockTopk,                     //
+    XAttention,                    //
+    Quest,                         //
+    Triangle>;
 
 }  // namespace foveate::attention

@@ -39,6 +39,15 @@ std::vector<Case> cases() {
       {"dhsa_blocks:mask=a,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=a,density=1,key_block=64"},
       {"dhsa_blocks:mask=vs,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vs,density=1,query_block=16"},
       {"dhsa_blocks:mask=vsb,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vsb,density=1"},
+      {"block_topk:query_block=8,block=4,blocks=3", "block_topk:query_block=8,block=4,blocks=1000"},
+      {"block_topk:query_block=1,block=8,density=0.3,head_share=all", "block_topk:density=1,query_block=3,block=5"},
+      {"block_topk:query_block=8,block=8,blocks=2,head_share=group,decode=dense", "block_topk:blocks=9,decode=dense"},
+      {"xattention:block=16,stride=4,tau=0.4", "xattention:tau=1,block=32,stride=8"},
+      {"xattention:block=8,stride=2,tau=0.5,select=triple", "xattention:head_tau=1/1/1/1,block=8,stride=8"},
+      {"quest:page=4,budget=12", "quest:budget=1000"},
+      {"quest:page=4,budget=12,rows=each", "quest:page=3,budget=1000,rows=each"},
+      {"quest:page=5,budget=5,least_pages=1,rows=each,share=group,force_latest=false", "quest:page=2,budget=400"},
+      {"triangle:size=9,sinks=2,last=5", "triangle:size=1000"},
   };
 }
 
@@ -325,7 +334,9 @@ TEST(Registry, names_the_known_mechanisms) {
     make_mechanism({.name = "dnse", .options = {}});
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(), "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks");
+    EXPECT_STREQ(error.what(),
+                 "attention: unknown mechanism 'dnse', known: dense window dhsa dhsa_blocks block_topk xattention "
+                 "quest triangle");
   }
 }
 

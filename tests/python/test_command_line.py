@@ -65,7 +65,7 @@ def test_help_shows_examples(foveate, command):
 
 def test_list_shows_every_option(foveate):
     infos = {info["name"]: info for info in json.loads(foveate("list", "--json").stdout)}
-    assert set(infos) == {"dense", "window", "dhsa", "dhsa_blocks"}
+    assert set(infos) == {"dense", "window", "dhsa", "dhsa_blocks", "block_topk", "xattention", "quest", "triangle"}
     assert infos["dhsa"]["class"] == "block"
     budget = next(o for o in infos["dhsa"]["options"] if o["name"] == "budget")
     assert budget["default"] == "1024" and budget["range"] == ">= 1" and budget["doc"]

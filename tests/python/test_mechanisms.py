@@ -22,6 +22,19 @@ SMALL = {
     "window": "window:size=8,sinks=2",
     "dhsa": "dhsa:budget=32,query_block=8,chunk=4,global_tokens=4,local_tokens=4",
     "dhsa_blocks": "dhsa_blocks:density=0.5,query_block=16,key_block=16",
+    "block_topk": "block_topk:query_block=8,block=8,blocks=3",
+    "xattention": "xattention:block=8,stride=4,tau=0.5",
+    "quest": "quest:page=4,budget=12,rows=each",
+    "triangle": "triangle:size=8,sinks=2,last=8",
+}
+FULL = {
+    "dhsa": "dhsa:budget=1024",
+    "window": "window:size=96",
+    "dhsa_blocks": "dhsa_blocks:density=1",
+    "block_topk": "block_topk:density=1",
+    "xattention": "xattention:tau=1",
+    "quest": "quest:rows=each,budget=96",
+    "triangle": "triangle:size=96",
 }
 
 
@@ -88,8 +101,7 @@ def test_compiled_is_one_graph_with_the_gradients_of_eager(spec):
 def test_full_budget_is_dense_and_a_small_one_is_not(spec):
     q, k, v = problem()
     dense = foveate.attend(q, k, v).out
-    full = {"dhsa": "dhsa:budget=1024", "window": "window:size=96", "dhsa_blocks": "dhsa_blocks:density=1"}.get(spec.split(":")[0], spec)
-    torch.testing.assert_close(foveate.mechanism(full)(q, k, v).out, dense)
+    torch.testing.assert_close(foveate.mechanism(FULL.get(spec.split(":")[0], spec))(q, k, v).out, dense)
     assert spec == "dense" or not torch.allclose(foveate.mechanism(spec)(q, k, v).out, dense)
 
 
