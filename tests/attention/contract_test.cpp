@@ -28,6 +28,7 @@ std::vector<Case> cases() {
   return {
       {"dense", "dense"},
       {"window:size=9,sinks=2", "window:size=1000"},
+      {"window:size=8,sinks=4,block=4", "window:size=1000,block=4"},
       {"window:size=9,sinks=2,positions=cache", "window:size=1000,positions=cache"},
       {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4", "dhsa:query_block=8,budget=1000,chunk=4"},
       {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4,head_share=false,decode=sparse",
