@@ -31,9 +31,10 @@ struct Problem {
     some.query_order = at::tensor({5, 1, -1, 3}, at::kLong).view({1, 1, 4});
     parts.push_back({Rule{}, {}, {}});
     parts.push_back({TokenPlan{2, at::tensor({1, 1, 7, 19, -1, 4}, at::kInt).view({1, 1, 2, 3}), some},
-                     random_tensor({1, 1, 7}, 7, weights), {}});
-    parts.push_back({Rule{.window_left = 3}, random_tensor({2, 4, 1}, 8, weights),
-                     random_tensor({1, 4, 1, 20}, 9, weights)});
+                     random_tensor({1, 1, 7}, 7, weights),
+                     {}});
+    parts.push_back(
+        {Rule{.window_left = 3}, random_tensor({2, 4, 1}, 8, weights), random_tensor({1, 4, 1, 20}, 9, weights)});
   }
   std::vector<Tensor*> leaves() { return {&q, &k, &v, &*score.bias, &*score.sink, &*score.slopes}; }
 };

@@ -1,8 +1,8 @@
 // Hashing and sorting into buckets against plain loops.
 #include "foveate/ops/select/buckets.h"
 
-#include <ATen/TensorOperators.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>

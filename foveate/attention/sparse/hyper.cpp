@@ -43,7 +43,8 @@ int64_t checked_start(const Hyper& o, const Inputs& in) {
           o.min_seq_len);
   require(rule.window_right.value_or(0) == 0, "hyper: the rule must be causal or show all later keys, got {} of them",
           rule.window_right.value_or(0));
-  require(!rule.window_right || start >= 0, "hyper: queries must not come before the first key, got position {}", start);
+  require(!rule.window_right || start >= 0, "hyper: queries must not come before the first key, got position {}",
+          start);
   require(!in.score.landmarks, "hyper: landmarks are not supported, got some; choose landmark");
   const ops::Score& s = in.score;
   require(o.residual != Residual::capped || !(s.bias || s.slopes || s.relative || s.leaky || s.dropout > 0),
@@ -87,9 +88,7 @@ class HyperCall {
   }
 
  private:
-  Result exact() const {
-    return {ops::attend(in_.q, in_.k, in_.v, in_.rule, in_.score), {in_.rule}, false};
-  }
+  Result exact() const { return {ops::attend(in_.q, in_.k, in_.v, in_.rule, in_.score), {in_.rule}, false}; }
 
   void add(ops::Part part) {
     plans_.push_back(part.plan);

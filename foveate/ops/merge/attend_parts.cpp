@@ -68,8 +68,12 @@ struct Operator {
     }
     const Problem& p = c.problem;
     cast_score_gradients(p, sums);
-    return {sums.q.to(p.q.scalar_type()), sums.k.to(p.k.scalar_type()), sums.v.to(p.v.scalar_type()),
-            sums.bias,                    sums.sink,                    sums.slopes,
+    return {sums.q.to(p.q.scalar_type()),
+            sums.k.to(p.k.scalar_type()),
+            sums.v.to(p.v.scalar_type()),
+            sums.bias,
+            sums.sink,
+            sums.slopes,
             sums.relative};
   }
 };
