@@ -30,6 +30,10 @@ SMALL = {
     "flexprefill": "flexprefill:gamma=0.5,min_budget=16,block=16",
     "hisa": "hisa:topk=24,block=8,block_topk=4,heads=2,dim=16,rope_dims=8,dtype=fp32",
     "hyper": "hyper:min_seq_len=8,block_size=4,sample_size=6",
+    "block_topk": "block_topk:query_block=8,block=8,blocks=3",
+    "xattention": "xattention:block=8,stride=4,tau=0.5",
+    "quest": "quest:page=4,budget=12,rows=each",
+    "triangle": "triangle:size=8,sinks=2,last=8",
 }
 
 
@@ -45,15 +49,6 @@ FULL = {
     "flexprefill": "flexprefill:gamma=1,min_budget=16,block=16",
     "hisa": "hisa:topk=96,heads=2,dim=16",
     "hyper": "hyper:min_seq_len=96",
-    "block_topk": "block_topk:query_block=8,block=8,blocks=3",
-    "xattention": "xattention:block=8,stride=4,tau=0.5",
-    "quest": "quest:page=4,budget=12,rows=each",
-    "triangle": "triangle:size=8,sinks=2,last=8",
-}
-FULL = {
-    "dhsa": "dhsa:budget=1024",
-    "window": "window:size=96",
-    "dhsa_blocks": "dhsa_blocks:density=1",
     "block_topk": "block_topk:density=1",
     "xattention": "xattention:tau=1",
     "quest": "quest:rows=each,budget=96",
