@@ -1,14 +1,17 @@
 // foveate bench: the kernels' speed beside the machine's peaks and torch's own ways.
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "commands.h"
 #include "common.h"
 #include "foveate/attention/registry.h"
+#include "foveate/base/error.h"
 #include "foveate/eval/bench_attention.h"
 #include "foveate/eval/bench_index.h"
+#include "foveate/eval/bench_mechanisms.h"
 #include "foveate/eval/bench_model.h"
 #include "foveate/eval/bench_primitives.h"
 #include "foveate/ops/level.h"
@@ -19,6 +22,7 @@ namespace {
 
 struct Options {
   eval::BenchOptions bench;
+  eval::MechanismBenchOptions mechanisms;  // its own part; what both have is in `bench`
   bool json = false, forward_only = false, no_peers = false;
 };
 
@@ -79,6 +83,26 @@ void run(Options options) {
                                            {"over SDPA"},
                                            {"over folded SDPA"}},
                                           rows));
+}
+
+constexpr std::string_view kMechanisms = "mechanisms";
+
+// The suite of mechanisms has shapes, columns and options of its own.
+void run_mechanisms(const CLI::App& command, const Options& options) {
+  require(options.bench.suites.size() == 1, "bench: suite {} runs alone, got {} suites", kMechanisms,
+          options.bench.suites.size());
+  for (const char* name : {"--dim", "--seconds", "--forward-only"})
+    require(command.count(name) == 0, "bench: {} means nothing to suite {}; its layers have shapes of their own", name,
+            kMechanisms);
+  eval::MechanismBenchOptions own = options.mechanisms;
+  if (command.count("--length") > 0) own.lengths = options.bench.lengths;
+  own.threads = options.bench.threads;
+  own.peers = !options.no_peers;
+  const std::string dtype = command.count("--dtype") > 0 ? options.bench.dtypes.front() : "bf16";
+  require(options.bench.dtypes.size() == 1 || command.count("--dtype") == 0, "bench: suite {} takes one dtype, got {}",
+          kMechanisms, options.bench.dtypes.size());
+  own.type = eval::bench_dtype(dtype);
+  bench_mechanisms(own, options.json);
 }
 
 void run_primitives(const eval::PrimitiveOptions& options, bool json) {
@@ -264,21 +288,44 @@ void add_bench(CLI::App& app) {
       *bench.add_subcommand("attention", "ops::attend beside the machine's peaks and torch's attention");
   const auto options = std::make_shared<Options>();
   auto& b = options->bench;
-  command.add_option("--suite", b.suites, "dense sparse window scores ragged decode")->capture_default_str();
+  command.add_option("--suite", b.suites, "dense sparse window scores ragged decode, or mechanisms")
+      ->capture_default_str();
   command.add_option("--dtype", b.dtypes, "bf16 fp16 fp32")->capture_default_str();
   command.add_option("--dim", b.dims, "head dims")->capture_default_str();
-  command.add_option("--length", b.lengths, "queries and keys (decode: keys)")->capture_default_str();
+  command.add_option("--length", b.lengths, "queries and keys (decode: keys; mechanisms: 8192 32768 65536)")
+      ->capture_default_str();
   command.add_option("--threads", b.threads, "each is measured")->capture_default_str();
   command.add_option("--seconds", b.seconds, "spent on each measurement")->capture_default_str();
+  auto& m = options->mechanisms;
+  command
+      .add_option("--attention", m.attention,
+                  "of suite mechanisms, e.g. dhsa:budget=n/16, n being the length; repeat for more; without: each at "
+                  "about an eighth of all pairs")
+      ->take_all()
+      ->allow_extra_args(false);
+  command.add_option("--repeats", m.repeats, "prefills timed by suite mechanisms")->capture_default_str();
+  command.add_option("--decoded", m.decoded, "tokens decoded behind each of them")->capture_default_str();
   command.add_flag("--forward-only", options->forward_only, "no backward");
   command.add_flag("--no-peers", options->no_peers, "without torch's attention");
   command.add_flag("--json", options->json, "one JSON object a line");
-  command.footer("Examples:\n  foveate bench attention --suite dense sparse --dim 64 128 --length 8192 --threads 1 2");
+  command.footer(
+      "Suite mechanisms times selection and attention of a layer's prefill and of one decoded token, beside dense and "
+      "torch's attention.\n"
+      "Examples:\n  foveate bench attention --suite dense sparse --dim 64 128 --length 8192 --threads 1 2\n"
+      "  foveate bench attention --suite mechanisms --length 32768 --threads 2 --attention dhsa:budget=n/16");
   add_bench_primitives(bench);
   add_bench_index(bench);
   add_bench_model(bench);
   bench.footer("Examples:\n  foveate bench attention --help");
-  command.callback([options] { run(*options); });
+  command.callback([options, &command] {
+    const bool has_mechanisms = std::ranges::count(options->bench.suites, kMechanisms) > 0;
+    for (const char* name : {"--attention", "--repeats", "--decoded"})
+      require(has_mechanisms || command.count(name) == 0, "bench: {} needs --suite {}", name, kMechanisms);
+    if (has_mechanisms)
+      run_mechanisms(command, *options);
+    else
+      run(*options);
+  });
 }
 
 }  // namespace foveate::app

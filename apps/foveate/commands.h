@@ -3,6 +3,10 @@
 
 #include <CLI/CLI.hpp>
 
+namespace foveate::eval {
+struct MechanismBenchOptions;
+}
+
 namespace foveate::app {
 
 void add_compare(CLI::App& app);
@@ -12,5 +16,7 @@ void add_tokenize(CLI::App& app);
 void add_list(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_embed(CLI::App& app);
+
+void bench_mechanisms(const eval::MechanismBenchOptions& options, bool as_json);  // a suite of `bench attention`
 
 }  // namespace foveate::app

@@ -3,12 +3,14 @@
 
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "commands.h"
 #include "common.h"
 #include "foveate/attention/registry.h"
 #include "foveate/base/error.h"
+#include "foveate/base/sweep.h"
 #include "foveate/base/write_file.h"
 #include "foveate/eval/interval.h"
 #include "foveate/io/cache.h"
@@ -23,9 +25,46 @@ struct Options {
   ModelOptions model;
   std::string text = "book", out = "out/compare";
   std::vector<std::string> attention = {"dense", "window:size=512,sinks=4", "dhsa:budget=512"};
+  std::vector<std::string> sweeps, ruler;
+  bool has_own_attention = false, wants_heat_map = false, has_heat_options = false, has_ruler_options = false;
   eval::CompareOptions eval;
   bool force = false, json = false;
 };
+
+// One run: a spec, and which value of a sweep it is.
+struct Entry {
+  std::string spec, sweep, value;
+};
+
+// What is compared.  Sweeps and maps are read against dense, so that it comes first where it was not given.
+std::vector<Entry> entries_of(const Options& options) {
+  std::vector<Entry> entries;
+  if (options.has_own_attention || options.sweeps.empty())
+    for (const std::string& spec : options.attention) entries.push_back({spec, "", ""});
+  const bool needs_dense = !options.sweeps.empty() || options.wants_heat_map;
+  if (needs_dense && std::ranges::none_of(entries, [](const Entry& entry) { return entry.spec == "dense"; }))
+    entries.insert(entries.begin(), {"dense", "", ""});
+  for (const std::string& text : options.sweeps) {
+    const Sweep sweep = parse_sweep(text);
+    for (size_t i = 0; i < sweep.specs.size(); ++i) entries.push_back({sweep.specs[i], text, sweep.values[i]});
+  }
+  return entries;
+}
+
+std::vector<std::string> ruler_tasks_of(const Options& options) {
+  const auto known = eval::ruler_tasks();
+  std::vector<std::string> tasks;
+  for (const std::string& task : options.ruler) {
+    if (task == "all") {
+      tasks.assign(known.begin(), known.end());
+      continue;
+    }
+    require(std::ranges::count(known, task) > 0, "ruler: unknown task '{}', known: all {}", task,
+            fmt::join(known, " "));
+    tasks.push_back(task);
+  }
+  return tasks;
+}
 
 using Mechanisms = std::vector<attention::Mechanism>;
 
@@ -35,9 +74,10 @@ std::string class_of(const Mechanisms& mechanisms) {
   return std::string(enum_names(widest)[size_t(widest)]);
 }
 
-report::CompareRow make_row(const std::string& spec, const Mechanisms& mechanisms, const eval::Measured& m,
+report::CompareRow make_row(const Entry& entry, const Mechanisms& mechanisms, const eval::Measured& m,
                             const std::optional<eval::Measured>& dense, uint64_t seed) {
-  report::CompareRow row{.attention = spec, .mechanism_class = class_of(mechanisms)};
+  report::CompareRow row{.attention = entry.spec, .mechanism_class = class_of(mechanisms)};
+  row.sweep = entry.sweep, row.sweep_value = entry.value;
   row.prefill_tokens_per_s = m.prefill_tokens_per_s;
   if (dense) row.prefill_vs_dense = m.prefill_tokens_per_s / dense->prefill_tokens_per_s;
   row.decode_tokens_per_s = m.decode_tokens_per_s;
@@ -56,6 +96,10 @@ report::CompareRow make_row(const std::string& spec, const Mechanisms& mechanism
     row.continuation_kl_vs_dense = m.continuation_kl_vs_dense;
   }
   row.nll_by_position = m.nll_by_position;
+  row.kept_mass_by_layer = m.kept_mass_by_layer;
+  for (const eval::RulerCell& cell : m.ruler)
+    row.ruler.push_back({cell.task, cell.length, cell.samples, cell.score, cell.ranked_first});
+  if (m.heat_map) row.needle_heat = m.heat_map->needle, row.passkey_heat = m.heat_map->passkey;
   if (!m.needle_ranked_first.empty()) {
     double first = 0;
     for (const double is_first : m.needle_ranked_first) first += is_first;
@@ -90,6 +134,11 @@ report::CompareReport describe(const Options& options, const LoadedModel& loaded
   report.text = {.name = options.text, .path = text_path, .tokens = options.eval.context};
   report.context = options.eval.context;
   report.seed = options.eval.seed;
+  if (!options.eval.heat_map.lengths.empty()) {
+    report.heat_lengths = options.eval.heat_map.lengths;
+    report.heat_depths = options.eval.heat_map.depth_percent();
+    report.heat_prompts = options.eval.heat_map.prompts;
+  }
   report.threads = at::get_num_threads();
   report.date = today();
   report.command = command_line();
@@ -102,18 +151,42 @@ void write(const Options& options, const report::CompareReport& report) {
   write_file_atomically(folder / "compare.html", report::to_html(report));
 }
 
-void compare(const Options& options) {
+// Lengths that follow from others, checked before anything is loaded.
+Options completed(Options options) {
+  eval::CompareOptions& eval = options.eval;
+  require(options.wants_heat_map || (eval.heat_map.lengths.empty() && !options.has_heat_options),
+          "compare: --heat-lengths, --heat-depths and --heat-prompts need --heat-map");
+  require(!options.ruler.empty() || !options.has_ruler_options,
+          "compare: --ruler-lengths and --ruler-samples need --ruler TASKS");
+  eval.ruler_tasks = ruler_tasks_of(options);
+  if (options.wants_heat_map && eval.heat_map.lengths.empty())
+    eval.heat_map.lengths = eval::even_lengths(eval.context / 6, eval.context, 6);
+  eval.validate();
+  return options;
+}
+
+int64_t longest_prompt(const eval::CompareOptions& options) {
+  int64_t longest = options.context;
+  for (const auto* lengths : {&options.ruler_lengths, &options.heat_map.lengths})
+    for (const int64_t length : *lengths) longest = std::max(longest, length);
+  return longest;
+}
+
+void compare(const Options& given) {
+  const Options options = completed(given);
+  const std::vector<Entry> entries = entries_of(options);
   const std::string text_path = io::find_text(options.text);
   io::find_model(options.model.model);
   require_writable_directory(options.out);
-  options.eval.validate();
   watch_interrupts();
   const LoadedModel loaded = load_model(options.model);
   std::vector<Mechanisms> all;
-  for (const std::string& spec : options.attention) all.push_back(make_mechanisms(spec, loaded, options.model));
-  require_context(*loaded.decoder, options.eval.context, options.force);
+  for (const Entry& entry : entries) all.push_back(make_mechanisms(entry.spec, loaded, options.model));
+  const int64_t longest = longest_prompt(options.eval);
+  require_context(*loaded.decoder, longest, options.force);
   // Haystacks read on behind the context: encode no more of a long text than they can use.
-  const size_t bytes_wanted = size_t(options.eval.context) * 8 * size_t(options.eval.needle_haystacks + 2);
+  const size_t bytes_wanted =
+      8 * size_t(options.eval.context * (options.eval.needle_haystacks + 2) + 2 * (longest - options.eval.context));
   eval::Comparison comparison(
       *loaded.decoder, *loaded.tokenizer,
       loaded.tokenizer->encode(std::string_view(io::read_text(text_path)).substr(0, bytes_wanted)), options.eval);
@@ -122,17 +195,22 @@ void compare(const Options& options) {
   std::optional<eval::Measured> dense;
   ProgressLine line;
   bool stopped = false;
+  std::string first_error;
   for (size_t i = 0; i < all.size() && !stopped; ++i) {
-    const std::string title = fmt::format("{} ({} of {})", options.attention[i], i + 1, all.size());
+    const std::string title = fmt::format("{} ({} of {})", entries[i].spec, i + 1, all.size());
     try {
       const eval::Measured measured = comparison.run(all[i], [&](std::string_view what, double share) {
         throw_if_interrupted();
         line.show(title, what, (double(i) + share) / double(all.size()));
       });
-      if (options.attention[i] == "dense") dense = measured;
-      report.rows.push_back(make_row(options.attention[i], all[i], measured, dense, options.eval.seed));
+      if (entries[i].spec == "dense") dense = measured;
+      report.rows.push_back(make_row(entries[i], all[i], measured, dense, options.eval.seed));
     } catch (const Interrupted&) {
       stopped = true;
+    } catch (const Error& error) {  // the others go on
+      if (first_error.empty()) first_error = error.what();
+      report.rows.push_back({.attention = entries[i].spec, .mechanism_class = class_of(all[i])});
+      report.rows.back().error = error.what();
     }
     report.complete = report.rows.size() == all.size();
     write(options, report);  // after every row: what is finished is never lost
@@ -141,6 +219,33 @@ void compare(const Options& options) {
   fmt::print("{}", options.json ? report::to_json(report) : report::to_table(report));
   fmt::print(stderr, "written: {}/compare.json, {}/compare.html\n", options.out, options.out);
   if (stopped) throw Interrupted();
+  require(first_error.empty(), "{}", first_error);
+}
+
+void add_recall_options(CLI::App& command, Options& options) {
+  command.add_option("--haystacks", options.eval.needle_haystacks, "long prompts for the needle test; 0: none")
+      ->capture_default_str();
+  command.add_option("--needles", options.eval.needles, "facts to find in each")->capture_default_str();
+  command.add_option("--passkeys", options.eval.passkeys, "passkey trials; 0: none")->capture_default_str();
+  command
+      .add_option("--ruler", options.ruler,
+                  fmt::format("RULER's generated tasks: all, or {}", fmt::join(eval::ruler_tasks(), " ")))
+      ->delimiter(',');
+  command
+      .add_option("--ruler-lengths", options.eval.ruler_lengths, "of their prompts, in tokens; without: the context")
+      ->delimiter(',');
+  command.add_option("--ruler-samples", options.eval.ruler_samples, "of each task at each length")
+      ->capture_default_str();
+  command.add_flag("--heat-map", options.wants_heat_map, "needles and passkeys by length and depth");
+  command
+      .add_option("--heat-lengths", options.eval.heat_map.lengths,
+                  "of its prompts, in tokens; without: six, up to the context")
+      ->delimiter(',');
+  command.add_option("--heat-depths", options.eval.heat_map.depths, "rows of it, from 0 to 100 %")
+      ->capture_default_str();
+  command.add_option("--heat-prompts", options.eval.heat_map.prompts, "of each test in each cell")
+      ->capture_default_str();
+  command.add_option("--seed", options.eval.seed, "of all these prompts")->capture_default_str();
 }
 
 }  // namespace
@@ -162,21 +267,31 @@ void add_compare(CLI::App& app) {
       ->add_option("--continuation", options->eval.continuation,
                    "the last of them, read one by one as generated text is")
       ->capture_default_str();
-  command->add_option("--haystacks", options->eval.needle_haystacks, "long prompts for the needle test; 0: none")
-      ->capture_default_str();
-  command->add_option("--needles", options->eval.needles, "facts to find in each")->capture_default_str();
-  command->add_option("--passkeys", options->eval.passkeys, "passkey trials; 0: none")->capture_default_str();
-  command->add_option("--seed", options->eval.seed, "of the needles and passkeys")->capture_default_str();
+  command
+      ->add_option("--sweep", options->sweeps,
+                   "a mechanism with an option that takes several values, doubled from one to another or listed: "
+                   "dhsa:budget=256..4096, dhsa:budget=256,512; repeat for more")
+      ->take_all()
+      ->allow_extra_args(false);
+  add_recall_options(*command, *options);
   command->add_option("--out", options->out, "folder for compare.json and compare.html")->capture_default_str();
   command->add_flag("--force", options->force, "go on beyond the model's context");
   command->add_flag("--json", options->json, "print compare.json instead of the table");
   command->footer(
-      "Give dense first: the others are compared with it.\n"
+      "Give dense first: the others are compared with it (with --sweep or --heat-map it is added).\n"
       "Examples:\n  foveate compare --model smollm2 --text book --context 4096 --attention dense --attention "
       "dhsa:budget=512\n"
       "  foveate compare --model gemma3 --text notes.txt --attention dense --attention "
-      "'dense@5,11,17;window:size=256'");
-  command->callback([options] { compare(*options); });
+      "'dense@5,11,17;window:size=256'\n"
+      "  foveate compare --sweep dhsa:budget=256..2048 --sweep window:size=256..2048    # the frontier, as charts\n"
+      "  foveate compare --context 2048 --heat-map --ruler vt,fwe --ruler-lengths 1024,2048 --attention dense "
+      "--attention window:size=256");
+  command->callback([options, command] {
+    options->has_own_attention = command->count("--attention") > 0;
+    options->has_heat_options = command->count("--heat-depths") + command->count("--heat-prompts") > 0;
+    options->has_ruler_options = command->count("--ruler-lengths") + command->count("--ruler-samples") > 0;
+    compare(*options);
+  });
 }
 
 }  // namespace foveate::app

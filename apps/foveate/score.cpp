@@ -19,6 +19,7 @@ struct Options {
   ModelOptions model;
   std::string file, attention = "dense";
   int64_t context = 0, stride = 0;
+  bool is_streaming = false;
   attention::CacheType cache = attention::CacheType::model;
 };
 
@@ -29,30 +30,79 @@ void print_token(const io::Tokenizer& tokenizer, int32_t token, std::optional<fl
   fmt::print("{}\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
-void score(const Options& options) {
-  const std::string path = options.file == "-" ? options.file : io::find_text(options.file);
-  const LoadedModel loaded = load_model(options.model);
-  const auto mechanisms = make_mechanisms(options.attention, loaded, options.model);
+struct Scores {
+  std::vector<std::pair<size_t, float>> nll;  // index and loss of every token that was scored
+  eval::NllSum sum;
+
+  void add(int64_t first, std::span<const float> losses) {
+    for (size_t i = 0; i < losses.size(); ++i) nll.emplace_back(size_t(first) + i, losses[i]);
+    sum.add(first, losses);
+  }
+};
+
+using Mechanisms = std::vector<attention::Mechanism>;
+
+// Windows that overlap: every token is scored once, from what stands before it in its window; one that has nothing
+// before it is not.
+Scores score_windows(const Options& options, const LoadedModel& loaded, const Mechanisms& mechanisms,
+                     std::span<const int32_t> tokens) {
   const int64_t context = options.context > 0 ? options.context : loaded.decoder->config().context;
   require_context(*loaded.decoder, context, false);
-  const std::vector<int32_t> tokens = loaded.tokenizer->encode(io::read_text(path));
-  require(tokens.size() >= 2, "score: the text must have at least 2 tokens, got {}", tokens.size());
   const int64_t stride = options.stride > 0 ? options.stride : std::max<int64_t>(context / 2, 1);
-  const std::vector<eval::Window> windows = eval::sliding_windows(std::ssize(tokens), context, stride);
-  eval::NllSum sum;
-  print_token(*loaded.tokenizer, tokens.front(), std::nullopt);  // nothing stands before it
-  for (const eval::Window& window : windows) {
-    const std::span<const int32_t> read(tokens.data() + window.begin, size_t(window.end - window.begin));
+  Scores scores;
+  for (const eval::Window& window : eval::sliding_windows(std::ssize(tokens), context, stride)) {
+    const std::span<const int32_t> read = tokens.subspan(size_t(window.begin), size_t(window.end - window.begin));
     models::Session session(*loaded.decoder, mechanisms, {.cache = options.cache});
     const at::Tensor hidden = session.prefill(read).squeeze(0);
     const int64_t first = std::max(window.score_from, window.begin + 1), count = window.end - first;
     const std::vector<float> nll = eval::token_nll(*loaded.decoder, hidden.narrow(0, first - window.begin - 1, count),
                                                    read.subspan(size_t(first - window.begin)));
-    sum.add(first - window.begin, nll);
-    for (int64_t i = 0; i < count; ++i) print_token(*loaded.tokenizer, tokens[size_t(first + i)], -nll[size_t(i)]);
+    scores.add(first, nll);
   }
-  const nlohmann::ordered_json summary = {
-      {"tokens", sum.count()}, {"mean_nats", sum.mean()}, {"perplexity", sum.perplexity()}};
+  return scores;
+}
+
+// Token by token through the decode rule and whatever the mechanism's cache keeps: 256 rows a call give what single
+// ones would.
+Scores score_stream(const Options& options, const LoadedModel& loaded, const Mechanisms& mechanisms,
+                    std::span<const int32_t> tokens) {
+  constexpr size_t kRows = 256;
+  models::Session session(*loaded.decoder, mechanisms, {.cache = options.cache});
+  Scores scores;
+  const size_t last = tokens.size() - 1;  // predicts nothing
+  for (size_t first = 0; first < last;) {
+    const size_t count = first == 0 ? 1 : std::min(kRows, last - first);
+    const std::span<const int32_t> read = tokens.subspan(first, count);
+    const at::Tensor hidden = first == 0 ? session.prefill(read) : session.decode(read);
+    const std::vector<float> nll =
+        eval::token_nll(*loaded.decoder, hidden.squeeze(0), tokens.subspan(first + 1, count));
+    scores.add(int64_t(first) + 1, nll);
+    first += count;
+  }
+  return scores;
+}
+
+void score(const Options& options) {
+  require(!options.is_streaming || (options.context == 0 && options.stride == 0),
+          "score: --streaming reads the text as one; leave --context and --stride out");
+  const std::string path = options.file == "-" ? options.file : io::find_text(options.file);
+  const LoadedModel loaded = load_model(options.model);
+  const auto mechanisms = make_mechanisms(options.attention, loaded, options.model);
+  const std::vector<int32_t> tokens = loaded.tokenizer->encode(io::read_text(path));
+  require(tokens.size() >= 2, "score: the text must have at least 2 tokens, got {}", tokens.size());
+  const Scores scores = options.is_streaming ? score_stream(options, loaded, mechanisms, tokens)
+                                             : score_windows(options, loaded, mechanisms, tokens);
+  print_token(*loaded.tokenizer, tokens.front(), std::nullopt);  // nothing stands before it
+  std::vector<int32_t> scored;
+  for (const auto& [index, nll] : scores.nll) {
+    print_token(*loaded.tokenizer, tokens[index], -nll);
+    scored.push_back(tokens[index]);
+  }
+  const int64_t bytes = std::ssize(loaded.tokenizer->decode(scored));
+  const nlohmann::ordered_json summary = {{"tokens", scores.sum.count()},
+                                          {"mean_nats", scores.sum.mean()},
+                                          {"perplexity", scores.sum.perplexity()},
+                                          {"bits_per_byte", scores.sum.bits_per_byte(std::max<int64_t>(bytes, 1))}};
   fmt::print("{}\n", summary.dump());
 }
 
@@ -71,9 +121,12 @@ void add_score(CLI::App& app) {
   command->add_option("--stride", options->stride, "tokens scored per window; 0: half the context")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  command->add_flag("--streaming", options->is_streaming,
+                    "one token after the other by the decode rule, the mechanism's cache being all that is kept");
   command->footer(
-      "The first token has no logprob.  The last line sums up: tokens, mean_nats, perplexity.\n"
-      "Examples:\n  foveate score --model smollm2 notes.txt\n  cat notes.txt | foveate score --context 2048 -");
+      "The first token has no logprob.  The last line sums up: tokens, mean_nats, perplexity, bits_per_byte.\n"
+      "Examples:\n  foveate score --model smollm2 notes.txt\n  cat notes.txt | foveate score --context 2048 -\n  "
+      "foveate score --streaming --attention window:size=1020,positions=cache notes.txt");
   command->callback([options] { score(*options); });
 }
 

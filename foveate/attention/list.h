@@ -7,13 +7,17 @@
 #include "foveate/attention/dense.h"
 #include "foveate/attention/routing/duo.h"
 #include "foveate/attention/routing/flux.h"
+#include "foveate/attention/sparse/block_topk.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
 #include "foveate/attention/sparse/flexprefill.h"
 #include "foveate/attention/sparse/hisa.h"
 #include "foveate/attention/sparse/hyper.h"
 #include "foveate/attention/sparse/nsa.h"
+#include "foveate/attention/sparse/quest.h"
+#include "foveate/attention/sparse/triangle.h"
 #include "foveate/attention/sparse/vertical_slash.h"
+#include "foveate/attention/sparse/xattention.h"
 #include "foveate/attention/window.h"
 
 namespace foveate::attention {
@@ -29,6 +33,10 @@ using AllMechanisms = std::tuple<  //
     VerticalSlash,                 //
     FlexPrefill,                   //
     Hisa,                          //
-    Hyper>;
+    Hyper,                         //
+    BlockTopk,                     //
+    XAttention,                    //
+    Quest,                         //
+    Triangle>;
 
 }  // namespace foveate::attention

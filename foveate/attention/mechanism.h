@@ -47,6 +47,9 @@ struct Inputs {
 // A learned part by name.  Throws Error, which names `owner`: there is none.
 const at::Tensor& learned(const Inputs& in, std::string_view owner, std::string_view name);
 
+// Whether a call without a state is taken for a generated row: it is one row, behind other keys.
+inline bool is_generated_row(const Inputs& in) { return in.q.size(2) == 1 && in.k.size(2) > 1; }
+
 // Rows [first, first + count) of a call: of q and of all in rule and score that goes by query; keys and values stay.
 // The rule must not order queries.
 Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count);
@@ -170,14 +173,20 @@ class PlainState final : public CachedState {
 // The bound that a rule's own window sets, if any.
 std::optional<CachedState::Bound> bound_of(const Rule& rule);
 
-// The state of a mechanism for prompts alone: generated rows see all that the model itself shows.
+// The state of a mechanism for prompts alone: generated rows see all that the model itself shows.  A mechanism that
+// takes a call of one new row for a generated one has attend_prompt(), which takes it for a prompt.
 template <class Mechanism>
 class PromptState final : public CachedState {
  public:
   PromptState(Mechanism mechanism, const StateOptions& options)
       : CachedState(bound_of(options.rule), options), mechanism_(std::move(mechanism)) {}
   // Nothing is dropped between the chunks of a prompt: their plans count blocks from its first token.
-  Attended prefill(const Inputs& in) override { return mechanism_.attend(appended(in)); }
+  Attended prefill(const Inputs& in) override {
+    if constexpr (requires { mechanism_.attend_prompt(in); })
+      return mechanism_.attend_prompt(appended(in));
+    else
+      return mechanism_.attend(appended(in));
+  }
   Attended decode(const Inputs& in) override {
     const Inputs all = appended(in);
     const ops::Attended attended = ops::attend(all.q, all.k, all.v, all.rule, all.score);

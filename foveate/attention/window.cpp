@@ -3,6 +3,8 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/maximum.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
@@ -26,8 +28,40 @@ Rule Window::narrowed(const Inputs& in) const {
   return rule;
 }
 
-Attended Window::attend(const Inputs& in) const {
+void Window::validate() const {
   check_options(*this);
+  require(size % block == 0 && sinks % block == 0,
+          "window: size and sinks must be multiples of block, got {}, {} and {}", size, sinks, block);
+  require(block == 1 || positions == Positions::original, "window: positions=cache goes by token, got block={}", block);
+}
+
+// Two ranges for each block of queries.  Blocks are counted in the text; keys behind evicted ones stand `gap` earlier.
+RunPlan Window::by_block(const Inputs& in) const {
+  const int64_t queries = in.q.size(2), start = in.rule.query_start.value_or(in.k.size(2) - queries);
+  const int64_t first = in.first_position.value_or(start), gap = first - start;
+  const int64_t query_block = first % block == 0 ? block : 1;  // parts of a prompt may begin inside of a block
+  const at::Tensor own = at::arange(first, first + queries, query_block, at::kLong).div(block, "floor");
+  const at::Tensor begin = (own - size / block + 1).clamp_min(0).mul(block);
+  const bool is_narrower = in.rule.window_left && *in.rule.window_left < size;  // the model's own window: no sinks
+  const at::Tensor sinks_end = begin.clamp_max(is_narrower ? 0 : sinks);
+  const auto runs = [&](const at::Tensor& a, const at::Tensor& b) {
+    return at::stack({a, b}, 1).to(at::kInt).view({1, 1, -1, 2});
+  };
+  RunPlan plan{.query_block = query_block,
+               .start = runs(at::zeros_like(begin), (begin - gap).clamp_min(0)),
+               .end = runs(sinks_end, (own + 1).mul(block) - gap),
+               .rule = in.rule};
+  plan.rule.query_start = start;
+  return plan;
+}
+
+Attended Window::attend(const Inputs& in) const {
+  validate();
+  if (block > 1) {
+    const RunPlan plan = by_block(in);
+    const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
+    return {attended.out, attended.lse, {{0, in.q.size(2), plan}}};
+  }
   const Rule rule = narrowed(in);
   if (positions == Positions::cache && rule.sinks > 0) return attend_repositioned(in, rule);
   const ops::Attended attended = ops::attend(in.q, in.k, in.v, rule, in.score);

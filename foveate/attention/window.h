@@ -10,8 +10,10 @@
 namespace foveate::attention {
 
 // A query at position p sees key j iff p - j < size or j < sinks (and the model's own rule allows it).
+// With block > 1 rows see whole blocks, as block kernels for streaming do: all rows of block r the first sinks / block
+// blocks and the latest size / block, r among them (Flux Attention's streaming, 2604.07394).
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  The state holds O(sinks + size) keys however long the text gets.
-// Throws Error: size < 1, sinks < 0, positions=cache without rotary embedding.
+// Throws Error: size < 1, sinks < 0, either no multiple of block, positions=cache without rotary embedding or by block.
 struct Window {
   static constexpr std::string_view name = "window";
   static constexpr std::string_view summary =
@@ -23,7 +25,7 @@ struct Window {
   enum class Positions { original, cache };
   friend constexpr auto enum_names(Positions) { return std::array<std::string_view, 2>{"original", "cache"}; }
 
-  int64_t size = 512, sinks = 4;
+  int64_t size = 512, sinks = 4, block = 1;
   Positions positions = Positions::original;
 
   static void fields(auto& self, auto&& visit) {
@@ -32,14 +34,16 @@ struct Window {
     visit("sinks", self.sinks, at_least(0), "first keys of the text that stay visible");
     visit("positions", self.positions, any(),
           "where keys sit: in the text, or in the cache (StreamingLLM re-positions)");
+    visit("block", self.block, at_least(1), "keys that come and go together; size and sinks are multiples of it");
   }
-  void validate() const {}
+  void validate() const;
 
   Attended attend(const Inputs& in) const;
   std::unique_ptr<State> make_state(const StateOptions& options) const;
 
  private:
   Rule narrowed(const Inputs& in) const;
+  RunPlan by_block(const Inputs& in) const;
   Attended attend_repositioned(const Inputs& in, const Rule& rule) const;
 };
 

@@ -55,6 +55,8 @@ struct BenchOptions {
   double seconds = 1;  // spent on each measurement, at least three runs
 };
 
+at::ScalarType bench_dtype(const std::string& name);  // bf16 fp16 fp32; throws Error: another one
+
 // Throws Error: an unknown suite or dtype, numbers < 1.
 std::vector<AttentionCase> attention_cases(const BenchOptions& options);
 

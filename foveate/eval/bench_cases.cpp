@@ -17,13 +17,6 @@
 namespace foveate::eval {
 namespace {
 
-at::ScalarType dtype_of(const std::string& name) {
-  if (name == "bf16") return at::kBFloat16;
-  if (name == "fp16") return at::kHalf;
-  require(name == "fp32", "bench: unknown dtype '{}', known: bf16 fp16 fp32", name);
-  return at::kFloat;
-}
-
 // n different numbers below `limit`, sorted.
 std::vector<int32_t> sample(int64_t limit, int64_t n, Random& random) {
   std::vector<int32_t> all(static_cast<size_t>(limit));
@@ -42,7 +35,7 @@ class Cases {
     for (const std::string& suite : options_.suites)
       for (const int threads : options_.threads)
         for (const std::string& dtype : options_.dtypes) {
-          base_ = {.type = dtype_of(dtype), .threads = threads};
+          base_ = {.type = bench_dtype(dtype), .threads = threads};
           suffix_ = fmt::format("{} {}t", dtype, threads);
           if (suite == "dense")
             dense();
@@ -57,7 +50,7 @@ class Cases {
           else if (suite == "decode")
             decode();
           else
-            fail("bench: unknown suite '{}', known: dense sparse window scores ragged decode", suite);
+            fail("bench: unknown suite '{}', known: dense sparse window scores ragged decode mechanisms", suite);
         }
     return std::move(cases_);
   }
@@ -245,6 +238,13 @@ TokenPlan random_tokens(int64_t queries, int64_t keys, int64_t count) {
   for (int64_t row = 0; row < rows; ++row)
     std::ranges::copy(sample(keys, count, random), plan.index.mutable_data_ptr<int32_t>() + row * count);
   return plan;
+}
+
+at::ScalarType bench_dtype(const std::string& name) {
+  if (name == "bf16") return at::kBFloat16;
+  if (name == "fp16") return at::kHalf;
+  require(name == "fp32", "bench: unknown dtype '{}', known: bf16 fp16 fp32", name);
+  return at::kFloat;
 }
 
 std::vector<AttentionCase> attention_cases(const BenchOptions& options) {

@@ -7,12 +7,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <numeric>
 
 #include "foveate/attention/dense.h"
 #include "foveate/base/error.h"
 #include "foveate/base/memory.h"
 #include "foveate/base/timer.h"
 #include "foveate/eval/agreement.h"
+#include "foveate/eval/kept_mass.h"
 #include "foveate/eval/perplexity.h"
 #include "foveate/eval/recall.h"
 
@@ -30,22 +33,8 @@ class Coverage {
     for (const attention::PlannedRows& part : attended.plans)
       visited_.push_back({part.plan, queries.narrow(2, part.first_row, part.rows), queries.narrow(1, 0, in.k.size(1))});
     causal_ += double(in.q.size(1)) * double(in.q.size(2)) * double(in.q.size(2) + 1) / 2;
-    if (!attended.lse) {
-      has_mass_ = false;
-      return;
-    }
-    // Rows at the ends of the text's quarters: some mechanisms attend densely with the last ones.
-    constexpr int64_t kParts = 4, kRows = 32;
-    const int64_t length = in.q.size(2);
-    for (int64_t part = 1; part <= kParts; ++part) {
-      const int64_t end = length * part / kParts, rows = std::min(kRows, end), first = end - rows;
-      if (rows == 0) continue;
-      Rule rule = in.rule;
-      rule.query_start = in.rule.query_start.value_or(in.k.size(2) - length) + first;
-      const ops::Attended dense = ops::attend(in.q.narrow(2, first, rows), in.k, in.v, rule, in.score);
-      mass_ += (attended.lse->narrow(2, first, rows) - dense.lse).exp().mean().item<double>();
-      ++parts_;
-    }
+    const std::optional<double> mass = eval::kept_mass(in, attended);
+    kept_mass_.push_back(mass.value_or(std::numeric_limits<double>::quiet_NaN()));
   }
 
   double density() const {
@@ -53,10 +42,8 @@ class Coverage {
     for (const auto& [plan, q, k] : visited_) visited += visible_pairs(plan, q, k);
     return visited / causal_;
   }
-  // Kept mass is exp(lse - dense lse): both normalise the same logits.
-  std::optional<double> kept_mass() const {
-    return has_mass_ && parts_ > 0 ? std::optional(mass_ / double(parts_)) : std::nullopt;
-  }
+  // By layer; NaN where the mechanism gives no lse.
+  const std::vector<double>& kept_mass() const { return kept_mass_; }
 
  private:
   struct Visited {
@@ -64,9 +51,8 @@ class Coverage {
     at::Tensor q, k;
   };
   std::vector<Visited> visited_;
-  double causal_ = 0, mass_ = 0;
-  int64_t parts_ = 0;
-  bool has_mass_ = true;
+  double causal_ = 0;
+  std::vector<double> kept_mass_;
 };
 
 }  // namespace
@@ -83,6 +69,8 @@ void CompareOptions::validate() const {
           needle_haystacks, needles, passkeys);
   require(buckets >= 1 && buckets <= context - continuation - 1, "compare: buckets must be 1 .. {}, got {}",
           context - continuation - 1, buckets);
+  require(ruler_samples >= 1, "compare: RULER samples must be >= 1, got {}", ruler_samples);
+  heat_map.validate();
 }
 
 Comparison::Comparison(const models::Decoder& decoder, const io::Tokenizer& tokenizer, std::vector<int32_t> tokens,
@@ -91,23 +79,37 @@ Comparison::Comparison(const models::Decoder& decoder, const io::Tokenizer& toke
   options_.validate();
   require(std::ssize(tokens_) >= options_.context,
           "compare: the text must have at least {} tokens (the context), got {}", options_.context, tokens_.size());
+  make_prompts();
+}
+
+void Comparison::make_prompts() {
   const Codec codec = codec_of(tokenizer_);
-  if (options_.needle_haystacks > 0) {
-    // The haystacks take text behind what perplexity reads, where there is enough of it.
-    std::span<const int32_t> prose(tokens_);
-    if (codec.bos) prose = prose.subspan(1);
-    if (std::ssize(prose) > 4 * options_.context) prose = prose.subspan(options_.context);
+  // The haystacks take text behind what perplexity reads, where there is enough of it.
+  std::span<const int32_t> prose(tokens_);
+  if (codec.bos) prose = prose.subspan(1);
+  if (std::ssize(prose) > 4 * options_.context) prose = prose.subspan(size_t(options_.context));
+  if (options_.needle_haystacks > 0)
     needles_ = make_needles(codec, prose,
                             {.length = options_.context,
                              .haystacks = options_.needle_haystacks,
                              .needles = options_.needles,
                              .answer_budget = 5,
                              .seed = options_.seed});
-  }
   for (int64_t trial = 0; trial < options_.passkeys; ++trial)
     passkeys_.push_back(make_passkey(
         codec,
         {.length = std::max<int64_t>(options_.context / 4, 256), .seed = options_.seed, .trial = uint64_t(trial)}));
+  if (options_.ruler_lengths.empty()) options_.ruler_lengths = {options_.context};
+  const std::string text = options_.ruler_tasks.empty() ? "" : codec.decode(prose);
+  for (const int64_t length : options_.ruler_lengths)
+    for (const std::string& task : options_.ruler_tasks) {
+      std::vector<RulerSample>& samples = ruler_.emplace_back();
+      for (int64_t i = 0; i < options_.ruler_samples; ++i)
+        samples.push_back(
+            make_ruler(codec, text, {.task = task, .length = length, .seed = options_.seed, .sample = uint64_t(i)}));
+    }
+  options_.heat_map.seed = options_.seed;
+  heat_prompts_ = make_heat_prompts(codec, prose, options_.heat_map);
 }
 
 std::vector<int64_t> Comparison::edges() const {
@@ -190,18 +192,43 @@ Measured Comparison::run(const std::vector<attention::Mechanism>& mechanisms, co
   models::Session session(decoder_, mechanisms, observed);
   session.prefill(std::span<const int32_t>(tokens_.data(), size_t(options_.context - options_.continuation)));
   measured.density = coverage.density();
-  measured.kept_mass = coverage.kept_mass();
+  measured.kept_mass_by_layer = coverage.kept_mass();
+  const double mass = std::accumulate(coverage.kept_mass().begin(), coverage.kept_mass().end(), 0.0);
+  if (std::isfinite(mass)) measured.kept_mass = mass / double(decoder_.layers());
 
+  measure_recall(mechanisms, progress, measured);
+  return measured;
+}
+
+void Comparison::measure_recall(const std::vector<attention::Mechanism>& mechanisms, const Progress& progress,
+                                Measured& measured) const {
+  const auto part = [&](std::string_view what, double from, double to) {
+    return [=, &progress](double share) { progress(what, from + (to - from) * share); };
+  };
   if (options_.needle_haystacks > 0) {
-    NeedleResult result = run_needles(decoder_, mechanisms, tokenizer_, needles_, options_.cache,
-                                      [&](double share) { progress("needles", 0.5 + 0.4 * share); });
+    NeedleResult result =
+        run_needles(decoder_, mechanisms, tokenizer_, needles_, options_.cache, part("needles", 0.5, 0.65));
     measured.needle_ranked_first = std::move(result.ranked_first);
     measured.needle_hits = result.hits;
   }
   measured.passkey_total = std::ssize(passkeys_);
-  measured.passkey_hits = run_passkeys(decoder_, mechanisms, tokenizer_, passkeys_, options_.cache,
-                                       [&](double share) { progress("passkeys", 0.9 + 0.1 * share); });
-  return measured;
+  for (const double hit :
+       run_passkeys(decoder_, mechanisms, tokenizer_, passkeys_, options_.cache, part("passkeys", 0.65, 0.7)))
+    measured.passkey_hits += hit > 0;
+  for (size_t i = 0; i < ruler_.size(); ++i) {
+    const std::vector<RulerSample>& samples = ruler_[i];
+    RulerCell cell{.task = samples[0].task, .length = samples[0].length, .samples = std::ssize(samples)};
+    const double all = double(ruler_.size()), from = 0.7 + 0.15 * double(i) / all;
+    for (const RulerResult& result :
+         run_ruler(decoder_, mechanisms, tokenizer_, samples, options_.cache, part("RULER", from, from + 0.15 / all))) {
+      cell.score += result.score / double(cell.samples);
+      cell.ranked_first += result.ranked_first / double(cell.samples);
+    }
+    measured.ruler.push_back(std::move(cell));
+  }
+  if (!options_.heat_map.lengths.empty())
+    measured.heat_map =
+        run_heat_map(decoder_, mechanisms, tokenizer_, heat_prompts_, options_.cache, part("heat map", 0.85, 1));
 }
 
 }  // namespace foveate::eval

@@ -6,8 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "foveate/eval/needle.h"
-#include "foveate/eval/passkey.h"
+#include "foveate/eval/heat_map.h"
 #include "foveate/io/tokenizer.h"
 #include "foveate/models/language/session.h"
 
@@ -19,11 +18,22 @@ struct CompareOptions {
   int64_t needle_haystacks = 5;  // prompts = haystacks * needles; 0: no recall tests
   int64_t needles = 20;          // per haystack
   int64_t passkeys = 5;
-  int64_t buckets = 16;  // of perplexity by position
+  int64_t buckets = 16;                  // of perplexity by position
+  std::vector<std::string> ruler_tasks;  // ruler.h names them; empty: none
+  std::vector<int64_t> ruler_lengths;    // in tokens; empty: the context
+  int64_t ruler_samples = 5;             // of each task at each length
+  HeatMapOptions heat_map;               // its seed is the one below
   uint64_t seed = 0;
   attention::CacheType cache = attention::CacheType::model;  // of what is compared; the reference has the model's own
 
   void validate() const;  // Throws Error: out of range
+};
+
+// What one mechanism did in one of RULER's tasks at one length: means over samples (recall.h).
+struct RulerCell {
+  std::string task;
+  int64_t length = 0, samples = 0;
+  double score = 0, ranked_first = 0;
 };
 
 // What one mechanism did.  Losses are means in nats per token.
@@ -31,14 +41,16 @@ struct Measured {
   double prefill_tokens_per_s = 0, decode_tokens_per_s = 0;
   int64_t kv_bytes = 0, kv_bytes_read_per_token = 0;
   std::optional<int64_t> peak_bytes;
-  double density = 0;               // visited / causal query-key pairs of the prefill
-  std::optional<double> kept_mass;  // share of dense attention's mass on visited keys: 128 rows of the prefill, at the
-                                    // ends of its quarters
+  double density = 0;                      // visited / causal query-key pairs of the prefill
+  std::optional<double> kept_mass;         // mean over layers of what kept_mass.h says; absent where one has none
+  std::vector<double> kept_mass_by_layer;  // NaN where a layer has none
   double perplexity = 0, nats_vs_dense = 0, top1_agreement = 0, kl_vs_dense = 0;
   double continuation_nats_vs_dense = 0, continuation_top1_agreement = 0, continuation_kl_vs_dense = 0;
   std::vector<double> nll_by_position;
   std::vector<double> needle_ranked_first;  // 1 or 0 per prompt
   int64_t needle_hits = 0, passkey_hits = 0, passkey_total = 0;
+  std::vector<RulerCell> ruler;  // by length, then task
+  std::optional<HeatMap> heat_map;
 };
 
 class Comparison {
@@ -62,6 +74,9 @@ class Comparison {
                  const Progress& progress, Measured& measured) const;
   void score(const Pass& pass, Measured& measured) const;
   std::vector<int64_t> edges() const;
+  void make_prompts();
+  void measure_recall(const std::vector<attention::Mechanism>& mechanisms, const Progress& progress,
+                      Measured& measured) const;
 
   const models::Decoder& decoder_;
   const io::Tokenizer& tokenizer_;
@@ -69,6 +84,8 @@ class Comparison {
   CompareOptions options_;
   NeedleSet needles_;
   std::vector<Passkey> passkeys_;
+  std::vector<std::vector<RulerSample>> ruler_;  // all of one task and length together
+  HeatPrompts heat_prompts_;
   at::Tensor dense_hidden_;  // [context, width]; undefined before dense was run
 };
 

@@ -111,10 +111,6 @@ class SentenceEnds {
   std::unordered_map<int32_t, bool> known_;
 };
 
-int grid_percent(int64_t index, int64_t count) {  // round(linspace(0, 100, count))
-  return count == 1 ? 50 : int((200 * index + count - 1) / (2 * (count - 1)));
-}
-
 void give_distractors(std::vector<Needle>& needles, const Facts& drawn, int64_t count, Random& random) {
   for (size_t i = 0; i < needles.size(); ++i) {
     std::vector<const Word*> others;
@@ -136,7 +132,7 @@ Haystack bury(const Codec& codec, std::span<const int32_t> prose, const Facts& d
   int64_t taken = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Fact& fact = drawn.facts[i];
-    const int depth = grid_percent(i, count);
+    const int depth = depth_percent(i, count);
     const int64_t point = depth == 100 ? length : sentences.move_left(prose, length * depth / 100);
     append(haystack.tokens, prose.subspan(taken, point - taken));
     taken = point;
@@ -164,6 +160,10 @@ std::string lower(std::string_view text) {
 }
 
 }  // namespace
+
+int depth_percent(int64_t index, int64_t count) {
+  return count == 1 ? 50 : int((200 * index + count - 1) / (2 * (count - 1)));
+}
 
 NeedleSet make_needles(const Codec& codec, std::span<const int32_t> text, const NeedleOptions& options) {
   validate(options);

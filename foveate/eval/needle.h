@@ -50,6 +50,9 @@ struct NeedleSet {
 // range; length too small for the facts (says the minimum); text too short.
 NeedleSet make_needles(const Codec& codec, std::span<const int32_t> text, const NeedleOptions& options);
 
+// round(linspace(0, 100, count))[index]; 50 where count is 1.
+int depth_percent(int64_t index, int64_t count);
+
 // How many distractors score at least as high as the answer: 0 = ranked first.  Ties and NaN count against the answer.
 // Throws Error: no distractors.
 int rank_of_answer(double answer_logprob, std::span<const double> distractor_logprobs);

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "foveate/models/language/generate.h"
 
@@ -36,6 +37,23 @@ std::pair<bool, bool> ask(models::Session& session, const io::Tokenizer& tokeniz
   const auto generated = models::generate(session, tokenizer, hidden, {.max_tokens = budget, .stop = {"\n", "."}});
   session.truncate(length);
   return {is_first, contains_answer(generated.text, needle.value)};
+}
+
+// The share of references that rank first, each read behind those before it.
+double rank_references(models::Session& session, const Codec& codec, const RulerSample& sample, at::Tensor hidden) {
+  double firsts = 0;
+  const auto read = [&](std::span<const int32_t> tokens) { hidden = last_row(session.decode(tokens)); };
+  for (size_t r = 0; r < sample.references.size(); ++r) {
+    if (!sample.leads[r].empty()) read(codec.encode(sample.leads[r]));
+    const at::Tensor first = models::log_probabilities(session.decoder(), hidden);
+    const std::vector<int32_t> reference = codec.encode(" " + sample.references[r]);
+    std::vector<double> wrong;
+    for (const std::string& distractor : sample.distractors[r])
+      wrong.push_back(answer_logprob(session, first, codec.encode(" " + distractor)));
+    firsts += rank_of_answer(answer_logprob(session, first, reference), wrong) == 0;
+    if (r + 1 < sample.references.size()) read(reference);
+  }
+  return firsts / double(sample.references.size());
 }
 
 }  // namespace
@@ -73,18 +91,49 @@ NeedleResult run_needles(const models::Decoder& decoder, const std::vector<atten
   return result;
 }
 
-int64_t run_passkeys(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
-                     const io::Tokenizer& tokenizer, const std::vector<Passkey>& passkeys, attention::CacheType cache,
-                     const Progress& progress) {
-  int64_t hits = 0;
-  for (size_t i = 0; i < passkeys.size(); ++i) {
-    models::Session session(decoder, mechanisms, {.cache = cache});
-    const at::Tensor hidden = last_row(session.prefill(passkeys[i].tokens));
-    const auto generated = models::generate(session, tokenizer, hidden, {.max_tokens = 10});
-    hits += passkey_hit(generated.text, passkeys[i].key);
-    if (progress) progress(double(i + 1) / double(passkeys.size()));
+std::vector<double> run_passkeys(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
+                                 const io::Tokenizer& tokenizer, const std::vector<Passkey>& passkeys,
+                                 attention::CacheType cache, const Progress& progress) {
+  const bool can_share =
+      std::ranges::all_of(mechanisms, [](const auto& m) { return m.kind() == attention::Kind::row; });
+  size_t longest = 0;
+  for (const Passkey& passkey : passkeys) longest = std::max(longest, passkey.tokens.size());
+  std::optional<models::Session> session;
+  std::vector<double> hits;
+  for (const Passkey& passkey : passkeys) {
+    if (!can_share || !session)
+      session.emplace(decoder, mechanisms,
+                      models::SessionOptions{.rollback = can_share ? int64_t(longest) + 16 : 0, .cache = cache});
+    const std::span<const int32_t> prompt(passkey.tokens);
+    const auto shared_end = std::ranges::mismatch(session->tokens(), prompt.first(prompt.size() - 1)).in2;
+    const auto shared = size_t(shared_end - prompt.begin());
+    if (session->length() > int64_t(shared)) session->truncate(int64_t(shared));
+    const at::Tensor hidden = last_row(session->prefill(prompt.subspan(shared)));
+    hits.push_back(passkey_hit(models::generate(*session, tokenizer, hidden, {.max_tokens = 10}).text, passkey.key));
+    if (progress) progress(double(hits.size()) / double(passkeys.size()));
   }
   return hits;
+}
+
+std::vector<RulerResult> run_ruler(const models::Decoder& decoder, const std::vector<attention::Mechanism>& mechanisms,
+                                   const io::Tokenizer& tokenizer, std::span<const RulerSample> samples,
+                                   attention::CacheType cache, const Progress& progress) {
+  const Codec codec = codec_of(tokenizer);
+  std::vector<RulerResult> results;
+  for (const RulerSample& sample : samples) {
+    int64_t answer = 0;  // the longest that is read or written behind the prompt
+    for (size_t r = 0; r < sample.references.size(); ++r)
+      answer += std::ssize(codec.encode(sample.leads[r] + " " + sample.references[r])) + 16;
+    models::Session session(decoder, mechanisms,
+                            {.rollback = std::max(answer, sample.answer_budget) + 64, .cache = cache});
+    const at::Tensor hidden = last_row(session.prefill(sample.tokens));
+    const auto generated = models::generate(session, tokenizer, hidden, {.max_tokens = sample.answer_budget});
+    session.truncate(std::ssize(sample.tokens));
+    results.push_back(
+        {ruler_score(generated.text, sample.references), rank_references(session, codec, sample, hidden)});
+    if (progress) progress(double(results.size()) / double(samples.size()));
+  }
+  return results;
 }
 
 }  // namespace foveate::eval

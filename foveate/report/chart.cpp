@@ -137,6 +137,15 @@ std::string curve(const ChartSeries& series, const std::vector<double>& position
                      colour_class(series.style), dash(series.style), path, marks);
 }
 
+std::string joined(const ChartPath& path, const Axis& x, const Axis& y) {
+  std::string d;
+  for (const auto& [px, py] : path.points)
+    d += fmt::format("{}{:.1f} {:.1f}", d.empty() ? "M" : "L", x.at(px), y.at(py));
+  if (path.points.size() < 2) return "";
+  return fmt::format("<path class=\"curve {}\"{} d=\"{}\"/>\n", colour_class(path.style),
+                     path.is_dashed ? " stroke-dasharray=\"3 4\"" : dash(path.style), d);
+}
+
 struct Box {
   double left, top, right, bottom;
 
@@ -213,6 +222,7 @@ std::string scatter_chart(const ScatterChart& chart) {
                      x.at(chart.x_origin), kTop, kHeight - kBottom);
   svg += fmt::format("<line class=\"origin\" x1=\"{0}\" y1=\"{1:.1f}\" x2=\"{2}\" y2=\"{1:.1f}\"/>\n", kLeft,
                      y.at(chart.y_origin), kWidth - kRight);
+  for (const ChartPath& path : chart.paths) svg += joined(path, x, y);
   std::vector<Box> taken;
   for (const ChartPoint& point : points) {
     const double px = x.at(point.x), py = y.at(point.y);

@@ -5,6 +5,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace foveate::report {
@@ -33,11 +34,18 @@ struct ChartPoint {
   bool is_hollow = false;
 };
 
+struct ChartPath {
+  int style = 0;
+  bool is_dashed = false;
+  std::vector<std::pair<double, double>> points;  // x, y; joined in order
+};
+
 struct ScatterChart {
   std::string title, x_label, y_label;
   std::vector<ChartPoint> points;     // those that are not finite are left out
   double x_origin = 0, y_origin = 0;  // always in view, with a line each
   std::string x_unit{};               // behind the numbers of the x axis
+  std::vector<ChartPath> paths{};     // drawn under the points, of which they join some
 };
 
 // "" when there is nothing to draw.  Throws Error: a series of another length than x.

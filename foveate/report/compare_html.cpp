@@ -6,6 +6,7 @@
 #include "foveate/base/error.h"
 #include "foveate/report/chart.h"
 #include "foveate/report/compare_columns.h"
+#include "foveate/report/compare_parts.h"
 #include "foveate/report/compare_report.h"
 #include "foveate/report/text.h"
 
@@ -36,15 +37,12 @@ dd{margin:0}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1.4rem;margin:.4rem 0 0;padding:0 0 0 4rem;
 font-size:.84rem}
 figure{margin:1.2rem 0 0;max-width:56rem}figcaption{font-size:.9rem;color:var(--dim);margin-bottom:.4rem}
+table code{font-size:.8rem}.pair{display:flex;flex-wrap:wrap;gap:1rem}.heat{margin:0}
 .meanings{margin-top:1rem;color:var(--dim)}
 footer{margin-top:2.8rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--dim)}
 footer dl{font-size:.84rem}
 @media (max-width:40rem){dl{display:block}dd{margin-bottom:.5rem}.legend{padding:0}}
 )";
-
-std::string code(std::string_view text) { return "<code>" + escape_html(text) + "</code>"; }
-
-bool is_dense(const CompareRow& row) { return row.attention == "dense"; }
 
 // The first dense row has the neutral style; the others count up in order.
 std::vector<int> styles_of(const CompareReport& report) {
@@ -57,11 +55,6 @@ std::vector<int> styles_of(const CompareReport& report) {
     styles.push_back(is_yardstick ? 0 : next++);
   }
   return styles;
-}
-
-// The quality of use: through the decode rule where prefill rows alone could leak, else over the text.
-std::optional<double> loss_of(const CompareRow& row) {
-  return row.continuation_nats_vs_dense ? row.continuation_nats_vs_dense : row.nats_vs_dense;
 }
 
 std::string heading(const CompareReport& report) {
@@ -218,12 +211,6 @@ std::string tables(const CompareReport& report) {
          section(report, "What each one still finds", kFinds, Remarks::kHidden);
 }
 
-std::string figure(std::string_view caption, const std::string& chart, const std::string& legend) {
-  if (chart.empty()) return "";
-  return fmt::format("<figure><figcaption>{}</figcaption>\n<div class=\"scroll\">{}</div>{}</figure>\n", caption, chart,
-                     legend);
-}
-
 std::string legend(const std::vector<ChartSeries>& series) {
   std::string items;
   for (const ChartSeries& one : series) items += "<li>" + legend_mark(one.style) + code(one.name) + "</li>";
@@ -345,6 +332,20 @@ std::string footer(const CompareReport& report) {
 
 }  // namespace
 
+std::string code(std::string_view text) { return "<code>" + escape_html(text) + "</code>"; }
+
+bool is_dense(const CompareRow& row) { return row.attention == "dense"; }
+
+std::optional<double> loss_of(const CompareRow& row) {
+  return row.continuation_nats_vs_dense ? row.continuation_nats_vs_dense : row.nats_vs_dense;
+}
+
+std::string figure(std::string_view caption, const std::string& chart, const std::string& legend) {
+  if (chart.empty()) return "";
+  return fmt::format("<figure><figcaption>{}</figcaption>\n<div class=\"scroll\">{}</div>{}</figure>\n", caption, chart,
+                     legend);
+}
+
 std::string to_html(const CompareReport& report) {
   std::string html = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n";
   // Nothing may be fetched or run, whatever a file name or a spec contains.
@@ -352,8 +353,8 @@ std::string to_html(const CompareReport& report) {
   html += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>foveate compare: " +
           escape_html(report.model.name) + "</title>\n<style>";
   html += std::string(kPageStyle) + chart_style() + "</style>\n</head>\n<body>\n<main>\n";
-  html += heading(report) + glance(report) + tables(report);
-  const std::string charts = position_charts(report) + trade_chart(report);
+  html += heading(report) + glance(report) + tables(report) + ruler_section(report) + heat_section(report);
+  const std::string charts = frontier_charts(report) + position_charts(report) + trade_chart(report);
   if (!charts.empty()) html += "<h2>Charts</h2>\n" + charts;
   return html + trust(report) + "</main>\n" + footer(report) + "</body>\n</html>\n";
 }

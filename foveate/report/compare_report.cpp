@@ -5,6 +5,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/report/compare_columns.h"
+#include "foveate/report/compare_parts.h"
 #include "foveate/report/table.h"
 #include "foveate/report/text.h"
 
@@ -18,6 +19,18 @@ constexpr int kSpecColumns = 32;  // of a terminal line; the rest is for numbers
 Json json_count(std::optional<int64_t> count) { return count ? Json(*count) : Json(nullptr); }
 
 Json json_text(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
+Json json_of(const std::vector<double>& numbers) {
+  Json json = Json::array();
+  for (const double number : numbers) json.push_back(json_number(number));
+  return json;
+}
+
+Json json_of(const std::vector<std::vector<double>>& grid) {
+  Json json = Json::array();
+  for (const std::vector<double>& numbers : grid) json.push_back(json_of(numbers));
+  return json;
+}
 
 Json json_of(const CompareRow& row) {
   Json json;
@@ -45,8 +58,19 @@ Json json_of(const CompareRow& row) {
   json["needle_hits"] = json_count(row.needle_hits);
   json["passkey_hits"] = json_count(row.passkey_hits);
   json["passkey_total"] = json_count(row.passkey_total);
-  json["nll_by_position"] = Json::array();
-  for (const double mean : row.nll_by_position) json["nll_by_position"].push_back(json_number(mean));
+  json["nll_by_position"] = json_of(row.nll_by_position);
+  json["kept_mass_by_layer"] = json_of(row.kept_mass_by_layer);
+  json["sweep"] = json_text(row.sweep);
+  json["sweep_value"] = json_text(row.sweep_value);
+  json["ruler"] = Json::array();
+  for (const RulerCell& cell : row.ruler)
+    json["ruler"].push_back({{"task", cell.task},
+                             {"length", cell.length},
+                             {"samples", cell.samples},
+                             {"score", json_number(cell.score)},
+                             {"ranked_first", json_number(cell.ranked_first)}});
+  json["needle_heat"] = json_of(row.needle_heat);
+  json["passkey_heat"] = json_of(row.passkey_heat);
   json["note"] = json_text(row.note);
   json["error"] = json_text(row.error);
   return json;
@@ -91,6 +115,8 @@ std::string to_json(const CompareReport& report) {
   json["complete"] = report.complete;
   json["needle_distractors"] = report.needle_distractors;
   json["bucket_positions"] = report.bucket_positions;
+  json["heat_map"] = {
+      {"lengths", report.heat_lengths}, {"depth_percent", report.heat_depths}, {"prompts", report.heat_prompts}};
   json["rows"] = Json::array();
   for (const CompareRow& row : report.rows) json["rows"].push_back(json_of(row));
   // File names need not be UTF-8; the replacement keeps the rest of the report readable.
@@ -104,7 +130,7 @@ std::string to_table(const CompareReport& report) {
       fmt::format("{} ({}), context {}, text {}\n\n", clean_text(report.model.name), clean_text(report.model.dtype),
                   format_count(report.context), clean_text(report.text.name));
   text += group_table(report, kCost) + group_table(report, kLoss) + group_table(report, kLater) +
-          group_table(report, kFound);
+          group_table(report, kFound) + ruler_table(report) + heat_table(report);
   for (const CompareRow& row : report.rows) {
     if (!row.error.empty())
       text += fmt::format("not finished: {}: {}\n", clean_text(row.attention), clean_text(row.error));

@@ -8,6 +8,12 @@
 
 namespace foveate::report {
 
+struct RulerCell {
+  std::string task{};
+  int64_t length = 0, samples = 0;
+  double score = 0, ranked_first = 0;  // means of shares
+};
+
 // One mechanism.  A value that was not measured is absent: null in JSON, "-" for people.  Losses are in nats per token.
 struct CompareRow {
   std::string attention;        // the spec string as the user gave it
@@ -24,9 +30,13 @@ struct CompareRow {
   std::optional<double> needle_vs_dense_low{},
       needle_vs_dense_high{};  // 95 % paired interval of the score's difference
   std::optional<int64_t> passkey_hits{}, passkey_total{};
-  std::vector<double> nll_by_position{};  // mean of each bucket; NaN where nothing was scored
-  std::string note{};                     // one sentence for the reader, may be empty
-  std::string error{};                    // why the row is unfinished, empty when it is finished
+  std::vector<double> nll_by_position{};     // mean of each bucket; NaN where nothing was scored
+  std::vector<double> kept_mass_by_layer{};  // NaN where a layer gives none
+  std::string sweep{}, sweep_value{};        // of a row that is a point of a sweep: "dhsa:budget=256..4096", "512"
+  std::vector<RulerCell> ruler{};            // by length, then task
+  std::vector<std::vector<double>> needle_heat{}, passkey_heat{};  // [length][depth], shares
+  std::string note{};                                              // one sentence for the reader, may be empty
+  std::string error{};  // why the row is unfinished, empty when it is finished
 };
 
 struct CompareReport {
@@ -59,6 +69,9 @@ struct CompareReport {
   std::string date{}, command{};
   int needle_distractors = 20;              // wrong answers that each right one was ranked among
   std::vector<int64_t> bucket_positions{};  // where each bucket of nll_by_position ends, in tokens
+  std::vector<int64_t> heat_lengths{};      // of the heat maps' columns, in tokens
+  std::vector<int> heat_depths{};           // and of their rows, in percent
+  int64_t heat_prompts = 0;                 // in each cell
   std::vector<CompareRow> rows{};
   bool complete = false;  // false: stopped before every row was done
 };

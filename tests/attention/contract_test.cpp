@@ -28,6 +28,7 @@ std::vector<Case> cases() {
   return {
       {"dense", "dense"},
       {"window:size=9,sinks=2", "window:size=1000"},
+      {"window:size=8,sinks=4,block=4", "window:size=1000,block=4"},
       {"window:size=9,sinks=2,positions=cache", "window:size=1000,positions=cache"},
       {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4", "dhsa:query_block=8,budget=1000,chunk=4"},
       {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4,head_share=false,decode=sparse",
@@ -60,6 +61,15 @@ std::vector<Case> cases() {
       {"hyper:min_seq_len=6,block_size=0,sample_size=5,seed=1", "hyper:min_seq_len=3,block_size=1000"},
       {"hyper:min_seq_len=6,block_size=3,sample_size=4,residual=capped",
        "hyper:min_seq_len=3,block_size=2,sample_size=1000,replacement=false"},
+      {"block_topk:query_block=8,block=4,blocks=3", "block_topk:query_block=8,block=4,blocks=1000"},
+      {"block_topk:query_block=1,block=8,density=0.3,head_share=all", "block_topk:density=1,query_block=3,block=5"},
+      {"block_topk:query_block=8,block=8,blocks=2,head_share=group,decode=dense", "block_topk:blocks=9,decode=dense"},
+      {"xattention:block=16,stride=4,tau=0.4", "xattention:tau=1,block=32,stride=8"},
+      {"xattention:block=8,stride=2,tau=0.5,select=triple", "xattention:head_tau=1/1/1/1,block=8,stride=8"},
+      {"quest:page=4,budget=12", "quest:budget=1000"},
+      {"quest:page=4,budget=12,rows=each", "quest:page=3,budget=1000,rows=each"},
+      {"quest:page=5,budget=5,least_pages=1,rows=each,share=group,force_latest=false", "quest:page=2,budget=400"},
+      {"triangle:size=9,sinks=2,last=5", "triangle:size=1000"},
   };
 }
 

@@ -245,7 +245,9 @@ TEST(Hisa, its_indexer_learns_what_attention_looks_at) {
       }
     }
     EXPECT_LT(c.hisa.loss(c.in, stage).item<double>(), 0.8 * first);
-    if (stage == Hisa::Stage::dense) EXPECT_GT(mass(), before);
+    if (stage == Hisa::Stage::dense) {
+      EXPECT_GT(mass(), before);
+    }
     EXPECT_FALSE(c.in.q.requires_grad());
   }
 }

@@ -281,15 +281,15 @@ TEST(Hyper, sums_of_weights_are_without_bias) {
     const Tensor want = ops::attend(in.q, in.k, in.v, in.rule).lse.exp();
     const HyperDraws draws = hyper_draws(o, 8, 0);
     Tensor sum = at::zeros_like(want), squares = at::zeros_like(want);
-    constexpr int64_t kDraws = 4000;
-    for (o.seed = 0; o.seed < kDraws; ++o.seed) {
+    const int64_t count = residual == Residual::uniform && replacement ? 4000 : 1000;
+    for (o.seed = 0; o.seed < count; ++o.seed) {
       const Tensor row = hyper_attention(o, in, draws).lse.exp();
       sum += row, squares += row * row;
     }
-    const Tensor mean = sum / double(kDraws),
-                 deviation = ((squares / double(kDraws) - mean * mean) / double(kDraws)).sqrt();
+    const Tensor mean = sum / double(count),
+                 deviation = ((squares / double(count) - mean * mean) / double(count)).sqrt();
     EXPECT_LT(((mean - want).abs() / deviation).max().item<double>(), 4.5);
-    EXPECT_LT(((mean - want).abs() / want).max().item<double>(), 0.03);
+    EXPECT_LT(((mean - want).abs() / want).max().item<double>(), count == 4000 ? 0.03 : 0.06);
     EXPECT_GT(deviation.min().item<double>(), 0);
   }
 }

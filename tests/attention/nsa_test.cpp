@@ -410,6 +410,24 @@ TEST(Nsa, a_window_has_the_mean_bias_of_its_tokens) {
   EXPECT_TRUE(same(got, run(q, keys, {.scale = 1}), kClose));
 }
 
+TEST(Nsa, long_prompts_are_scored_in_parts_with_a_bias_of_their_rows) {
+  const at::NoGradGuard no_grad;
+  const Nsa o{.compress = 8, .stride = 4, .block = 16, .blocks = 5, .phi = Nsa::Phi::mean};
+  const at::Tensor q = random_tensor({1, 2, 1100, kDim}, 1, at::kDouble),
+                   k = random_tensor({1, 1, 1100, kDim}, 2, at::kDouble);
+  const at::Tensor bias = random_tensor({1, 2, 1100, 1100}, 3, at::kDouble);
+  const NsaBranches branches{{o.summed(k, {}), o.summed(k, {})}, {k, k}, {k, k}};
+  const at::Tensor all = nsa(q, branches, std::nullopt, o, {}, {.bias = bias}).out;
+  for (const int64_t row : {0, 511, 512, 777, 1099}) {
+    const NsaBranches past{{o.summed(k.narrow(2, 0, row + 1), {}), o.summed(k.narrow(2, 0, row + 1), {})},
+                           {k.narrow(2, 0, row + 1), k.narrow(2, 0, row + 1)},
+                           {}};
+    const at::Tensor one =
+        nsa(q.narrow(2, row, 1), past, std::nullopt, o, {}, {.bias = bias.narrow(2, row, 1).narrow(3, 0, row + 1)}).out;
+    EXPECT_TRUE(same(one, all.narrow(2, row, 1), kClose)) << row;
+  }
+}
+
 TEST(Nsa, windows_turn_before_or_after_they_are_summed_up) {
   const at::NoGradGuard no_grad;
   const ops::Rotary rotary(kDim, 50);

@@ -7,6 +7,8 @@
 #include <ATen/ops/cat.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -148,6 +150,35 @@ TEST(Window, cache_positions_need_rotary_embedding) {
   const Window window{.size = 4, .sinks = 2, .positions = Window::Positions::cache};
   EXPECT_THROW(window.attend(s.in), Error);
   EXPECT_THROW((Window{.size = 0}.attend(s.in)), Error);
+}
+
+TEST(Window, golden_blocks_of_flux_attentions_streaming) {
+  const at::NoGradGuard no_grad;
+  const std::vector<std::vector<int64_t>> golden = {{0}, {0, 1}, {0, 1, 2}, {0, 2, 3}, {0, 3, 4}, {0, 4, 5}};
+  Inputs in;
+  in.q = random_tensor({1, 2, 24, 6}, 1, at::kDouble);
+  in.k = random_tensor({1, 1, 24, 6}, 2, at::kDouble);
+  in.v = random_tensor({1, 1, 24, 3}, 3, at::kDouble);
+  const auto visible = [&](int64_t, int64_t, int64_t i, int64_t j) {
+    const auto& blocks = golden[size_t(i / 4)];
+    return j <= i && std::ranges::count(blocks, j / 4) > 0 ? 1 : 0;
+  };
+  const at::Tensor want = to_tensor(
+      test::oracle_attention(to_array(in.q), to_array(in.k), to_array(in.v), visible, {.scale = 1 / std::sqrt(6.0)})
+          .out);
+  const Window window{.size = 8, .sinks = 4, .block = 4};  // S = 1, W = 2
+  EXPECT_TRUE(same(window.attend(in).out, want, {1e-12, 1e-12}));
+  const auto state = window.make_state({});
+  std::vector<at::Tensor> outs;
+  for (const auto& [first, count] : {std::pair{0, 6}, {6, 3}, {9, 1}, {10, 1}, {11, 1}, {12, 9}, {21, 1}, {22, 2}}) {
+    Inputs part = in;
+    part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count);
+    part.v = in.v.narrow(2, first, count);
+    outs.push_back(state->prefill(part).out);
+  }
+  EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-12, 1e-12}));
+  EXPECT_THROW((Window{.size = 8, .sinks = 2, .block = 4}.validate()), Error);
+  EXPECT_THROW((Window{.size = 8, .sinks = 4, .block = 4, .positions = Window::Positions::cache}.validate()), Error);
 }
 
 }  // namespace

@@ -68,6 +68,7 @@ std::vector<SumOptions> options() {
     for (const bool squared : {false, true})
       all.push_back({.by = by, .query_block = squared ? 1 : 5, .key_block = squared ? 64 : 7, .squared = squared});
   for (const SumBy by : {SumBy::row, SumBy::diagonal}) all.push_back({.by = by, .distance = 6});
+  all.push_back({.by = SumBy::block, .query_block = 1, .key_block = 1});  // the probabilities themselves
   return all;
 }
 

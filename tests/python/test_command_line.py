@@ -7,7 +7,9 @@ import pathlib
 import re
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,7 @@ def foveate(build, cache):
     return run
 
 
+ROOT = Path(__file__).parents[2]
 LEVELS = {"definition", "portable", "avx2", "avx512", "avx512_bf16"}
 SMALL = ["--context", "256", "--continuation", "32", "--haystacks", "0", "--passkeys", "0"]
 
@@ -53,6 +56,44 @@ def test_bench_checks_and_measures(foveate):
     assert b"multiple of 64, got 100" in foveate("bench", "primitives", "--length", "100", code=2).stderr
     assert b"unknown suite 'dens'" in foveate("bench", "attention", "--suite", "dens", code=2).stderr
     assert b"length must be >= 1" in foveate("bench", "attention", "--length", "0", code=2).stderr
+
+
+def test_bench_of_mechanisms_checks_times_and_writes_a_page(foveate, tmp_path):
+    words = ["bench", "attention", "--suite", "mechanisms", "--length", "512", "--repeats", "1", "--decoded", "2"]
+    output = foveate(*words, "--json", "--attention", "dense", "--attention", "window:size=n/16").stdout
+    machine, dense, window = [json.loads(line) for line in output.splitlines()]
+    assert machine["level"] in LEVELS and dense["density"] == 1 and window["attention"] == "window:size=32"
+    assert 0 < window["density"] < 0.15 and window["full_budget"] == "window:size=512" and window["full_budget_error"] < 0.01
+    assert all(case[key] > 0 for case in (dense, window) for key in ("prefill_seconds", "decode_seconds", "sdpa_prefill_seconds"))
+    (tmp_path / "cases").write_bytes(output)
+    page = subprocess.run([sys.executable, ROOT / "bench" / "long_context.py", tmp_path / "cases"], capture_output=True, check=True).stdout.decode()
+    assert "## 512 tokens, 9/3 heads of 64, bf16, 1 thread\n" in page and page.count("| `window:size=32` |") == 1
+    failed = foveate(*words, "--no-peers", "--attention", "dhsa:budget=256", code=2).stderr.decode()
+    assert "not timed: dhsa:budget=256" in failed and "1 of the cases" in failed
+    for more in (["--dim", "64"], ["--suite", "dense"], ["--dtype", "bf16", "fp32"]):
+        assert b"mechanisms" in foveate(*words, *more, code=2).stderr
+    assert b"needs --suite mechanisms" in foveate("bench", "attention", "--repeats", "1", code=2).stderr
+
+
+def test_compare_sweeps_maps_and_ruler(foveate, tmp_path):
+    words = ["compare", "--json", "--out", tmp_path, *SMALL, "--sweep", "window:size=32..64", "--sweep", "dhsa:global_tokens=32,local_tokens=32,budget=64,512"]
+    done = foveate(*words, code=2)  # one point can not run: the others do, and it is said
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["attention"] for row in rows] == ["dense", "window:size=32", "window:size=64", *(f"dhsa:global_tokens=32,local_tokens=32,budget={b}" for b in (64, 512))]
+    assert rows[2]["sweep"] == "window:size=32..64" and rows[2]["sweep_value"] == "64" and len(rows[2]["kept_mass_by_layer"]) == 30
+    assert "budget" in rows[3]["error"] and b"foveate: dhsa: " in done.stderr and rows[4]["nats_vs_dense"] is not None
+    assert (tmp_path / "compare.html").read_text().count("The frontier") == 3
+    words = ["compare", "--json", "--out", tmp_path, *SMALL, "--attention", "window:size=32"]
+    maps = json.loads(foveate(*words, "--heat-map", "--heat-lengths", "256,400", "--heat-depths", "2", "--heat-prompts", "1").stdout)
+    assert maps["heat_map"] == {"lengths": [256, 400], "depth_percent": [0, 100], "prompts": 1}
+    assert [len(row["needle_heat"]) for row in maps["rows"]] == [2, 2] and maps["rows"][0]["passkey_heat"][0][1] == 1
+    ruler = json.loads(foveate(*words, "--ruler", "niah_single_1,vt", "--ruler-lengths", "768", "--ruler-samples", "1").stdout)["rows"][0]["ruler"]
+    assert [(cell["task"], cell["length"]) for cell in ruler] == [("niah_single_1", 768), ("vt", 768)]
+    assert all(0 <= cell[key] <= 1 for cell in ruler for key in ("score", "ranked_first"))
+    assert b"unknown task 'qa_1'" in foveate(*words, "--ruler", "qa_1", code=2).stderr
+    assert b"need --heat-map" in foveate(*words, "--heat-depths", "3", code=2).stderr
+    assert b"need --ruler" in foveate(*words, "--ruler-samples", "3", code=2).stderr
+    assert b"ascending numbers" in foveate("compare", "--sweep", "dhsa:budget=9..3", code=2).stderr
 
 
 def test_explain_says_what_ran(foveate):
@@ -102,6 +143,16 @@ def test_score_windows_score_every_token_once(foveate):
     lines = foveate("score", "--context", "64", "--stride", "32", "-", stdin=text).stdout.splitlines()
     ids = json.loads(foveate("tokenize", "-", stdin=text).stdout)
     assert [json.loads(line)["token"] for line in lines[:-1]] == ids
+
+
+def test_streaming_scores_what_windows_score(foveate):
+    text = b"The quick brown fox jumps over the lazy dog. " * 12
+    windows, stream = (json.loads(foveate("score", *more, "-", stdin=text).stdout.splitlines()[-1]) for more in ([], ["--streaming"]))
+    assert stream["tokens"] == windows["tokens"] and abs(stream["mean_nats"] - windows["mean_nats"]) < 0.02
+    assert windows["bits_per_byte"] == pytest.approx(windows["mean_nats"] * windows["tokens"] / math.log(2) / (len(text) - 3), rel=0.02)
+    bounded = json.loads(foveate("score", "--streaming", "--attention", "window:size=16,positions=cache", "-", stdin=text).stdout.splitlines()[-1])
+    assert bounded["mean_nats"] > stream["mean_nats"]
+    assert b"leave --context" in foveate("score", "--streaming", "--context", "64", "-", stdin=text, code=2).stderr
 
 
 def test_run_is_reproducible_and_stops(foveate):

@@ -30,6 +30,10 @@ SMALL = {
     "flexprefill": "flexprefill:gamma=0.5,min_budget=16,block=16",
     "hisa": "hisa:topk=24,block=8,block_topk=4,heads=2,dim=16,rope_dims=8,dtype=fp32",
     "hyper": "hyper:min_seq_len=8,block_size=4,sample_size=6",
+    "block_topk": "block_topk:query_block=8,block=8,blocks=3",
+    "xattention": "xattention:block=8,stride=4,tau=0.5",
+    "quest": "quest:page=4,budget=12,rows=each",
+    "triangle": "triangle:size=8,sinks=2,last=8",
 }
 
 
@@ -45,6 +49,10 @@ FULL = {
     "flexprefill": "flexprefill:gamma=1,min_budget=16,block=16",
     "hisa": "hisa:topk=96,heads=2,dim=16",
     "hyper": "hyper:min_seq_len=96",
+    "block_topk": "block_topk:density=1",
+    "xattention": "xattention:tau=1",
+    "quest": "quest:rows=each,budget=96",
+    "triangle": "triangle:size=96",
 }
 
 
@@ -151,6 +159,8 @@ def test_full_budget_is_dense_and_a_small_one_is_not(spec):
     full = {"dhsa": "dhsa:budget=1024", "window": "window:size=96", "dhsa_blocks": "dhsa_blocks:density=1", "hyper": "hyper"}.get(spec.split(":")[0], spec)
     torch.testing.assert_close(foveate.mechanism(full)(q, k, v, **extras(full, q)).out, dense)
     assert spec == "dense" or not torch.allclose(foveate.mechanism(spec)(q, k, v, **extras(spec, q)).out, dense)
+    torch.testing.assert_close(foveate.mechanism(FULL.get(spec.split(":")[0], spec))(q, k, v).out, dense)
+    assert spec == "dense" or not torch.allclose(foveate.mechanism(spec)(q, k, v).out, dense)
 
 
 def test_window_equals_its_rule_and_the_models_rule_counts():

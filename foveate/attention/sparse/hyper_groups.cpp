@@ -208,21 +208,20 @@ SortedRectangle sorted_rectangle(const HyperGroup& g, size_t number, const Input
   return s;
 }
 
-Tensor outside_lse(const SortedRectangle& r, const Tensor& places, const ops::Score& score) {
-  const Tensor block = places.div(r.query_block, "floor");
-  const Tensor begin = block * r.key_block, end = begin + r.key_block;
-  const int64_t keys = r.k.size(2);
-  const RunPlan plan{1, at::stack({at::zeros_like(begin), end}, 1).view({1, 1, -1, 2}).to(at::kInt),
-                     at::stack({begin, at::full_like(begin, keys)}, 1).view({1, 1, -1, 2}).to(at::kInt), Rule::full()};
-  const Tensor nothing = r.k.detach().narrow(3, 0, 1);
-  return ops::attend(r.q.index_select(2, places), r.k, nothing, plan, score).lse;
+Tensor outside_lse(const SortedRectangle& r, const Tensor& q, const Tensor& blocks, int64_t rows_at_once,
+                   const ops::Score& score) {
+  const Tensor begin = blocks * r.key_block, end = begin + r.key_block;
+  const Tensor first = at::zeros_like(begin), last = at::full_like(begin, r.k.size(2));
+  const RunPlan plan{rows_at_once, at::stack({first, end}, 1).view({1, 1, -1, 2}).to(at::kInt),
+                     at::stack({begin, last}, 1).view({1, 1, -1, 2}).to(at::kInt), Rule::full()};
+  return ops::attend(q, r.k, r.k.detach().narrow(3, 0, 1), plan, score).lse;
 }
 
 CappedResidual capped_residual(const Hyper& o, const SortedRectangle& r, const Tensor& block_lse, const Tensor& places,
                                const Tensor& asked, const ops::Score& score) {
   const int64_t group = r.q.size(1) / r.k.size(1), keys = r.k.size(2), samples = places.size(2);
   const auto type = block_lse.scalar_type();
-  const Tensor outside = outside_lse(r, asked, score);  // [B, Hq, asked]
+  const Tensor outside = outside_lse(r, r.q.index_select(2, asked), asked.div(r.query_block, "floor"), 1, score);
   const Tensor floor = o.kappa > 0 ? outside.amax(-1, true) - std::log(o.kappa) : outside.amin(-1, true);
   const double count = double(keys), share = double(samples) / (count * std::log(count));
   const Tensor cap = at::logaddexp(block_lse, floor) + std::log(o.epsilon * o.epsilon * share);

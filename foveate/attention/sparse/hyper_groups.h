@@ -52,9 +52,10 @@ struct SortedRectangle {
 };
 SortedRectangle sorted_rectangle(const HyperGroup& group, size_t number, const Inputs& in);
 
-// log of the sum of exp(logit) over the keys outside of a row's own block, for the rows at these places in sorted
-// order [n] int64: [B, Hq, n].  -inf where there are none.
-at::Tensor outside_lse(const SortedRectangle& r, const at::Tensor& places, const ops::Score& score);
+// log of the sum of exp(logit) over the keys outside of a row's own block: [B, Hq, rows].  -inf where there are none.
+// q [B, Hq, rows, D] are rows of the rectangle, `rows_at_once` of each of these blocks [n] int64 in turn.
+at::Tensor outside_lse(const SortedRectangle& r, const at::Tensor& q, const at::Tensor& blocks, int64_t rows_at_once,
+                       const ops::Score& score);
 
 // ApproxD (2310.05869, algorithm 2) of a rectangle in logarithms, rows in sorted order [B, Hq, rows]:
 //   logits [.., m] = min(logit of drawn key l, log C_i), -inf in the own block,

@@ -15,6 +15,7 @@
 #include <cmath>
 #include <limits>
 
+#include "foveate/ops/parallel.h"
 #include "foveate/ops/quantise/quantise.h"
 #include "foveate/ops/select/select.h"
 #include "foveate/ops/sums/sums.h"
@@ -73,6 +74,35 @@ Rule windows_rule(const Nsa& o, const Reach& reach) {
   rule.row_start = (reach.low + (o.stride - 1)).div(o.stride, "floor");
   rule.row_end = (reach.high - o.compress).div(o.stride, "floor").add_(1).clamp_min_(0);
   return rule;
+}
+
+template <class Use>
+void by_type(const at::Tensor& t, Use&& use) {
+  t.scalar_type() == at::kDouble ? use(double{}) : use(float{});
+}
+
+// Scores [B, Hkv, rows, blocks]: +inf where a row takes a block in any case, -inf where it sees nothing of it.  A row
+// sees keys [low, high), the first blocks count from the start of its text: each [B|1, 1, rows].
+void mark_blocks(const Nsa& o, const at::Tensor& scores, const at::Tensor& low, const at::Tensor& high,
+                 const at::Tensor& text_start) {
+  const int64_t batch = scores.size(0), kv_heads = scores.size(1), rows = scores.size(2), all = scores.size(3);
+  const auto numbers = [&](const at::Tensor& t) { return t.expand({batch, 1, rows}).contiguous(); };
+  const at::Tensor lows = numbers(low), highs = numbers(high), starts = numbers(text_start);
+  by_type(scores, [&]<class T>(T) {
+    T* score = scores.mutable_data_ptr<T>();
+    for (int64_t n = 0; n < batch * kv_heads * rows; ++n, score += all) {
+      const int64_t row = n / (kv_heads * rows) * rows + n % rows;
+      const int64_t from = lows.const_data_ptr<int64_t>()[row], to = highs.const_data_ptr<int64_t>()[row];
+      const int64_t first = starts.const_data_ptr<int64_t>()[row] / o.block;
+      const int64_t earliest = from / o.block, own = to > from ? (to - 1) / o.block : -1;
+      for (int64_t j = 0; j < all; ++j) {
+        if (j < earliest || j > own)
+          score[j] = T(-kInfinity);
+        else if ((j >= first && j < first + o.first_blocks) || j > own - o.local_blocks)
+          score[j] = T(kInfinity);
+      }
+    }
+  });
 }
 
 // A window's bias is the mean of its tokens'.  Slopes are a bias at the middle of the window: what all windows of a row
@@ -140,19 +170,27 @@ at::Tensor Nsa::summed(const at::Tensor& rows, const NsaPhi& parts) const {
 }
 
 at::Tensor Nsa::block_scores(const at::Tensor& probabilities, int64_t kv_heads, int64_t all_blocks) const {
-  const int64_t heads = probabilities.size(1), windows = probabilities.size(3);
+  const at::Tensor p = probabilities.contiguous();
+  const int64_t heads = p.size(1), rows = p.size(2), windows = p.size(3), group = heads / kv_heads;
   const int64_t parts = compress / stride, per_block = block / stride;
-  const at::Tensor sums = probabilities.unflatten(1, {kv_heads, heads / kv_heads}).sum(2);
-  at::Tensor scores = at::zeros({sums.size(0), kv_heads, sums.size(2), all_blocks}, sums.options());
-  // window w covers strides [w, w + parts), block j strides [j per_block, (j + 1) per_block): once for each in both
-  for (int64_t offset = 1 - parts; offset < per_block; ++offset) {
-    const int64_t common = std::min(offset + parts, per_block) - std::max<int64_t>(offset, 0);
-    const int64_t first = offset < 0 ? 1 : 0, from = first * per_block + offset;  // block 0 has no window before it
-    if (from >= windows) continue;
-    const at::Tensor of_blocks = sums.slice(3, from, windows, per_block);
-    const int64_t count = std::min(of_blocks.size(3), all_blocks - first);
-    if (count > 0) scores.narrow(3, first, count).add_(of_blocks.narrow(3, 0, count), double(common));
-  }
+  const at::Tensor scores = at::zeros({p.size(0), kv_heads, rows, all_blocks}, p.options());
+  by_type(scores, [&]<class T>(T) {
+    const T* from = p.const_data_ptr<T>();
+    T* to = scores.mutable_data_ptr<T>();
+    run_queue(ops::torch_pool(), p.size(0) * kv_heads, [&](int64_t of, int) {
+      std::vector<T> sums(static_cast<size_t>(windows));
+      for (int64_t row = 0; row < rows; ++row) {
+        std::fill(sums.begin(), sums.end(), T{0});
+        for (int64_t head = of * group; head < (of + 1) * group; ++head)
+          for (int64_t w = 0; w < windows; ++w) sums[size_t(w)] += from[(head * rows + row) * windows + w];
+        // window w covers strides [w, w + parts), a block its own: once for each in both
+        for (int64_t j = 0; j < all_blocks; ++j)
+          for (int64_t s = j * per_block; s < (j + 1) * per_block; ++s)
+            for (int64_t w = std::max<int64_t>(s - parts + 1, 0); w <= std::min(s, windows - 1); ++w)
+              to[(of * rows + row) * all_blocks + j] += sums[size_t(w)];
+      }
+    });
+  });
   return scores;
 }
 
@@ -160,27 +198,26 @@ at::Tensor Nsa::select(const at::Tensor& q, const at::Tensor& keys, const at::Te
                        const Rule& rule, const ops::Score& score) const {
   const at::NoGradGuard no_gradients;
   const int64_t queries = q.size(2), kv_heads = keys.size(1), all = (length + block - 1) / block;
+  const int64_t start = rule.query_start.value_or(length - queries);
   const Reach reach = reach_of(rule, queries, length);
   const Rule windows = windows_rule(*this, reach);
-  const at::Tensor id = at::arange(all, at::kLong);
   std::vector<at::Tensor> chosen;
   for (int64_t first = 0; first < queries || first == 0; first += kRowsAtOnce) {
     const int64_t count = std::min(kRowsAtOnce, queries - first);
     const auto rows = [&](const at::Tensor& t) { return t.narrow(2, first, count); };
+    const int64_t seen = std::clamp<int64_t>(windows_of(start + first + count), 0, keys.size(2));
     Rule part = windows;
     part.row_start = rows(*windows.row_start), part.row_end = rows(*windows.row_end);
+    ops::Score part_score = score;
+    if (score.bias && score.bias->size(2) != 1) part_score.bias = rows(*score.bias);
+    if (score.bias && score.bias->size(3) != 1) part_score.bias = part_score.bias->narrow(3, 0, seen);
     const at::Tensor probabilities =
-        ops::attention_sums(rows(q), keys, rows(lse), part, score,
+        ops::attention_sums(rows(q), keys.narrow(2, 0, seen), rows(lse), part, part_score,
                             {.by = ops::SumBy::block, .query_block = 1, .key_block = 1});  // [B, Hq, count, windows]
-    at::Tensor scores = block_scores(probabilities, kv_heads, all);
-    const at::Tensor low = rows(reach.low).unsqueeze(3), high = rows(reach.high).unsqueeze(3);
-    const at::Tensor own = (high - 1).div(block, "floor"), earliest = low.div(block, "floor");
-    const at::Tensor start = rule.row_start ? rows(*rule.row_start).clamp_min(0).div(block, "floor").unsqueeze(3)
-                                            : at::zeros({1, 1, 1, 1}, at::kLong);
-    const at::Tensor forced =
-        id.ge(start).logical_and_(id.lt(start + first_blocks)).logical_or(id.gt(own - local_blocks));
-    const at::Tensor banned = id.lt(earliest).logical_or(id.gt(own)).logical_or(high.le(low));
-    scores = scores.masked_fill(forced, kInfinity).masked_fill_(banned, -kInfinity);
+    const at::Tensor scores = block_scores(probabilities, kv_heads, all);
+    const at::Tensor text_start =
+        rule.row_start ? rows(*rule.row_start).clamp_min(0) : at::zeros({1, 1, count}, at::kLong);
+    mark_blocks(*this, scores, rows(reach.low), rows(reach.high), text_start);
     chosen.push_back(ops::select_top(scores, blocks));
   }
   return chosen.size() == 1 ? chosen[0] : at::cat(chosen, 2);
@@ -278,9 +315,13 @@ class NsaState final : public CachedState {
 
   Attended prefill(const Inputs& in) override {
     const Inputs all = appended(in);
-    const NsaBranch fresh = nsa_.compressed(all, windows_.length());
-    if (fresh.k.size(2) > 0) windows_.append(fresh.k, fresh.v);
-    return attend_with(nsa_, all, windows_.length() > 0 ? NsaBranch{windows_.k(), windows_.v()} : fresh);
+    NsaBranch windows;
+    if (windows_.length() < nsa_.windows_of(length()) || windows_.length() == 0) {
+      windows = nsa_.compressed(all, windows_.length());
+      if (windows.k.size(2) > 0) windows_.append(windows.k, windows.v);
+    }
+    if (windows_.length() > 0) windows = {windows_.k(), windows_.v()};
+    return attend_with(nsa_, all, windows);
   }
   Attended decode(const Inputs& in) override { return prefill(in); }
 

@@ -49,6 +49,7 @@ inline void add_sums(const SumTile& t, const Panel& p, int row, float* weights) 
         to[p.first / t.key_block] += Simd::total(all);
         return;
       }
+      if (!p.ids && t.key_block == 1) return add_inside(weights, p.first, t.column_count, to);
       return each([&](int32_t key, float w) { to[key / t.key_block] += w; });
   }
 }

@@ -17,6 +17,8 @@ using Forward = std::tuple<at::Tensor, at::Tensor>;  // out, lse
 using Backward = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
                             at::Tensor>;  // of q, k, v, bias, sink, slopes, relative; empty where not wanted
 struct CallGradients {
+  CallGradients(Backward of_attend, std::vector<at::Tensor> more = {})
+      : of_attend(std::move(of_attend)), more(std::move(more)) {}
   Backward of_attend;
   std::vector<at::Tensor> more;  // of what else an operator has
 };

@@ -33,9 +33,9 @@ void check_parts(std::span<const Attended> parts, std::string_view name) {
 // The softmax over the first axis of logits [parts, B, Hq, Lq] as weights before normalising, their sum (1 where all
 // are -inf) and the constant taken off.
 struct Weights {
-  at::Tensor parts, sum, top, empty;
+  at::Tensor logits, parts, sum, top, empty;
 
-  explicit Weights(const at::Tensor& logits) {
+  explicit Weights(const at::Tensor& given) : logits(given) {
     // The top is a constant of the softmax: without detach, rows where all are empty would give NaN gradients.
     top = logits.detach().amax(0);
     top = top.masked_fill(top.eq(kMinusInfinity), 0);
@@ -56,12 +56,12 @@ struct Weights {
   }
 
  private:
-  // The same without a copy of the parts: each is read once.
+  // The same without a copy of the parts: each is read once, and not where it is empty.
   at::Tensor row_by_row(const std::vector<at::Tensor>& outs) const {
     const kernels::Table& table = *kernel_table();
     const at::Tensor result = at::empty(outs[0].sizes(), outs[0].options().memory_format(at::MemoryFormat::Contiguous));
     const kernels::DType type = dtype_of(result);
-    const at::Tensor weights = (parts / sum).contiguous();
+    const at::Tensor weights = (parts / sum).contiguous(), given = logits.detach().contiguous();
     std::vector<at::Tensor> sources;
     for (const at::Tensor& out : outs) sources.push_back(out.contiguous());
     const int dim = int(result.size(3));
@@ -71,9 +71,12 @@ struct Weights {
       std::vector<float> mean(size_t(kernels::padded(dim)));
       for (int64_t row = item * kRowsAtOnce; row < std::min((item + 1) * kRowsAtOnce, rows); ++row) {
         std::ranges::fill(mean, 0.0f);
-        for (size_t i = 0; i < sources.size(); ++i)
+        for (size_t i = 0; i < sources.size(); ++i) {
+          const int64_t place = int64_t(i) * rows + row;
+          if (given.const_data_ptr<float>()[place] == float(kMinusInfinity)) continue;
           table.add_scaled(static_cast<const char*>(sources[i].const_data_ptr()) + row * bytes, dim, type,
-                           weights.const_data_ptr<float>()[int64_t(i) * rows + row], mean.data());
+                           weights.const_data_ptr<float>()[place], mean.data());
+        }
         table.scale_row(mean.data(), dim, 1, type, static_cast<char*>(result.data_ptr()) + row * bytes);
       }
     });
