@@ -4,8 +4,8 @@
 //   fields(self, visit), validate()     its options (base/options.h) and the rules between them
 //   Attended attend(const Inputs&)      prefill and training: all rows of a segment at once, with gradients
 //   make_state(const StateOptions&)     generation
-// and, where it needs them, chunk_multiple(): prompts are cut at multiples of so many tokens;
-// learned_parts(LayerShape): what an adapter must give (learned.h).  list.h lists them all.
+// and, where it needs them, chunk_multiple(): prompts are cut at multiples of so many tokens; own_kind(): the class
+// where options decide it; learned_parts(LayerShape): what an adapter must give (learned.h).  list.h lists them all.
 #pragma once
 
 #include <functional>

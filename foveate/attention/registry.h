@@ -47,7 +47,10 @@ class Mechanism {
   struct Model final : Concept {
     explicit Model(T options) : options_(std::move(options)) {}
     Spec spec() const override { return to_spec(options_); }
-    Kind kind() const override { return options_.kind; }
+    Kind kind() const override {
+      if constexpr (requires { options_.own_kind(); }) return options_.own_kind();
+      return options_.kind;
+    }
     int64_t chunk_multiple() const override {
       if constexpr (requires { options_.chunk_multiple(); }) return options_.chunk_multiple();
       return 1;
