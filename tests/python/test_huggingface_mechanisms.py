@@ -124,6 +124,9 @@ SPARSE = {
     "cache": IN_CACHE,
     "dhsa": "foveate:dhsa:budget=8,query_block=4,chunk=2,global_tokens=2,local_tokens=2",
     "dhsa_blocks": "foveate:dhsa_blocks:density=0.5,query_block=16,key_block=16",
+    "block_topk": "foveate:block_topk:query_block=4,block=4,blocks=2",
+    "xattention": "foveate:xattention:block=4,stride=2,tau=0.5",
+    "triangle": "foveate:triangle:size=5,sinks=2,last=3",
     "layers": "foveate:dense@0;window:size=5",
 }
 DROPPING = {
