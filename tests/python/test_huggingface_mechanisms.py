@@ -129,6 +129,9 @@ SPARSE = {
     "vertical_slash": "foveate:vertical_slash:vertical=8,slash=6,first_columns=2,first_distances=3,block=16",
     "flexprefill": "foveate:flexprefill:gamma=0.5,min_budget=16,block=16",
     "hyper": "foveate:hyper:min_seq_len=3,block_size=2,sample_size=2",
+    "block_topk": "foveate:block_topk:query_block=4,block=4,blocks=2",
+    "xattention": "foveate:xattention:block=4,stride=2,tau=0.5",
+    "triangle": "foveate:triangle:size=5,sinks=2,last=3",
     "layers": "foveate:dense@0;window:size=5",
 }
 DROPPING = {
