@@ -224,7 +224,7 @@ TEST(HyperAnalysis, alpha_of_long_texts_needs_no_full_matrix) {
   const Tensor nothing = at::zeros({1, 1, n, 8}), q = at::full({1, 1, n, 8}, 4.0), k = at::zeros({1, 1, n, 8});
   EXPECT_NEAR(hyper_alpha(nothing, nothing, Rule::full()).item<double>(), 1, 1e-3);
   k.select(2, 5).fill_(4);  // one key has all
-  EXPECT_NEAR(hyper_alpha(q, k, Rule::full()).item<double>() / double(n), 1, 1e-3);
+  EXPECT_NEAR(hyper_alpha(q, k, Rule::full()).item<double>() / double(n * n), 1, 1e-3);
   EXPECT_NEAR(hyper_alpha(q, k, Rule::full(), {}, 6).item<double>(), 0, 1e-3);
 }
 

@@ -8,6 +8,7 @@
 #include <ATen/ops/logaddexp.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 
 #include <cmath>
 
@@ -92,8 +93,9 @@ Tensor attention_norm(const Tensor& q, const Tensor& k, const Plan& plan, const 
   const Tensor queries = q.detach().to(type), keys = k.detach().to(type).repeat_interleave(q.size(1) / k.size(1), 1);
   // P has no negative entry, nor has its first singular vector: ones are not orthogonal to it
   Tensor x = at::ones({q.size(0), q.size(1), k.size(2), 1}, keys.options());
-  Tensor norm = at::ones({q.size(0), q.size(1)}, keys.options());
-  constexpr int kMostRounds = 200;
+  Tensor norm = at::zeros({q.size(0), q.size(1)}, keys.options());
+  constexpr int kMostRounds = 300;
+  const double settled = type == at::kDouble ? 1e-9 : 1e-6;
   for (int round = 0; round < kMostRounds; ++round) {
     x = (x / x.norm(2, {2}, true)).detach().requires_grad_();
     const at::AutoGradMode with_gradients(true);
@@ -102,7 +104,7 @@ Tensor attention_norm(const Tensor& q, const Tensor& k, const Plan& plan, const 
     const Tensor next = y.detach().norm(2, {2, 3});
     const double change = ((next - norm).abs() / next).max().item<double>();
     x = x.grad(), norm = next;
-    if (change < 1e-6) break;
+    if (change < settled) break;
   }
   return norm;
 }
