@@ -220,35 +220,42 @@ TEST(Hisa, decoded_tokens_of_all_types_select_as_the_prompt_does) {
   }
 }
 
+// Attention that the hidden state explains: keys and queries are linear in it.
+void explain_attention(Case& c, uint64_t seed) {
+  c.in.hidden = random_tensor({1, c.in.q.size(2), kWidth}, seed);
+  const Tensor a = random_tensor({kWidth, kKvHeads * kDim}, 30);
+  c.in.k = c.in.hidden->matmul(a).unflatten(2, {kKvHeads, kDim}).transpose(1, 2);
+  c.in.q = c.in.k.repeat_interleave(kHeads / kKvHeads, 1);
+  c.in.rotary = nullptr;
+  c.hisa.indexer = Hisa::Indexer::flat;
+}
+
 TEST(Hisa, its_indexer_learns_what_attention_looks_at) {
   for (const Hisa::Stage stage : {Hisa::Stage::dense, Hisa::Stage::selected}) {
-    Case c;
-    // Attention that the hidden state explains: keys and queries are linear in it.
-    const Tensor a = random_tensor({kWidth, kKvHeads * kDim}, 30), x = *c.in.hidden;
-    c.in.k = x.matmul(a).unflatten(2, {kKvHeads, kDim}).transpose(1, 2);
-    c.in.q = c.in.k.repeat_interleave(kHeads / kKvHeads, 1);
-    c.in.rotary = nullptr;
-    c.hisa.indexer = Hisa::Indexer::flat;
+    Case c(Case().hisa, 250), held_out;
+    explain_attention(c, 4), explain_attention(held_out, 5);
+    held_out.in.learned = &c.parts;
     for (auto& [name, part] : c.parts) part = part.requires_grad_();
-    const auto mass = [&] {  // of dense attention, in the keys taken
+    const auto mass = [&] {  // of dense attention in the keys taken, on a text that was not learned from
       const at::NoGradGuard no_grad;
-      const Tensor lse = c.hisa.attend(c.in).lse.value();
-      return (lse - Dense{}.attend(c.in).lse.value()).exp().narrow(2, 20, 40).mean().item<double>();
+      const Tensor lse = held_out.hisa.attend(held_out.in).lse.value();
+      return (lse - Dense{}.attend(held_out.in).lse.value()).exp().narrow(2, 20, 40).mean().item<double>();
     };
     const double before = mass(), first = c.hisa.loss(c.in, stage).item<double>();
-    for (int step = 0; step < 60; ++step) {
+    const int steps = stage == Hisa::Stage::dense ? 120 : 40;
+    for (int step = 0; step < steps; ++step) {
       c.hisa.loss(c.in, stage).backward();
       const at::NoGradGuard no_grad;
+      const double size = 0.06 * (1 - double(step) / steps);  // of an entry's step downhill
       for (auto& [name, part] : c.parts) {
-        part.sub_(part.grad() / (part.grad().norm() + 1e-12) * 0.1 * std::sqrt(double(part.numel())) * 0.3);
+        part.sub_(part.grad() / (part.grad().norm() + 1e-12) * size * std::sqrt(double(part.numel())));
         part.mutable_grad() = Tensor();
       }
     }
     EXPECT_LT(c.hisa.loss(c.in, stage).item<double>(), 0.8 * first);
     if (stage == Hisa::Stage::dense) {
-      EXPECT_GT(mass(), before);
+      EXPECT_GT(mass(), before + 0.1) << first << " to " << c.hisa.loss(c.in, stage).item<double>();
     }
-    EXPECT_FALSE(c.in.q.requires_grad());
   }
 }
 

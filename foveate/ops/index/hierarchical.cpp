@@ -43,13 +43,12 @@ class Rows {
   void run(int32_t* to) {
     std::vector<Scratch> scratches(size_t(std::max(torch_pool().threads, 1)));
     for_row_tiles(queries_, keys_.keys(), [&](const RowScores& tokens, int64_t first_row, int64_t rows) {
-      const auto narrow = [&](const Tensor& t) { return t.detach().narrow(0, first_row, rows); };
-      const RowScores blocks(narrow(queries_.q), narrow(queries_.weights), keys_.pooled());
+      const RowScores blocks(tokens, keys_.pooled());
       std::optional<IndexKeys> own;
       std::optional<RowScores> own_scores;
       if (!o_.force_ends) {
         own = own_blocks(ranges_, first_row, rows, keys_);
-        own_scores.emplace(narrow(queries_.q), narrow(queries_.weights), *own);
+        own_scores.emplace(tokens, *own);
       }
       run_queue(torch_pool(), rows, [&](int64_t row, int worker) {
         Scratch& s = scratches[size_t(worker)];

@@ -43,10 +43,15 @@ RowRanges::RowRanges(const Tensor& start, const Tensor& end, int64_t rows, int64
 RowScores::RowScores(const Tensor& q, const Tensor& weights, const IndexKeys& keys)
     : keys_(keys),
       heads_(q.size(1)),
-      units_(keys.units(q.scalar_type() == at::kFloat8_e4m3fn ? q.to(at::kFloat) : q)),
+      units_(keys.units(q.scalar_type() == at::kFloat8_e4m3fn ? q.to(at::kBFloat16) : q)),
       weights_(weights.to(at::kFloat).contiguous()) {
   if (kernel_table()) return;
   logits_ = defined_scores(units_, weights_, keys);
+}
+
+RowScores::RowScores(const RowScores& queries, const IndexKeys& keys)
+    : keys_(keys), heads_(queries.heads_), units_(queries.units_), weights_(queries.weights_) {
+  if (!kernel_table()) logits_ = defined_scores(units_, weights_, keys);
 }
 
 template <class Id>

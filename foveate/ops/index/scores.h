@@ -41,6 +41,8 @@ struct ScoreScratch {
 class RowScores {
  public:
   RowScores(const at::Tensor& q, const at::Tensor& weights, const IndexKeys& keys);
+  // The same queries against other keys of the same units, as those of BlockedKeys are.
+  RowScores(const RowScores& queries, const IndexKeys& keys);
 
   // to[i][16] of columns ids[i]
   void columns(int64_t row, std::span<const int64_t> ids, ScoreScratch& scratch, float* to) const;
