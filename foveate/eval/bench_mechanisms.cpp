@@ -177,10 +177,11 @@ MechanismTiming time_mechanism(const std::string& spec, const Inputs& in, const 
                                const MechanismBenchOptions& options) {
   MechanismTiming t = dense.timing;
   const int64_t prompt = t.problem.length;
-  t.attention = spec_at(spec, prompt);
-  t.full = full_spec(t.attention);
-  if (t.full) t.full = spec_at(*t.full, prompt);
+  t.attention = spec;
   try {
+    t.attention = spec_at(spec, prompt);
+    t.full = full_spec(t.attention);
+    if (t.full) t.full = spec_at(*t.full, prompt);
     check(t.problem, options, t);
     const Layer::Run run = time_layer(Layer(t.attention, t.problem), in, prompt, options.repeats, t);
     t.density = density_of(run.prompt, in, prompt);
@@ -247,8 +248,15 @@ void MechanismBenchOptions::validate() const {
   for (const int count : threads) require(count >= 1, "bench: threads must be >= 1, got {}", count);
   require(repeats >= 1, "bench: repeats must be >= 1, got {}", repeats);
   require(decoded >= 1, "bench: decoded tokens must be >= 1, got {}", decoded);
-  for (const std::string& spec : attention)
-    for (const int64_t length : lengths) attention::make_mechanism(parse_spec(spec_at(spec, length)));
+  for (const std::string& text : attention) {
+    const Spec spec = parse_spec(text);
+    attention::make_mechanism({.name = spec.name, .options = {}});  // names the known ones
+    const auto infos = attention::list_mechanisms();
+    const auto info = std::ranges::find(infos, spec.name, &attention::MechanismInfo::name);
+    for (const auto& [key, value] : spec.options)  // values may fit one length only: said with that case
+      require(std::ranges::find(info->options, key, &OptionInfo::name) != info->options.end(),
+              "{}: unknown option '{}'; see foveate list {}", spec.name, key, spec.name);
+  }
 }
 
 void bench_mechanisms(const MechanismBenchOptions& options, const std::function<void(const MechanismTiming&)>& done) {

@@ -56,6 +56,7 @@ TEST(BenchMechanisms, checks_times_and_counts) {
 TEST(BenchMechanisms, refuses_before_anything_runs) {
   const auto none = [](const MechanismTiming&) { FAIL(); };
   EXPECT_THROW(bench_mechanisms({.attention = {"dens"}}, none), Error);
+  EXPECT_THROW(bench_mechanisms({.attention = {"dhsa:bugdet=4"}}, none), Error);
   EXPECT_THROW(bench_mechanisms({.lengths = {1}}, none), Error);
   EXPECT_THROW(bench_mechanisms({.repeats = 0}, none), Error);
 }
