@@ -8,6 +8,7 @@
 #include "foveate/attention/routing/duo.h"
 #include "foveate/attention/routing/flux.h"
 #include "foveate/attention/sparse/block_topk.h"
+#include "foveate/attention/sparse/cca.h"
 #include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/dhsa_blocks.h"
 #include "foveate/attention/sparse/flexprefill.h"
@@ -15,6 +16,7 @@
 #include "foveate/attention/sparse/hyper.h"
 #include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/sparse/quest.h"
+#include "foveate/attention/sparse/superlinear.h"
 #include "foveate/attention/sparse/triangle.h"
 #include "foveate/attention/sparse/vertical_slash.h"
 #include "foveate/attention/sparse/xattention.h"
@@ -37,6 +39,8 @@ using AllMechanisms = std::tuple<  //
     BlockTopk,                     //
     XAttention,                    //
     Quest,                         //
-    Triangle>;
+    Triangle,                      //
+    Cca,                           //
+    Superlinear>;
 
 }  // namespace foveate::attention

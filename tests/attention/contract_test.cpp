@@ -70,6 +70,13 @@ std::vector<Case> cases() {
       {"quest:page=4,budget=12,rows=each", "quest:page=3,budget=1000,rows=each"},
       {"quest:page=5,budget=5,least_pages=1,rows=each,share=group,force_latest=false", "quest:page=2,budget=400"},
       {"triangle:size=9,sinks=2,last=5", "triangle:size=1000"},
+      {"cca:group=4,window=6", "cca:window=1000"},
+      {"cca:group=3,window=5,pool_stage=pre_rope,gqa_pool=per_kv_head,sink_groups=1", "cca:group=1,window=3"},
+      {"cca:group=4,window=6,pool=max,log_count_bias=true,keep_raw=true", "cca:window=1000,pool=max,keep_raw=true"},
+      {"superlinear:num_spans=2,sw_index=2,backward_factor=1,forward_factor=0.5,search_power=0.5",
+       "superlinear:num_spans=1,sw_index=2,backward_factor=1000,forward_factor=1000,search_power=0.5"},
+      {"superlinear:num_spans=16,sw_index=0,backward_factor=0.3,forward_factor=0,search=learned",
+       "superlinear:search=learned"},
   };
 }
 

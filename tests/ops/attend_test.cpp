@@ -324,7 +324,10 @@ TEST_P(AttendAtLevel, counts_visible_pairs) {
   const Shape shape;
   std::vector<Problem> problems = {block_problem(shape, 2, 4, 8, {}), token_problem(shape, 4, 4, {}),
                                    token_problem(shape, 1, 1, {.window_left = 3})};
-  for (const Rule& rule : rules(shape)) problems.push_back(rule_problem(shape, rule));
+  for (const Rule& rule : rules(shape)) {
+    problems.push_back(rule_problem(shape, rule));
+    for (const int64_t heads : {1, 2, 4}) problems.push_back(run_problem(shape, heads, 1, rule));
+  }
   for (const Problem& p : problems) {
     double want = 0;
     for (int64_t b = 0; b < shape.batch; ++b)
