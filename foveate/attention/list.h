@@ -13,6 +13,7 @@
 #include "foveate/attention/sparse/flexprefill.h"
 #include "foveate/attention/sparse/hisa.h"
 #include "foveate/attention/sparse/hyper.h"
+#include "foveate/attention/sparse/landmark.h"
 #include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/sparse/quest.h"
 #include "foveate/attention/sparse/triangle.h"
@@ -37,6 +38,7 @@ using AllMechanisms = std::tuple<  //
     BlockTopk,                     //
     XAttention,                    //
     Quest,                         //
-    Triangle>;
+    Triangle,                      //
+    Landmark>;
 
 }  // namespace foveate::attention

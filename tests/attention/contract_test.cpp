@@ -70,6 +70,8 @@ std::vector<Case> cases() {
       {"quest:page=4,budget=12,rows=each", "quest:page=3,budget=1000,rows=each"},
       {"quest:page=5,budget=5,least_pages=1,rows=each,share=group,force_latest=false", "quest:page=2,budget=400"},
       {"triangle:size=9,sinks=2,last=5", "triangle:size=1000"},
+      {"landmark:block=4,top_k=2,chunk=8", "landmark:block=1000,chunk=1000"},
+      {"landmark:block=4,top_k=2,chunk=8,select=max_over_tokens,positions=text", "landmark:mode=nomem"},
   };
 }
 
