@@ -94,8 +94,8 @@ void RecordFile::read(int64_t record, std::span<std::byte> to) const {
             got < 0 ? reason(error) : "the file is cut off");
     done += size_t(got);
   }
-  require(sum_of(to) == sums_[size_t(record)], "offload: record {} in '{}' must be as written, got other bytes: damaged",
-          record, directory_.string());
+  require(sum_of(to) == sums_[size_t(record)],
+          "offload: record {} in '{}' must be as written, got other bytes: damaged", record, directory_.string());
 }
 
 }  // namespace foveate

@@ -81,7 +81,8 @@ TEST(Landmarks, a_session_reads_them_by_itself) {
     std::vector<int64_t> wide(all.begin(), all.end()), rows;
     for (size_t i = 0; i < all.size(); ++i)
       if (all[i] != kLandmark)
-        rows.push_back(int64_t(i) + (logits == Landmarks::Logits::own && i + 1 < all.size() && all[i + 1] == kLandmark));
+        rows.push_back(int64_t(i) +
+                       (logits == Landmarks::Logits::own && i + 1 < all.size() && all[i + 1] == kLandmark));
     for (const char* spec : {"landmark:block=4,top_k=2,chunk=8", "landmark:block=4,mode=grouped"}) {
       const auto mechanisms = attention::make_mechanisms(spec, 3);
       const at::Tensor want = model.forward(at::tensor(wide, at::kLong).unsqueeze(0), mechanisms)

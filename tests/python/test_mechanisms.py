@@ -34,6 +34,7 @@ SMALL = {
     "xattention": "xattention:block=8,stride=4,tau=0.5",
     "quest": "quest:page=4,budget=12,rows=each",
     "triangle": "triangle:size=8,sinks=2,last=8",
+    "landmark": "landmark:block=4,top_k=2,chunk=8,positions=text",
 }
 
 
@@ -53,6 +54,7 @@ FULL = {
     "xattention": "xattention:tau=1",
     "quest": "quest:rows=each,budget=96",
     "triangle": "triangle:size=96",
+    "landmark": "landmark:mode=nomem",  # others count landmarks by what they stand for
 }
 
 

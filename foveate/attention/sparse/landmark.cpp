@@ -22,9 +22,9 @@ int64_t first_key_position(const Inputs& in) {
 
 // Every landmark's key hidden by a bias, which joins the model's own.
 ops::Score without_landmarks(ops::Score score, const at::Tensor& landmarks, at::ScalarType type) {
-  const at::Tensor hides = at::zeros({landmarks.size(0), 1, 1, landmarks.size(1)}, landmarks.options().dtype(type))
-                               .masked_fill_(landmarks.unsqueeze(1).unsqueeze(1),
-                                             -std::numeric_limits<double>::infinity());
+  const at::Tensor hides =
+      at::zeros({landmarks.size(0), 1, 1, landmarks.size(1)}, landmarks.options().dtype(type))
+          .masked_fill_(landmarks.unsqueeze(1).unsqueeze(1), -std::numeric_limits<double>::infinity());
   score.bias = score.bias ? *score.bias + hides : hides;
   return score;
 }

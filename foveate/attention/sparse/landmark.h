@@ -1,5 +1,5 @@
-// Blocks of keys fetched by the score of the landmark token that closes each of them: Landmark attention (Mohtashami and
-// Jaggi, 2305.16300).
+// Blocks of keys fetched by the score of the landmark token that closes each of them: Landmark attention (Mohtashami
+// and Jaggi, 2305.16300).
 #pragma once
 
 #include <array>
@@ -28,7 +28,8 @@ namespace foveate::attention {
 // but in the baselines.  A model's own window, padding and documents hide keys as everywhere, by positions in the text.
 // Throws Error: a train_context too short for a chunk, stingy positions without rotary embedding, score terms other
 // than scale, soft cap and sink where blocks are fetched, rules that are not causal.
-// Deviations from the release: any number of blocks (there 16 or 64), equal heads need not be (there heads = key heads).
+// Deviations from the release: any number of blocks (there 16 or 64), equal heads need not be (there heads = key
+// heads).
 struct Landmark {
   static constexpr std::string_view name = "landmark";
   static constexpr std::string_view summary = "blocks fetched by the score of the landmark token that closes each";
@@ -59,7 +60,8 @@ struct Landmark {
     visit("select", self.select, any(),
           "who chooses: each head and query, each query for all heads, each head for all queries of a chunk");
     visit("share_in_group", self.share_in_group, any(), "heads that share a key head choose together");
-    visit("positions", self.positions, any(), "where fetched blocks seem to be: right before the chunk, or in the text");
+    visit("positions", self.positions, any(),
+          "where fetched blocks seem to be: right before the chunk, or in the text");
     visit("train_context", self.train_context, at_least(1),
           "tokens the model was trained with; sets chunk = the whole blocks of it, less top_k + 1");
     visit("chunk", self.chunk, at_least(0), "rows that fetch from the blocks before them; 0: by train_context");

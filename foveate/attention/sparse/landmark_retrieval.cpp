@@ -175,9 +175,7 @@ void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Gro
     Tensor scores = by_key_head(q.narrow(2, row, rows), key_heads).matmul(moved(in, before).transpose(2, 3));
     scores = scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(scale);  // [B, Hq, rows, candidates]
     if (in.score.soft_cap) scores = (scores / *in.score.soft_cap).tanh_().mul_(*in.score.soft_cap);
-    const auto of_rows = [&](const Tensor& t) {
-      return (t.size(2) == 1 ? t : t.narrow(2, row, rows)).unsqueeze(3);
-    };
+    const auto of_rows = [&](const Tensor& t) { return (t.size(2) == 1 ? t : t.narrow(2, row, rows)).unsqueeze(3); };
     const Tensor landmark = (at::arange(oldest + 1, before + 1, at::kLong) * block - 1 - first).view({1, 1, 1, -1});
     if (shown.from.defined()) scores.masked_fill_(of_rows(shown.from).gt(landmark), kMinusInfinity);
     if (shown.until.defined()) scores.masked_fill_(of_rows(shown.until).le(landmark), kMinusInfinity);
@@ -249,8 +247,8 @@ std::vector<ops::Attended> LandmarkRetrieval::fetched_parts(const Inputs& in, co
   }
   ops::Score score = in.score;
   score.sink = std::nullopt;  // joins once, with the local part
-  const BlockPlan plan{1,  block, chosen.ge(0).to(at::kInt), from.places.to(at::kInt).unsqueeze(3), std::nullopt,
-                       std::nullopt, rule};
+  const BlockPlan plan{
+      1, block, chosen.ge(0).to(at::kInt), from.places.to(at::kInt).unsqueeze(3), std::nullopt, std::nullopt, rule};
   const ops::Attended parts = ops::attend(q, from.k, from.v, plan, score);
   Tensor gates = ops::pair_scores(q, keys_.narrow(2, 0, count_), (chosen - first_).unsqueeze(3),
                                   score.scale.value_or(1 / std::sqrt(double(q.size(3)))))

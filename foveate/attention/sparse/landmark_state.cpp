@@ -60,7 +60,10 @@ class BlocksOnDisk {
 class LandmarkState final : public State {
  public:
   LandmarkState(const Landmark& options, const StateOptions& state_options)
-      : options_(options), rule_(state_options.rule), rollback_(state_options.rollback), cache_(state_options.cache),
+      : options_(options),
+        rule_(state_options.rule),
+        rollback_(state_options.rollback),
+        cache_(state_options.cache),
         retrieval_(options) {}
 
   Attended prefill(const Inputs& in) override { return run(in, false); }
@@ -69,10 +72,11 @@ class LandmarkState final : public State {
   void truncate(int64_t length) override {
     require(length >= 0 && length <= cache_.length(), "truncate: length must be 0 .. {}, got {}", cache_.length(),
             length);
-    require(fetchable_from(length) >= kept_from(),
-            "truncate: blocks from position {} on must still be kept, got those from {}; ask for rollback when the state "
-            "is made",
-            fetchable_from(length), kept_from());
+    require(
+        fetchable_from(length) >= kept_from(),
+        "truncate: blocks from position {} on must still be kept, got those from {}; ask for rollback when the state "
+        "is made",
+        fetchable_from(length), kept_from());
     const int64_t needed = in_memory_from(length);
     if (needed < held_from()) bring_back(needed);
     cache_.truncate(length, length - std::min(length, needed));
@@ -104,7 +108,8 @@ class LandmarkState final : public State {
     const int64_t next = cache_.length(), before = options_.blocks_before(next), count = options_.candidates(before);
     const int64_t token = cache_.token_bytes(), near = next - options_.local_start(next);
     if (count <= options_.top_k) return std::min(near, cache_.held()) * token;
-    const int64_t landmark = cache_.held() > 0 ? cache_.k().size(0) * cache_.k().size(1) * ops::row_dim(cache_.k()) * 4 : 0;
+    const int64_t landmark =
+        cache_.held() > 0 ? cache_.k().size(0) * cache_.k().size(1) * ops::row_dim(cache_.k()) * 4 : 0;
     return (near + std::min(options_.top_k * group_, count) * options_.block) * token + count * landmark;
   }
 
@@ -160,7 +165,8 @@ class LandmarkState final : public State {
   void append(const Tensor& k, const Tensor& v, at::ScalarType type) {
     cache_.append(k, v);
     const int64_t block = options_.block, whole = cache_.length() / block;
-    if (retrieval_.end() < held_from() / block) retrieval_.set(ops::widened(cache_.k(), type).narrow(2, 0, 0), held_from() / block);
+    if (retrieval_.end() < held_from() / block)
+      retrieval_.set(ops::widened(cache_.k(), type).narrow(2, 0, 0), held_from() / block);
     if (retrieval_.end() >= whole) return;
     const int64_t first = (retrieval_.end() + 1) * block - 1 - held_from();
     retrieval_.append(ops::widened(cache_.k().slice(2, first, whole * block - held_from(), block), type));
@@ -178,7 +184,8 @@ class LandmarkState final : public State {
     }
     if (!disk_) {
       const int64_t slack = (rollback_ + options_.chunk_length()) / block + 2;
-      disk_.emplace(options_.offload, cache_.k(), cache_.v(), block, options_.max_blocks > 0 ? options_.max_blocks + slack : 0);
+      disk_.emplace(options_.offload, cache_.k(), cache_.v(), block,
+                    options_.max_blocks > 0 ? options_.max_blocks + slack : 0);
       disk_from_ = held;
     }
     for (int64_t at = std::max(held, reach); at < from; at += block)
@@ -210,7 +217,8 @@ class LandmarkState final : public State {
       for (int64_t h = 0; h < heads; ++h) {
         const std::vector<int64_t>& blocks = wanted[size_t(b * heads + h)];
         for (size_t i = 0; i < blocks.size(); ++i)
-          read(blocks[i], b, h, k[b][h].narrow(0, int64_t(i) * block, block), v[b][h].narrow(0, int64_t(i) * block, block));
+          read(blocks[i], b, h, k[b][h].narrow(0, int64_t(i) * block, block),
+               v[b][h].narrow(0, int64_t(i) * block, block));
         const int64_t used = std::ssize(blocks) * block;  // nobody reads the rest, but it must be numbers
         k[b][h].narrow(0, used, k.size(2) - used).zero_(), v[b][h].narrow(0, used, v.size(2) - used).zero_();
       }

@@ -1,5 +1,5 @@
-// The memory of landmark attention during generation: latest tokens, landmarks, and whole blocks to fetch, which may lie
-// on disk.
+// The memory of landmark attention during generation: latest tokens, landmarks, and whole blocks to fetch, which may
+// lie on disk.
 #pragma once
 
 #include "foveate/attention/sparse/landmark.h"

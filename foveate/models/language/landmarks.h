@@ -1,5 +1,5 @@
-// Landmark tokens around a language model (Mohtashami and Jaggi, 2305.16300): put into texts, left out of logits, read in
-// the same step as the token before.  The mechanisms `landmark` and `landmark:mode=grouped` do the rest.
+// Landmark tokens around a language model (Mohtashami and Jaggi, 2305.16300): put into texts, left out of logits, read
+// in the same step as the token before.  The mechanisms `landmark` and `landmark:mode=grouped` do the rest.
 #pragma once
 
 #include <string_view>
