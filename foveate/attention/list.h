@@ -14,6 +14,7 @@
 #include "foveate/attention/sparse/flexprefill.h"
 #include "foveate/attention/sparse/hisa.h"
 #include "foveate/attention/sparse/hyper.h"
+#include "foveate/attention/sparse/landmark.h"
 #include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/sparse/quest.h"
 #include "foveate/attention/sparse/superlinear.h"
@@ -41,6 +42,7 @@ using AllMechanisms = std::tuple<  //
     Quest,                         //
     Triangle,                      //
     Cca,                           //
-    Superlinear>;
+    Superlinear,                   //
+    Landmark>;
 
 }  // namespace foveate::attention
