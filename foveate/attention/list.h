@@ -25,24 +25,11 @@
 
 namespace foveate::attention {
 
-using AllMechanisms = std::tuple<  //
-    Dense,                         //
-    Window,                        //
-    Dhsa,                          //
-    DhsaBlocks,                    //
-    Nsa,                           //
-    Duo,                           //
-    Flux,                          //
-    VerticalSlash,                 //
-    FlexPrefill,                   //
-    Hisa,                          //
-    Hyper,                         //
-    BlockTopk,                     //
-    XAttention,                    //
-    Quest,                         //
-    Triangle,                      //
-    Cca,                           //
-    Superlinear,                   //
-    Landmark>;
+using AllMechanisms = std::tuple<                                         //
+    Dense, Window, Triangle,                                              // fixed patterns
+    Dhsa, DhsaBlocks, BlockTopk, XAttention, VerticalSlash, FlexPrefill,  // selection while prompts are read
+    Quest, Nsa, Hisa, Landmark, Superlinear,                              // selection for every query
+    Cca, Hyper,                                                           // summaries, samples
+    Duo, Flux>;                                                           // some heads or layers, others in full
 
 }  // namespace foveate::attention
