@@ -200,8 +200,12 @@ TEST(Cca, splits_the_past_exactly) {
   for (const Cca& o : variants())
     for (int64_t n = 1; n < 200; ++n) {
       const int64_t latest = n - o.cores_of(n) * o.group;
-      if (n < o.window) EXPECT_EQ(latest, n);
-      if (n >= o.window) EXPECT_TRUE(latest >= o.window && latest < o.window + o.group) << n;
+      if (n < o.window) {
+        EXPECT_EQ(latest, n);
+      }
+      if (n >= o.window) {
+        EXPECT_TRUE(latest >= o.window && latest < o.window + o.group) << n;
+      }
     }
 }
 
@@ -285,7 +289,7 @@ TEST(Cca, a_state_reads_what_the_formula_says_and_stays_small) {
   EXPECT_LE(state->bytes(), (3 * 700 / 4 / 2 + 4 * (10 + 64)) * token);
   EXPECT_THROW(state->truncate(300), Error);
   // The published share of keys and values that is left, of all groups' cores and the window.
-  for (const auto [length, percent] : {std::pair<int64_t, double>{32, 9.38}, {64, 7.81}, {128, 7.03}})
+  for (const auto& [length, percent] : {std::pair<int64_t, double>{32, 9.38}, {64, 7.81}, {128, 7.03}})
     EXPECT_NEAR(100 * (double(length * 1024 / 16) + 1024) / double(length * 1024), percent, 0.006);
 }
 
