@@ -218,7 +218,7 @@ TEST(Landmark, names_what_does_not_fit) {
   EXPECT_NE(message("landmark:block=1"), "");
   EXPECT_NE(message("landmark:top_k=0"), "");
   EXPECT_NE(message("landmark:mode=grouped,offload=x"), "");
-  EXPECT_EQ((Landmark{.block = 51, .top_k = 5}.chunk_length()), 153);  // 512 - 2 - 6 * 51
+  EXPECT_EQ((Landmark{.block = 51, .top_k = 5}.chunk_length()), 204);  // 512 - 2 - 6 * 51
   Sample s(20);
   s.in.score.slopes = at::zeros({4}, at::kDouble);
   EXPECT_THROW((Landmark{.block = 4, .chunk = 4}.attend(s.in)), Error);

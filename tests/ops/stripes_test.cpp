@@ -32,10 +32,10 @@ at::Tensor loops(const StripeProblem& p, int64_t count) {
     for (int64_t h = 0; h < q.shape[1]; ++h)
       for (int64_t i = 0; i < q.shape[2]; ++i) {
         std::vector<std::pair<double, int64_t>> order;
-        const int64_t row = p.first.size(0) == 1 ? 0 : b;
+        const int64_t first_row = p.first.size(0) == 1 ? 0 : b, end_row = p.end.size(0) == 1 ? 0 : b;
         for (const int64_t distance : p.distances) {
           const int64_t j = p.query_start + i - distance;
-          if (j < p.first[row][i].item<int64_t>() || j >= p.end[row][i].item<int64_t>()) continue;
+          if (j < p.first[first_row][i].item<int64_t>() || j >= p.end[end_row][i].item<int64_t>()) continue;
           double score = 0;
           for (int64_t d = 0; d < q.shape[3]; ++d)
             score += q.at(b, h, i, d) * k.at(b, h / (q.shape[1] / k.shape[1]), j, d);

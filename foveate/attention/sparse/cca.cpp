@@ -260,7 +260,7 @@ class CcaState final : public State {
     const int64_t start = raw_.length(), rows = in.q.size(2);
     raw_.append(in.k, in.v);
     scale_ = scale_of(in), rotary_ = in.rotary;
-    if (cca_.keep_raw) queries_.append(in.q);
+    if (cca_.keep_raw && cca_.pool == Cca::Pool::cca) queries_.append(in.q);  // others pool without queries
     add_cores(in.q, start);
     const Held held{raw_.k(),
                     raw_.v(),

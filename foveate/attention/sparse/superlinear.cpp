@@ -210,7 +210,7 @@ Tensor mix_spans(const std::vector<ops::Attended>& spans, const ops::Attended& w
 
 // All keys that a row reads, each once: spans that overlap count what the ones before them have not.
 RunPlan plan_of(const Inputs& in, const Spans& spans, int64_t window) {
-  const auto [start, order] = spans.start.sort(/*stable=*/true, 3);
+  const auto [start, order] = spans.start.sort(/*stable=*/std::optional<bool>(true), 3);
   const Tensor end = spans.end.gather(3, order), reached = std::get<0>(end.cummax(3));
   const Tensor before =
       at::cat({at::zeros_like(reached.narrow(3, 0, 1)), reached.narrow(3, 0, reached.size(3) - 1)}, 3);
