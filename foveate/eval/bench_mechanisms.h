@@ -35,7 +35,7 @@ struct MechanismBenchOptions {
   int64_t repeats = 3, decoded = 16;  // prefills that are timed, and tokens decoded behind each
   bool peers = true;                  // torch's attention too
 
-  void validate() const;  // Throws Error: numbers < 1
+  void validate() const;  // Throws Error: numbers < 1, a spec that can be made at none of the lengths
 };
 
 struct MechanismTiming {

@@ -32,13 +32,13 @@ TEST(BenchMechanisms, every_mechanism_has_a_default_that_can_be_made) {
 
 TEST(BenchMechanisms, checks_times_and_counts) {
   std::vector<MechanismTiming> timings;
-  const MechanismBenchOptions options{.attention = {"dense", "window:size=n/16,sinks=0", "dhsa:budget=256"},
-                                      .lengths = {512},
+  const MechanismBenchOptions options{.attention = {"dense", "window:size=n/16,sinks=0", "dhsa:budget=n/16"},
+                                      .lengths = {512, 6128},
                                       .type = at::kFloat,
                                       .repeats = 1,
                                       .decoded = 2};
   bench_mechanisms(options, [&](const MechanismTiming& t) { timings.push_back(t); });
-  ASSERT_EQ(timings.size(), 3u);
+  ASSERT_EQ(timings.size(), 6u);
   EXPECT_EQ(timings[0].density, 1);
   EXPECT_NEAR(timings[0].kept_mass.value(), 1, 1e-5);
   EXPECT_EQ(timings[0].decode_read, 1);
@@ -51,6 +51,8 @@ TEST(BenchMechanisms, checks_times_and_counts) {
   EXPECT_GT(timings[1].sdpa_decode_seconds, 0);
   EXPECT_NE(timings[2].error.find("budget"), std::string::npos);  // its forced tokens do not fit: said, not timed
   EXPECT_EQ(timings[2].density, 0);
+  EXPECT_EQ(timings[5].error, "");  // 383 keys do
+  EXPECT_LT(timings[5].density, 0.13);
 }
 
 TEST(BenchMechanisms, refuses_before_anything_runs) {
