@@ -315,6 +315,14 @@ TEST(Cca, changes_granularity_only_where_everything_was_kept) {
   kept->prefill(rows(in, 0, 150));
   change_granularity(*kept, 5, 9);
   EXPECT_TRUE(same(kept->decode(rows(in, 150, 10)).out, other.attend(in).out.narrow(2, 150, 10), {1e-11, 1e-11}));
+  Inputs low = in;  // pooled without queries, from 8-bit rows
+  for (at::Tensor* t : {&low.q, &low.k, &low.v}) *t = t->to(at::kBFloat16);
+  const auto mean = Cca{.group = 4, .window = 6, .pool = Cca::Pool::mean, .keep_raw = true}.make_state(
+      {.rule = {}, .rollback = 0, .cache = CacheType::q8});
+  mean->prefill(rows(low, 0, 150));
+  change_granularity(*mean, 5, 9);
+  const at::Tensor want = Cca{.group = 5, .window = 9, .pool = Cca::Pool::mean}.attend(low).out.narrow(2, 150, 10);
+  EXPECT_TRUE(same(mean->decode(rows(low, 150, 10)).out, want, {0.05, 0.05}));
   const auto dropped = Cca{.group = 4, .window = 6}.make_state({});
   dropped->prefill(rows(in, 0, 150));
   EXPECT_THROW(change_granularity(*dropped, 5, 9), Error);
