@@ -58,8 +58,11 @@ Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count);
 struct SeenKeys {
   at::Tensor start, end;
 };
-// What a rule shows, for mechanisms that need one range of keys for each query, the same for all heads.  Throws Error,
-// which names `owner`: a rule that is not like that, orders queries, or, where `causal`, shows later keys.
+// What a rule shows at most, for mechanisms that need a range of keys for each query, the same for all heads.  Throws
+// Error, which names `owner`: a rule that orders queries, goes by head, has sinks beside a window or shows later keys.
+SeenKeys shown_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner);
+// The same where a query sees all keys of its range, and where not `causal` perhaps later ones.  Throws Error for
+// documents in pieces too.
 SeenKeys seen_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner, bool causal = true);
 // The rule were there no windows: a query sees its text from its first key on.
 Rule without_windows(Rule rule);

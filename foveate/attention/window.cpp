@@ -29,8 +29,8 @@ struct Place {
         first(in.first_position.value_or(start)),
         gap(first - start) {
     if (!in.rule.row_start && !in.rule.key_documents) return;
-    const auto text = row_ranges(without_windows(in.rule), in.q.size(2), in.k.size(2));
-    if (text && text->start.gt(0).any().item<bool>()) text_start = text->start;
+    const at::Tensor text = row_ranges(without_windows(in.rule), in.q.size(2), in.k.size(2)).start;
+    if (text.gt(0).any().item<bool>()) text_start = text;
   }
   at::Tensor positions(int64_t queries) const { return at::arange(first, first + queries, at::kLong); }
 };

@@ -123,13 +123,13 @@ namespace {
 std::optional<double> pairs_of_ranges(const Plan& plan, const at::Tensor& q, const at::Tensor& k) {
   const auto* runs = std::get_if<RunPlan>(&plan);
   if (!runs || runs->query_block != 1 || q.numel() == 0 || runs->rule.query_order) return std::nullopt;
-  const auto seen = row_ranges(runs->rule, q.size(2), k.size(2));
-  if (!seen) return std::nullopt;
+  const RowRanges seen = row_ranges(runs->rule, q.size(2), k.size(2));
+  if (!seen.whole) return std::nullopt;
   const auto by_head = [&](const at::Tensor& t) {
     return t.size(1) == 1 ? t : t.repeat_interleave(q.size(1) / t.size(1), 1);
   };
-  const at::Tensor begin = at::maximum(by_head(runs->start), seen->start.unsqueeze(3));
-  const at::Tensor pairs = (at::minimum(by_head(runs->end), seen->end.unsqueeze(3)) - begin).clamp_min(0);
+  const at::Tensor begin = at::maximum(by_head(runs->start), seen.start.unsqueeze(3));
+  const at::Tensor pairs = (at::minimum(by_head(runs->end), seen.end.unsqueeze(3)) - begin).clamp_min(0);
   return double(pairs.sum().item<int64_t>()) * double(q.size(0) / pairs.size(0)) * double(q.size(1) / pairs.size(1));
 }
 

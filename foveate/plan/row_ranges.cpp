@@ -25,12 +25,12 @@ std::unordered_map<int64_t, Stretch> stretches_of(const int64_t* documents, int6
   for (int64_t start = 0, end = 0; start < keys; start = end) {
     while (end < keys && documents[end] == documents[start]) ++end;
     const auto [at, is_new] = found.try_emplace(documents[start], Stretch{start, end});
-    if (!is_new) at->second.is_whole = false;
+    if (!is_new) at->second = {at->second.start, end, false};
   }
   return found;
 }
 
-std::optional<RowRanges> ranges_of_documents(const at::Tensor& queries, const at::Tensor& keys) {
+RowRanges ranges_of_documents(const at::Tensor& queries, const at::Tensor& keys) {
   const int64_t batch = queries.size(0), rows = queries.size(1);
   const at::Tensor ids = queries.contiguous(), key_ids = keys.contiguous();
   RowRanges ranges{at::zeros({batch, 1, rows}, at::kLong), at::zeros({batch, 1, rows}, at::kLong)};
@@ -39,7 +39,7 @@ std::optional<RowRanges> ranges_of_documents(const at::Tensor& queries, const at
     for (int64_t i = b * rows; i < (b + 1) * rows; ++i) {
       const auto own = stretches.find(ids.const_data_ptr<int64_t>()[i]);
       if (own == stretches.end()) continue;  // sees nothing
-      if (!own->second.is_whole) return std::nullopt;
+      if (!own->second.is_whole) ranges.whole = false;
       ranges.start.mutable_data_ptr<int64_t>()[i] = own->second.start;
       ranges.end.mutable_data_ptr<int64_t>()[i] = own->second.end;
     }
@@ -49,10 +49,11 @@ std::optional<RowRanges> ranges_of_documents(const at::Tensor& queries, const at
 
 }  // namespace
 
-std::optional<RowRanges> row_ranges(const Rule& rule, int64_t queries, int64_t keys) {
+RowRanges row_ranges(const Rule& rule, int64_t queries, int64_t keys) {
   const int64_t first = rule.query_start.value_or(keys - queries);
   const at::Tensor position = at::arange(first, first + queries, at::kLong).view({1, 1, -1});
   at::Tensor start = at::zeros_like(position), end = at::full_like(position, keys);
+  bool whole = true;
   if (rule.window_left) start = at::maximum(start, position - *rule.window_left);
   if (rule.head_window) {
     const at::Tensor left = rule.head_window->view({1, -1, 1});
@@ -60,19 +61,18 @@ std::optional<RowRanges> row_ranges(const Rule& rule, int64_t queries, int64_t k
   }
   if (rule.window_right) end = at::minimum(end, position + (*rule.window_right + 1));
   if (rule.sinks > 0) {
-    if (start.gt(rule.sinks).any().item<bool>()) return std::nullopt;
+    whole = start.le(rule.sinks).all().item<bool>();
     start = at::zeros_like(position);
   }
   if (rule.row_start) start = at::maximum(start, *rule.row_start);
   if (rule.row_end) end = at::minimum(end, *rule.row_end);
   if (rule.key_lengths) end = at::minimum(end, rule.key_lengths->view({-1, 1, 1}));
   if (rule.key_documents) {
-    const auto own = ranges_of_documents(*rule.query_documents, *rule.key_documents);
-    if (!own) return std::nullopt;
-    start = at::maximum(start, own->start), end = at::minimum(end, own->end);
+    const RowRanges own = ranges_of_documents(*rule.query_documents, *rule.key_documents);
+    start = at::maximum(start, own.start), end = at::minimum(end, own.end), whole = whole && own.whole;
   }
   start = start.clamp(0, keys);
-  return RowRanges{start, at::maximum(start, end)};
+  return {start, at::maximum(start, end), whole};
 }
 
 }  // namespace foveate

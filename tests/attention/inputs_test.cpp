@@ -26,7 +26,9 @@ TEST(SeenKeys, are_one_range_for_all_heads_or_an_error) {
             "here: what a query sees must be the same for all heads, got ranges of 2 heads; use dense");
   const at::Tensor in_pieces = at::arange(8, at::kLong).remainder(2).unsqueeze(0);
   EXPECT_EQ(message_of({.query_documents = in_pieces, .key_documents = in_pieces}),
-            "here: every query must see one range of keys, got documents in pieces; use dense");
+            "here: every query must see one range of keys, got documents or padding in pieces; use dense");
+  const Rule pieces{.query_documents = in_pieces, .key_documents = in_pieces};
+  EXPECT_TRUE(shown_keys(pieces, 8, 8, "here").start.equal(at::arange(8, at::kLong).remainder(2).unsqueeze(0)));
   EXPECT_EQ(message_of({.query_order = at::arange(8, at::kLong).view({1, 1, 8})}),
             "here: ordered queries are not supported, give queries as they come");
   EXPECT_EQ(message_of(Rule::full()), "here: attention must be causal, got a rule that shows later keys; use dense");

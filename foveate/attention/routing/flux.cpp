@@ -76,7 +76,7 @@ bool is_padded(const Rule& rule) { return rule.key_lengths || rule.row_start || 
 at::Tensor prompt_ranges(const Inputs& in) {
   const int64_t batch = in.q.size(0), rows = in.q.size(2);
   const int64_t start = in.rule.query_start.value_or(in.k.size(2) - rows);
-  const SeenKeys text = seen_keys(without_windows(narrow_rows(in, rows - 1, 1).rule), 1, in.k.size(2), Flux::name);
+  const SeenKeys text = shown_keys(without_windows(narrow_rows(in, rows - 1, 1).rule), 1, in.k.size(2), Flux::name);
   const auto rows_of = [&](const at::Tensor& t) { return (t.select(1, 0) - start).expand({batch}); };
   return at::stack({rows_of(text.start).clamp_min(0), rows_of(text.end).clamp_max(rows) - 1}, 1);
 }

@@ -46,8 +46,8 @@ BlockGrid::BlockGrid(const Inputs& in, int64_t query_block, int64_t key_block, s
       sinks_(in.rule.window_left ? in.rule.sinks : 0) {
   Rule rule = in.rule;
   rule.sinks = 0;
-  seen_ = text_ = seen_keys(rule, queries_, keys_, owner);
-  if (rule.window_left) text_ = seen_keys(without_windows(rule), queries_, keys_, owner);
+  seen_ = text_ = shown_keys(rule, queries_, keys_, owner);
+  if (rule.window_left) text_ = shown_keys(without_windows(rule), queries_, keys_, owner);
 }
 
 BlockGrid::Span BlockGrid::span_of(const Tensor& begin, const Tensor& end, SeenKeys seen, SeenKeys text) const {

@@ -11,7 +11,7 @@ namespace foveate::attention {
 // counted from key 0.  Positions are key indices.
 class BlockGrid {
  public:
-  // Throws Error, which names `owner`: a rule that seen_keys() does not take (sinks beside a window it does).
+  // Throws Error, which names `owner`: a rule that shown_keys() does not take (sinks beside a window it does).
   BlockGrid(const Inputs& in, int64_t query_block, int64_t key_block, std::string_view owner);
 
   int64_t query_block() const { return query_block_; }

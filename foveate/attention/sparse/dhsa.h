@@ -19,7 +19,7 @@ namespace foveate::attention {
 // Deviations from the paper's release, as options: local_anchor=block_end counts the local tokens back from the block's
 // end, so that its first rows may see one of them only.
 // Throws Error: forced keys (global_tokens, local_tokens, the block itself with local_anchor=block_start) over budget,
-// a rule that seen_keys() does not take.
+// a rule that shown_keys() does not take.
 struct Dhsa {
   static constexpr std::string_view name = "dhsa";
   static constexpr std::string_view summary = "best keys for each block of queries, chosen by chunk means (DHSA v1)";
