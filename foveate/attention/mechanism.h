@@ -173,20 +173,15 @@ class PlainState final : public CachedState {
 // The bound that a rule's own window sets, if any.
 std::optional<CachedState::Bound> bound_of(const Rule& rule);
 
-// The state of a mechanism for prompts alone: generated rows see all that the model itself shows.  A mechanism that
-// takes a call of one new row for a generated one has attend_prompt(), which takes it for a prompt.
+// The state of a mechanism for prompts alone: generated rows see all that the model itself shows.  Its attend() takes
+// one new row behind other keys for a generated one (is_generated_row); attend_prompt() takes it for a prompt.
 template <class Mechanism>
 class PromptState final : public CachedState {
  public:
   PromptState(Mechanism mechanism, const StateOptions& options)
       : CachedState(bound_of(options.rule), options), mechanism_(std::move(mechanism)) {}
   // Nothing is dropped between the chunks of a prompt: their plans count blocks from its first token.
-  Attended prefill(const Inputs& in) override {
-    if constexpr (requires { mechanism_.attend_prompt(in); })
-      return mechanism_.attend_prompt(appended(in));
-    else
-      return mechanism_.attend(appended(in));
-  }
+  Attended prefill(const Inputs& in) override { return mechanism_.attend_prompt(appended(in)); }
   Attended decode(const Inputs& in) override {
     const Inputs all = appended(in);
     const ops::Attended attended = ops::attend(all.q, all.k, all.v, all.rule, all.score);

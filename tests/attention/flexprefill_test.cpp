@@ -186,7 +186,7 @@ Inputs make_inputs(int64_t queries, int64_t keys, double sharpness = 1, uint64_t
 }
 
 int64_t expect_oracle(const FlexPrefill& o, const Inputs& in) {
-  const Attended got = o.attend(in);
+  const Attended got = o.attend_prompt(in);  // a single row too
   const Oracle want = oracle(o, in);
   EXPECT_TRUE(same(got.out, to_tensor(want.result.out), {1e-10, 1e-10}))
       << to_spec(o).text() << " " << in.q.size(2) << " of " << in.k.size(2);

@@ -58,6 +58,10 @@ ops::Candidates Dhsa::candidates(const Rule& rule, int64_t first_row_position, i
 }
 
 Attended Dhsa::attend(const Inputs& in) const {
+  return decode == Decode::dense && is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended Dhsa::attend_prompt(const Inputs& in) const {
   validate();
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   const int64_t start = in.rule.query_start.value_or(keys - queries);
@@ -98,7 +102,7 @@ class DhsaState final : public CachedState {
           return dhsa.pool(k, ops::even_cuts(k.size(2), dhsa.chunk));
         }) {}
 
-  Attended prefill(const Inputs& in) override { return dhsa_.attend(appended(in)); }
+  Attended prefill(const Inputs& in) override { return dhsa_.attend_prompt(appended(in)); }
 
   Attended decode(const Inputs& in) override {
     if (dhsa_.decode == Dhsa::Decode::dense) return Dense{}.attend(appended(in));

@@ -144,6 +144,10 @@ void DhsaBlocks::validate() const {
 int64_t DhsaBlocks::chunk_multiple() const { return std::lcm(query_block, key_block); }
 
 Attended DhsaBlocks::attend(const Inputs& in) const {
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended DhsaBlocks::attend_prompt(const Inputs& in) const {
   validate();
   check_block_rule(in.rule, name);
   const Blocks blocks(*this, in);

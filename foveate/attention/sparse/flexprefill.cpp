@@ -163,6 +163,10 @@ Attended FlexPrefill::attend(const Inputs& in) const {
   check_block_rule(in.rule, name);
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   if (queries == 0 || keys <= std::max(2 * block, blocks_of(min_budget, block) * block)) return Dense{}.attend(in);
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended FlexPrefill::attend_prompt(const Inputs& in) const {
   const BlockGrid grid(in, block, block);
   BlockPlan plan = plan_of_blocks(grid, select_blocks_of_heads(*this, grid, in), 0, in.rule);
   const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "foveate/attention/dense.h"
 #include "foveate/attention/sparse/hyper_groups.h"
 #include "foveate/base/random.h"
 #include "foveate/ops/merge/merge.h"
@@ -256,7 +257,9 @@ ops::Attended hyper_attention(const Hyper& o, const Inputs& in, const HyperDraws
   return run(o, in, draws).attended;
 }
 
-Attended Hyper::attend(const Inputs& in) const {
+Attended Hyper::attend(const Inputs& in) const { return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in); }
+
+Attended Hyper::attend_prompt(const Inputs& in) const {
   const Result r = run(*this, in, hyper_draws(*this, in.q.size(3), in.layer));
   Attended attended{r.attended.out, std::nullopt, {}};
   if (!r.is_estimate) attended.lse = r.attended.lse;

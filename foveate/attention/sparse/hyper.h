@@ -68,6 +68,7 @@ struct Hyper {
 
   Attended attend(const Inputs& in) const;
   std::unique_ptr<State> make_state(const StateOptions& options) const;
+  Attended attend_prompt(const Inputs& in) const;
 };
 
 // What chance decides.

@@ -179,6 +179,10 @@ void VerticalSlash::validate() const {
 
 Attended VerticalSlash::attend(const Inputs& in) const {
   check_options(*this);
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended VerticalSlash::attend_prompt(const Inputs& in) const {
   check_block_rule(in.rule, name);
   return attend_lines(in, patterns_of(*this, in), *this);
 }
