@@ -2,7 +2,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/argsort.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/softmax.h>
@@ -46,10 +46,14 @@ Tensor probabilities(Tensor products, const Inputs& in, const Tensor& seen) {
 
 // Whether entries along the last axis are among the count [B, Hq] best, the first before all others.
 Tensor among_best(const Tensor& sums, const Tensor& count) {
-  const Tensor ranked = sums.clone();
-  ranked.select(2, 0).fill_(kInfinity);
-  const Tensor order = at::argsort(ranked, /*stable=*/true, 2, /*descending=*/true);
-  return at::argsort(order, /*stable=*/true, 2, false).lt(count.unsqueeze(2)).contiguous();
+  const Tensor kept = at::full(sums.sizes(), false, at::kBool), first = at::arange(sums.size(2), at::kLong).eq(0);
+  for (int64_t b = 0; b < sums.size(0); ++b)
+    for (int64_t head = 0; head < sums.size(1); ++head) {
+      const Tensor index =
+          ops::select_top(sums[b][head], count[b][head].item<int64_t>(), {.forced = first, .banned = {}});
+      kept[b][head].index_fill_(0, index.to(at::kLong), true);  // as many as are asked for: no entry is -inf
+    }
+  return kept;
 }
 
 // What heads keep, in blocks.
@@ -159,14 +163,17 @@ void FlexPrefill::validate() const {
 }
 
 Attended FlexPrefill::attend(const Inputs& in) const {
-  validate();
-  check_block_rule(in.rule, name);
-  const int64_t queries = in.q.size(2), keys = in.k.size(2);
-  if (queries == 0 || keys <= std::max(2 * block, blocks_of(min_budget, block) * block)) return Dense{}.attend(in);
   return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
 }
 
 Attended FlexPrefill::attend_prompt(const Inputs& in) const {
+  validate();
+  check_block_rule(in.rule, name);
+  const int64_t queries = in.q.size(2), keys = in.k.size(2);
+  if (queries == 0 || keys <= std::max(2 * block, blocks_of(min_budget, block) * block)) return Dense{}.attend(in);
+  const int64_t start = in.rule.query_start.value_or(keys - queries);
+  require(start >= 0 && start + queries <= keys, "flexprefill: queries must sit at keys 0 .. {}, got {} from {} on",
+          keys - 1, queries, start);
   const BlockGrid grid(in, block, block);
   BlockPlan plan = plan_of_blocks(grid, select_blocks_of_heads(*this, grid, in), 0, in.rule);
   const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);

@@ -24,7 +24,7 @@ namespace foveate::attention {
 // release: budgets are divided by `block`, there always by 128; where the length is no multiple of `block`, its blocks
 // of distances are counted from the farthest; a block of keys that P does not touch makes its divergence NaN, ours is
 // finite. Throws Error: options out of range, max_budget below min_budget, a rule that is not causal or has key_lengths
-// or query_order.
+// or query_order, queries that do not sit at keys.
 struct FlexPrefill {
   static constexpr std::string_view name = "flexprefill";
   static constexpr std::string_view summary =
