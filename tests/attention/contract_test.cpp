@@ -242,10 +242,12 @@ TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
     const auto wrong = m.make_state({.cache = cache == CacheType::model ? CacheType::q8 : CacheType::model});
     EXPECT_THROW(wrong->load(state->save()), Error);
     State::Snapshot short_of = state->save();  // tokens that later ones see are missing
-    const at::Tensor counts = short_of["counts"].clone();
-    counts[1] = counts[2] = 1;
-    short_of["counts"] = counts, short_of["k"] = short_of["k"].narrow(2, 0, 1),
-    short_of["v"] = short_of["v"].narrow(2, 0, 1);
+    for (auto& [part, tensor] : short_of) {
+      if (part == "k" || part == "v" || part.ends_with(".k") || part.ends_with(".v")) tensor = tensor.narrow(2, 0, 1);
+      if (!part.ends_with("counts")) continue;
+      tensor = tensor.clone();
+      tensor[1] = tensor[2] = 1;
+    }
     EXPECT_THROW(other->load(short_of), Error);
     EXPECT_EQ(other->length(), 0);
     State::Snapshot cut = state->save();
