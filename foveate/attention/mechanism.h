@@ -97,6 +97,10 @@ class State {
   virtual int64_t read_bytes() const = 0;  // keys, values and summaries that the next decoded token will read
 };
 
+// A part of a snapshot that must be floating point of these sizes.  Throws Error, which names `owner`: it is not.
+const at::Tensor& saved_part(const State::Snapshot& snapshot, std::string_view owner, const std::string& name,
+                             at::IntArrayRef sizes);
+
 // Keys and values of one layer in order, grown in amortised steps.  May keep only the first and the latest tokens.
 class KvCache {
  public:

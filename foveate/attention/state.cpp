@@ -26,6 +26,17 @@ void KvCache::append(const at::Tensor& new_k, const at::Tensor& new_v) {
     const auto grow = [&](at::Tensor& store, const at::Tensor& like) {
       const at::Tensor larger = at::empty({like.size(0), like.size(1), capacity, like.size(3)}, like.options());
       if (store.defined()) larger.narrow(2, 0, held_).copy_(store.narrow(2, 0, held_));
+const at::Tensor& saved_part(const State::Snapshot& snapshot, std::string_view owner, const std::string& name,
+                             at::IntArrayRef sizes) {
+  const auto found = snapshot.find(name);
+  require(found != snapshot.end(), "{}: a saved state must have {}, got none", owner, name);
+  const at::Tensor& t = found->second;
+  require(t.sizes() == sizes && t.is_floating_point(), "{}: a saved {} must be floating point [{}], got {} [{}]", owner,
+          name, fmt::join(sizes, ", "), c10::toString(t.scalar_type()),
+          fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
+  return t;
+}
+
       store = larger;
     };
     grow(k_, k);
@@ -89,7 +100,8 @@ void KvCache::load(const State::Snapshot& snapshot) {
   const int64_t* numbers = counts.const_data_ptr<int64_t>();
   const int64_t length = numbers[0], held = numbers[1], head = numbers[2];
   require(0 <= head && head <= held && held <= length && k.dim() == 4 && v.dim() == 4 && k.size(2) == held &&
-              v.size(2) == held && ops::is_quantised(k) == (type_ == CacheType::q8),
+              v.size(2) == held && ops::is_quantised(k) == (type_ == CacheType::q8) &&
+              ops::is_quantised(v) == (type_ == CacheType::q8),
           "cache: k and v must hold the {} of {} tokens that counts says, in {}, got {} and {} in {}", held, length,
           type_ == CacheType::q8 ? "8 bits" : "the model's dtype", k.dim() == 4 ? k.size(2) : -1,
           v.dim() == 4 ? v.size(2) : -1, c10::toString(k.scalar_type()));
@@ -104,6 +116,9 @@ Inputs CachedState::appended(const Inputs& in) {
   all.k = cache_.k();
   all.v = cache_.v();
   return all;
+  require(k.size(0) == v.size(0) && k.size(1) == v.size(1),
+          "cache: k and v must have the same batch and heads, got [{}, {}] and [{}, {}]", k.size(0), k.size(1),
+          v.size(0), v.size(1));
 }
 
 Attended CachedState::by_row(const Inputs& in, const std::function<Attended(const Inputs&)>& attend_row) {

@@ -253,6 +253,32 @@ TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
     State::Snapshot cut = state->save();
     cut.erase("v");
     EXPECT_THROW(other->load(cut), Error);
+TEST_P(Contract, a_saved_state_with_a_part_missing_or_cut_is_refused_as_a_whole) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(m, 62);
+  const auto state = m.make_state({}), other = m.make_state({});
+  state->prefill(rows_of(in, 0, 60));
+  const State::Snapshot whole = state->save();
+  const auto expect_refused = [&](const State::Snapshot& snapshot, const std::string& what) {
+    EXPECT_THROW(other->load(snapshot), Error) << what;
+    EXPECT_EQ(other->length(), 0) << what;
+    EXPECT_EQ(other->bytes(), 0) << what;
+  };
+  for (const auto& [part, tensor] : whole) {
+    State::Snapshot damaged = whole;
+    damaged.erase(part);
+    expect_refused(damaged, part + " missing");
+    const bool is_cache = part.ends_with(".k") || part.ends_with(".v") || part == "k" || part == "v";
+    for (int64_t axis = 0; axis < tensor.dim() - is_cache; ++axis) {  // their dim is the model's: a session knows it
+      damaged[part] = tensor.narrow(axis, 0, tensor.size(axis) - 1);
+      expect_refused(damaged, fmt::format("{} cut along {}", part, axis));
+    }
+  }
+  other->load(whole);
+  EXPECT_TRUE(other->decode(rows_of(in, 60, 2)).out.equal(state->decode(rows_of(in, 60, 2)).out));
+}
+
   }
 }
 
