@@ -41,8 +41,7 @@ constexpr Budget kBudgets[] = {
     {"nsa", "blocks=n/2048,window=n/32", "gates=selected,phi=mean,blocks=n"},
     {"duo", "size=n/16,full_heads=none", "full_heads=all"},
     {"flux", "cheap=(window:size=n/16),route=cheap", "route=full"},
-    {"hisa", "topk=n/16,heads=4,dim=64,rope_dims=64",
-     "topk=n"},  // an indexer a third as wide as the layer, as in DeepSeek V3.2
+    {"hisa", "topk=n/16,heads=4,dim=64", "topk=n"},  // an indexer a third as wide as the layer, as in DeepSeek V3.2
     {"landmark", "", "mode=nomem"},
     {"cca", "window=n/32", "group=1"},
     {"hyper", "min_seq_len=n/32,block_size=n/128,sample_size=n/128", "min_seq_len=n"},
