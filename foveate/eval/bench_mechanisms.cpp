@@ -13,6 +13,7 @@
 #include "foveate/base/error.h"
 #include "foveate/base/timer.h"
 #include "foveate/eval/kept_mass.h"
+#include "foveate/eval/relative_error.h"
 
 namespace foveate::eval {
 namespace {
@@ -56,11 +57,6 @@ const Budget* budget_of(std::string_view mechanism) {
 double median(std::vector<double> numbers) {
   std::ranges::sort(numbers);
   return numbers[numbers.size() / 2];
-}
-
-double relative_error(const Tensor& got, const Tensor& want) {
-  const Tensor a = got.to(at::kFloat), b = want.to(at::kFloat);
-  return std::sqrt((a - b).square().sum().item<double>() / std::max(b.square().sum().item<double>(), 1e-30));
 }
 
 Inputs rows_of(const Inputs& all, int64_t first, int64_t count) {
