@@ -132,8 +132,7 @@ class CachedState : public State {
   struct Bound {
     int64_t head, tail;  // the first and the latest tokens that may still be seen
   };
-  CachedState(std::optional<Bound> bound, const StateOptions& options)
-      : cache_(options.cache), bound_(bound), rollback_(options.rollback) {}
+  CachedState(std::optional<Bound> bound, const StateOptions& options);
 
   void truncate(int64_t length) override;
   Snapshot save() const override { return cache_.save(); }
@@ -149,11 +148,12 @@ class CachedState : public State {
   void evict();
   // Appends the new rows one by one and attends each over everything held by then: decoding by what the cache says.
   Attended by_row(const Inputs& in, const std::function<Attended(const Inputs&)>& attend_row);
+  int64_t seen() const;  // held tokens that the next row may see
 
   KvCache cache_;
 
  private:
-  std::optional<Bound> bound_;
+  std::optional<Bound> bound_, shown_;  // of what is kept, and of what the model itself shows
   int64_t rollback_;
 };
 

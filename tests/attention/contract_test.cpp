@@ -359,6 +359,19 @@ TEST_P(Contract, plans_cover_every_row) {
 TEST_P(Contract, spec_gives_the_same_mechanism_back) {
   const Mechanism m = mechanism();
   EXPECT_EQ(make_mechanism(m.spec()).spec(), m.spec());
+TEST_P(Contract, reads_no_more_than_a_models_own_window_shows) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const std::set<std::string> others = {"nsa", "hisa", "superlinear", "cca"};  // count what they chose from
+  if (others.contains(m.spec().name)) return;
+  const Rule rule{.window_left = 2};  // fewer than any of these keeps
+  const auto state = m.make_state({.rule = rule}), wide = m.make_state({});
+  const Inputs in = make_inputs(m, 200, rule);
+  state->prefill(rows_of(in, 0, 200));
+  wide->prefill(rows_of(make_inputs(m, 200), 0, 200));
+  EXPECT_LT(state->read_bytes(), wide->read_bytes());
+}
+
 }
 
 TEST_P(Contract, runs_in_every_dtype) {
@@ -372,6 +385,15 @@ TEST_P(Contract, runs_in_every_dtype) {
     EXPECT_EQ(out.scalar_type(), type);
     // Selection may differ by a near tie: compare against the same mechanism on the rounded values in fp32.
     Inputs rounded = low;
+TEST_P(Contract, a_batch_of_none_gives_none) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  Inputs in = make_inputs(m, 45);
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->narrow(0, 0, 0);
+  in.hidden = in.hidden->narrow(0, 0, 0);
+  EXPECT_EQ(m.attend(in).out.sizes(), (std::vector<int64_t>{0, kHeads, 45, kDim + 4}));
+}
+
     rounded.q = low.q.to(at::kFloat), rounded.k = low.k.to(at::kFloat), rounded.v = low.v.to(at::kFloat);
     EXPECT_TRUE(same(out.to(at::kFloat), m.attend(rounded).out, {0.02, 0.02}));
   }

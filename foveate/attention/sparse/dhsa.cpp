@@ -124,7 +124,7 @@ class DhsaState final : public CachedState {
   int64_t read_bytes() const override {
     if (dhsa_.decode == Dhsa::Decode::dense) return CachedState::read_bytes();
     const int64_t chunks = (length() + dhsa_.chunk - 1) / dhsa_.chunk;
-    return std::min(length(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
+    return std::min(seen(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
   }
 
  private:
