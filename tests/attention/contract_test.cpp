@@ -250,9 +250,9 @@ TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
     }
     EXPECT_THROW(other->load(short_of), Error);
     EXPECT_EQ(other->length(), 0);
-    State::Snapshot cut = state->save();
-    cut.erase("v");
-    EXPECT_THROW(other->load(cut), Error);
+  }
+}
+
 TEST_P(Contract, a_saved_state_with_a_part_missing_or_cut_is_refused_as_a_whole) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
@@ -277,9 +277,6 @@ TEST_P(Contract, a_saved_state_with_a_part_missing_or_cut_is_refused_as_a_whole)
   }
   other->load(whole);
   EXPECT_TRUE(other->decode(rows_of(in, 60, 2)).out.equal(state->decode(rows_of(in, 60, 2)).out));
-}
-
-  }
 }
 
 TEST_P(Contract, later_tokens_change_no_earlier_row) {
@@ -328,6 +325,25 @@ TEST_P(Contract, truncation_forgets_and_rollback_is_kept) {
   EXPECT_THROW(state->truncate(-1), Error);
 }
 
+TEST_P(Contract, after_truncation_other_tokens_are_as_the_first_ones_there) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(m, 60);
+  Inputs other = in;  // the same up to token 43
+  for (at::Tensor* part : {&other.q, &other.k, &other.v}) {
+    *part = part->clone();
+    part->narrow(2, 43, 17).neg_();
+  }
+  const auto state = m.make_state({.rule = {}, .rollback = 20}), fresh = m.make_state({});
+  for (const auto& s : {&state, &fresh}) (*s)->prefill(rows_of(in, 0, 40)), (*s)->decode(rows_of(in, 40, 3));
+  state->decode(rows_of(in, 43, 17));
+  state->truncate(43);
+  for (int64_t row = 43; row < 60; ++row) {
+    const at::Tensor got = state->decode(rows_of(other, row, 1)).out;
+    EXPECT_TRUE(same(got, fresh->decode(rows_of(other, row, 1)).out, {1e-6, 1e-6})) << row;
+  }
+}
+
 TEST_P(Contract, counts_its_bytes) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
@@ -343,22 +359,6 @@ TEST_P(Contract, counts_its_bytes) {
   EXPECT_LE(state->bytes(), 2 * 400 * token);
 }
 
-TEST_P(Contract, plans_cover_every_row) {
-  const at::NoGradGuard no_grad;
-  const Mechanism m = mechanism();
-  const Inputs in = make_inputs(m, 45);
-  const Attended attended = m.attend(in);
-  int64_t next = 0;
-  for (const PlannedRows& part : attended.plans) {
-    EXPECT_TRUE(part.first_row == next || part.first_row == 0) << part.first_row;  // more of the same rows, or the next
-    next = std::max(next, part.first_row + part.rows);
-  }
-  EXPECT_EQ(next, 45);
-}
-
-TEST_P(Contract, spec_gives_the_same_mechanism_back) {
-  const Mechanism m = mechanism();
-  EXPECT_EQ(make_mechanism(m.spec()).spec(), m.spec());
 TEST_P(Contract, reads_no_more_than_a_models_own_window_shows) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
@@ -372,6 +372,31 @@ TEST_P(Contract, reads_no_more_than_a_models_own_window_shows) {
   EXPECT_LT(state->read_bytes(), wide->read_bytes());
 }
 
+TEST_P(Contract, plans_cover_every_row) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(m, 45);
+  const Attended attended = m.attend(in);
+  int64_t next = 0;
+  for (const PlannedRows& part : attended.plans) {
+    EXPECT_TRUE(part.first_row == next || part.first_row == 0) << part.first_row;  // more of the same rows, or the next
+    next = std::max(next, part.first_row + part.rows);
+  }
+  EXPECT_EQ(next, 45);
+}
+
+TEST_P(Contract, a_batch_of_none_gives_none) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  Inputs in = make_inputs(m, 45);
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->narrow(0, 0, 0);
+  in.hidden = in.hidden->narrow(0, 0, 0);
+  EXPECT_EQ(m.attend(in).out.sizes(), (std::vector<int64_t>{0, kHeads, 45, kDim + 4}));
+}
+
+TEST_P(Contract, spec_gives_the_same_mechanism_back) {
+  const Mechanism m = mechanism();
+  EXPECT_EQ(make_mechanism(m.spec()).spec(), m.spec());
 }
 
 TEST_P(Contract, runs_in_every_dtype) {
@@ -385,15 +410,6 @@ TEST_P(Contract, runs_in_every_dtype) {
     EXPECT_EQ(out.scalar_type(), type);
     // Selection may differ by a near tie: compare against the same mechanism on the rounded values in fp32.
     Inputs rounded = low;
-TEST_P(Contract, a_batch_of_none_gives_none) {
-  const at::NoGradGuard no_grad;
-  const Mechanism m = mechanism();
-  Inputs in = make_inputs(m, 45);
-  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->narrow(0, 0, 0);
-  in.hidden = in.hidden->narrow(0, 0, 0);
-  EXPECT_EQ(m.attend(in).out.sizes(), (std::vector<int64_t>{0, kHeads, 45, kDim + 4}));
-}
-
     rounded.q = low.q.to(at::kFloat), rounded.k = low.k.to(at::kFloat), rounded.v = low.v.to(at::kFloat);
     EXPECT_TRUE(same(out.to(at::kFloat), m.attend(rounded).out, {0.02, 0.02}));
   }
