@@ -54,6 +54,20 @@ inline bool is_generated_row(const Inputs& in) { return in.q.size(2) == 1 && in.
 // The rule must not order queries.
 Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count);
 
+// Keys [start, end) that each query sees, each [B|1, Lq] int64 with 0 <= start <= end <= keys.
+struct SeenKeys {
+  at::Tensor start, end;
+};
+// What a rule shows, for mechanisms that need one range of keys for each query, the same for all heads.  Throws Error,
+// which names `owner`: a rule that is not like that, orders queries, or, where `causal`, shows later keys.
+SeenKeys seen_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner, bool causal = true);
+// The rule were there no windows: a query sees its text from its first key on.
+Rule without_windows(Rule rule);
+
+// Where the queries of a call stand in their texts, [B|1, Lq] int64: from first_position on, or counted from the first
+// key that padding and documents leave them.  Throws Error as seen_keys().
+at::Tensor text_positions(const Inputs& in, std::string_view owner);
+
 // The plan that served rows [first_row, first_row + rows) of a call.
 struct PlannedRows {
   int64_t first_row, rows;

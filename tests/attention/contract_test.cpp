@@ -2,8 +2,13 @@
 // chunks and decode, the leak rule, gradients, truncation.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -161,6 +166,43 @@ TEST_P(Contract, decoding_one_by_one_equals_several_at_once) {
   std::vector<at::Tensor> outs;
   for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows_of(in, row, 1)).out);
   EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
+}
+
+// `before` tokens in front of the call and `behind` after it, NaN wherever attention must not look.
+Inputs padded(const Inputs& in, int64_t before, int64_t behind) {
+  Inputs out = in;
+  for (auto [from, to] : {std::pair{&in.q, &out.q}, {&in.k, &out.k}, {&in.v, &out.v}})
+    *to = at::constant_pad_nd(*from, {0, 0, before, behind}, from == &in.q ? 0.0 : NAN);
+  out.hidden = at::constant_pad_nd(*in.hidden, {0, 0, before, behind});
+  return out;
+}
+
+TEST_P(Contract, a_text_between_padding_gives_the_same_rows) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  constexpr int64_t kLength = 70, kPadding = 240, kRows = kLength + kPadding;  // whole blocks of all cases
+  if (m.spec().name == "hyper") {
+    Inputs in = make_inputs(m, kLength);
+    in.rule.row_start = at::zeros({1, 1, kLength}, at::kLong);
+    EXPECT_THROW(m.attend(in), Error);
+    return;
+  }
+  for (const std::optional<int64_t> window_left : {std::optional<int64_t>(), std::optional<int64_t>(30)}) {
+    const Inputs alone = make_inputs(m, kLength, {.window_left = window_left});
+    const at::Tensor want = m.attend(alone).out;
+    Inputs in = padded(alone, kPadding, 0);
+    in.rule.row_start = at::full({1, 1, kRows}, kPadding, at::kLong);
+    EXPECT_TRUE(same(m.attend(in).out.narrow(2, kPadding, kLength), want, {1e-4, 1e-4})) << "row_start";
+    in.rule.row_start = std::nullopt;
+    in.rule.query_documents = at::ones({1, kRows}, at::kLong);
+    in.rule.key_documents = at::arange(kRows, at::kLong).ge(kPadding).to(at::kLong).unsqueeze(0);
+    EXPECT_TRUE(same(m.attend(in).out.narrow(2, kPadding, kLength), want, {1e-4, 1e-4})) << "documents";
+    if (m.kind() == Kind::prompt) continue;  // what follows would be the prompt's end
+    in = padded(alone, 0, kPadding);
+    in.rule.key_lengths = at::full({1}, kLength, at::kLong);
+    const int64_t whole = kLength / m.chunk_multiple() * m.chunk_multiple();  // rows whose block has no padding
+    EXPECT_TRUE(same(m.attend(in).out.narrow(2, 0, whole), want.narrow(2, 0, whole), {1e-4, 1e-4})) << "key_lengths";
+  }
 }
 
 TEST(RowMechanisms, decode_equals_prefill) {

@@ -473,7 +473,7 @@ TEST(DhsaBlocks, refuses_what_it_cannot_do) {
   EXPECT_EQ(message_of("dhsa_blocks:key_block=48"), "dhsa_blocks: key_block must be 16, 32, 64 or 128, got 48");
   EXPECT_EQ(message_of("dhsa_blocks:mask=b"), "dhsa_blocks: mask must be topk | a | vs | vsb, got 'b'");
   EXPECT_EQ(message_of("dhsa_blocks", Rule::full()),
-            "dhsa_blocks: the rule must be causal, got one that shows later keys");
+            "dhsa_blocks: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message_of("dhsa_blocks"), "no error");
 }
 

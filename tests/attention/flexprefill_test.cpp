@@ -297,7 +297,8 @@ TEST(FlexPrefill, refuses_what_it_cannot_do) {
   EXPECT_EQ(message({.tau = -1}, {}), "flexprefill: tau must be 0 .. 1, got -1");
   EXPECT_EQ(message({.min_budget = 0}, {}), "flexprefill: min_budget must be >= 1, got 0");
   EXPECT_EQ(message({.max_budget = 512}, {}), "flexprefill: max_budget must be 0 or >= min_budget, got 512 and 1024");
-  EXPECT_EQ(message({}, Rule::full()), "flexprefill: the rule must be causal, got one that shows later keys");
+  EXPECT_EQ(message({}, Rule::full()),
+            "flexprefill: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message({}, {}), "no error");
   const FlexPrefill sparse{.gamma = 0.3, .tau = 0, .min_budget = 1, .block = 4};
   EXPECT_EQ(message(sparse, {.query_start = 1000}),

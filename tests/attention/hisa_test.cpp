@@ -294,7 +294,7 @@ TEST(Hisa, refuses_what_it_can_not_do) {
       << "index vectors of the wrong rows";
   in = c.in, in.hidden = in.hidden->narrow(0, 0, 1).squeeze(0);
   EXPECT_THROW(c.hisa.attend(in), Error);
-  in = c.in, in.rule.key_documents = in.rule.query_documents = at::zeros({1, kLength}, at::kLong);
+  in = c.in, in.rule.key_documents = in.rule.query_documents = at::arange(kLength, at::kLong).remainder(2).unsqueeze(0);
   EXPECT_THROW(c.hisa.attend(in), Error);
   in = c.in, in.rule.window_left = 3, in.rule.sinks = 2;
   EXPECT_THROW(c.hisa.attend(in), Error);

@@ -385,7 +385,8 @@ TEST(Nsa, refuses_rules_and_score_terms_that_windows_can_not_follow) {
   refused(Rule::full());
   refused({.window_left = 3, .sinks = 2});
   refused({.head_window = at::full({4}, 3, at::kLong)});
-  refused({.query_documents = at::zeros({2, 12}, at::kLong), .key_documents = at::zeros({2, 12}, at::kLong)});
+  const at::Tensor in_pieces = at::arange(12, at::kLong).remainder(2).expand({2, 12});
+  refused({.query_documents = in_pieces, .key_documents = in_pieces});
   const NsaBranches branches{{o.summed(c.raw.k, {}), o.summed(c.raw.v, {})}, c.selected, c.window};
   EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.leaky = 0.5}), Error);
   EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.landmarks = at::zeros({1, 12}, at::kBool)}), Error);

@@ -360,7 +360,8 @@ TEST(VerticalSlash, refuses_what_it_cannot_do) {
   };
   EXPECT_EQ(message({.vertical = 0}, {}), "vertical_slash: vertical must be >= 1, got 0");
   EXPECT_EQ(message({.first_distances = 0}, {}), "vertical_slash: first_distances must be >= 1, got 0");
-  EXPECT_EQ(message({}, Rule::full()), "vertical_slash: the rule must be causal, got one that shows later keys");
+  EXPECT_EQ(message({}, Rule::full()),
+            "vertical_slash: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message({}, {.key_lengths = at::full({2}, 20, at::kLong)}),
             "vertical_slash: padded keys and ordered queries are not supported, choose rows of one length");
   EXPECT_EQ(message({}, {}), "no error");

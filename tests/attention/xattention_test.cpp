@@ -302,7 +302,7 @@ TEST(XAttention, refuses_what_it_cannot_do) {
   EXPECT_EQ(message_of("xattention:head_tau=0.5/0.6"),
             "xattention: head_tau must be one for each of 4 query heads, got 2");
   EXPECT_EQ(message_of("xattention", Rule::full()),
-            "xattention: the rule must be causal, got one that shows later keys");
+            "xattention: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message_of("xattention"), "no error");
 }
 

@@ -43,13 +43,14 @@ def attention_by_slots(rotate, key_mask):
         out = torch.zeros(query.size(0), query.size(2), query.size(1), value.size(3))
         key, value = (t.repeat_interleave(query.size(1) // key.size(1), 1) for t in (key, value))
         for b in range(query.size(0)):
+            text = int(key_mask[b].int().argmax())  # where it begins
             for i in range(query.size(2)):
-                kept = [j for j in range(i + 1) if i - j < SIZE or j < SINKS]
+                kept = [j for j in range(i + 1) if i - j < SIZE or j < text + SINKS]
                 kept = [j for j in kept if key_mask[b, j] and (sliding_window is None or i - j < sliding_window)]
                 if not kept:
                     continue
-                own = min(i, SINKS + SIZE - 1)
-                slots = torch.tensor([j if j < SINKS else own - (i - j) for j in kept])
+                own = min(i - text, SINKS + SIZE - 1)
+                slots = torch.tensor([j - text if j < text + SINKS else own - (i - j) for j in kept])
                 q, k = rotate(module, query[b, None, :, i, None], torch.tensor([own])), rotate(module, key[b, None, :, kept], slots)
                 logits = (q @ k.mT)[0, :, 0] * scaling
                 logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)

@@ -78,24 +78,13 @@ std::vector<double> numbers_of(const at::Tensor& gates) {
 
 std::string_view gate_name(Duo::Gate gate) { return gate == Duo::Gate::alpha ? "alpha" : "log_alpha"; }
 
-// Streaming where `full` is false, and the model's own rule.
-Rule mixed_rule(const Duo& o, const Inputs& in, const std::vector<bool>& full) {
-  Rule rule = in.rule;
-  require(!rule.head_window && rule.sinks == 0, "duo: the model's rule must have no sinks or head_window of its own");
-  if (rule.window_left && *rule.window_left < o.size) return rule;
-  if (std::ranges::all_of(full, [](bool f) { return f; })) return rule;
-  if (rule.window_left && o.sinks > 0) {  // sinks stay inside of it, by positions in the text
-    const int64_t first = in.first_position.value_or(rule.query_start.value_or(in.k.size(2) - in.q.size(2)));
-    const at::Tensor start =
-        (at::arange(first, first + in.q.size(2), at::kLong) - *rule.window_left).clamp_(0, o.sinks);
-    rule.row_start = rule.row_start ? at::maximum(start.view({1, 1, -1}), *rule.row_start) : start.view({1, 1, -1});
-  }
-  std::vector<int64_t> left;
-  const int64_t group = in.q.size(1) / std::ssize(full);
-  for (int64_t head = 0; head < in.q.size(1); ++head) left.push_back(full[size_t(head / group)] ? -1 : o.size - 1);
-  rule.head_window = at::tensor(left, at::kLong);
-  rule.sinks = o.sinks;
-  return rule;
+Window window_of(const Duo& duo) { return {.size = duo.size, .sinks = duo.sinks}; }
+
+// Which query heads stream, from the key heads that do not.
+std::vector<bool> streaming_heads(const std::vector<bool>& full, int64_t heads) {
+  std::vector<bool> streams;
+  for (int64_t head = 0; head < heads; ++head) streams.push_back(!full[size_t(head / (heads / std::ssize(full)))]);
+  return streams;
 }
 
 }  // namespace
@@ -162,17 +151,13 @@ std::vector<LearnedPart> Duo::learned_parts(const LayerShape& shape) const {
 
 Attended Duo::attend(const Inputs& in) const {
   validate();
-  const int64_t kv_heads = in.k.size(1);
-  if (phase == Phase::deploy) {
-    const Rule rule = mixed_rule(*this, in, is_full(in));
-    const ops::Attended attended = ops::attend(in.q, in.k, in.v, rule, in.score);
-    return {attended.out, attended.lse, {{0, in.q.size(2), rule}}};
-  }
+  require(!in.rule.head_window && in.rule.sinks == 0,
+          "duo: the model's rule must have no sinks or head_window of its own");
+  if (phase == Phase::deploy) return attend_window(window_of(*this), in, streaming_heads(is_full(in), in.q.size(1)));
   at::Tensor z = learned(in, name, gate_name(gate));
   if (gate == Gate::hard_concrete) z = hard_concrete(z, uniform(z.sizes(), uint64_t(seed), uint64_t(in.layer)));
-  const Rule rule = mixed_rule(*this, in, std::vector<bool>(size_t(kv_heads), false));
   const at::Tensor full = ops::attend(in.q, in.k, in.v, in.rule, in.score).out;
-  const at::Tensor streaming = ops::attend(in.q, in.k, in.v, rule, in.score).out;
+  const at::Tensor streaming = attend_window(window_of(*this), in).out;
   return {duo_mix(full, streaming, z), std::nullopt, {{0, in.q.size(2), in.rule}}};
 }
 
@@ -237,7 +222,6 @@ class DuoState final : public State {
   int64_t read_bytes() const override { return full_->read_bytes() + streaming_->read_bytes(); }
 
  private:
-  static Window window_of(const Duo& duo) { return {.size = duo.size, .sinks = duo.sinks}; }
   bool fills() const { return full_heads_.defined() && full_heads_.numel() > 0; }
   bool streams() const { return streaming_heads_.defined() && streaming_heads_.numel() > 0; }
 
@@ -279,9 +263,10 @@ class DuoState final : public State {
     if (is_full_.empty()) use(duo_.is_full(in));
     if (!streams()) return attend_group(*full_, in);
     if (!fills()) return attend_group(*streaming_, in);
-    Attended all{.out = at::empty({in.q.size(0), in.q.size(1), in.q.size(2), ops::row_dim(in.v)}, in.q.options()),
-                 .lse = at::empty({in.q.size(0), in.q.size(1), in.q.size(2)}, in.q.options().dtype(lse_type(in.q))),
-                 .plans = {{0, in.q.size(2), mixed_rule(duo_, in, is_full_)}}};
+    Attended all{
+        .out = at::empty({in.q.size(0), in.q.size(1), in.q.size(2), ops::row_dim(in.v)}, in.q.options()),
+        .lse = at::empty({in.q.size(0), in.q.size(1), in.q.size(2)}, in.q.options().dtype(lse_type(in.q))),
+        .plans = {{0, in.q.size(2), window_rule(window_of(duo_), in, streaming_heads(is_full_, in.q.size(1)))}}};
     for (const auto& [state, heads] : {std::pair{full_.get(), full_heads_}, {streaming_.get(), streaming_heads_}}) {
       const Attended part = attend_group(*state, select_heads(in, heads));
       const at::Tensor readers = readers_of(heads, in.q.size(1) / in.k.size(1));

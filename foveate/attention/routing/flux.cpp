@@ -26,16 +26,11 @@ namespace {
 
 at::ScalarType wide_type(const at::Tensor& x) { return at::promote_types(x.scalar_type(), at::kFloat); }
 
-int64_t first_position(const Inputs& in) {
-  return in.first_position.value_or(in.rule.query_start.value_or(in.k.size(2) - in.q.size(2)));
-}
-
 // Queries as they were before rotation.
 at::Tensor raw_queries(const Inputs& in, int64_t first, int64_t count) {
   const at::Tensor q = in.q.narrow(2, first, count);
   if (!in.rotary) return q;
-  const int64_t position = first_position(in) + first;
-  return in.rotary->rotate(q, -at::arange(position, position + count, at::kLong));
+  return in.rotary->rotate(q, -text_positions(in, Flux::name).narrow(1, first, count));
 }
 
 // [B, count, D]
@@ -75,18 +70,15 @@ class PromptPool {
   int64_t count_ = 0;
 };
 
-bool is_padded(const Rule& rule) { return rule.key_lengths || rule.row_start || rule.row_end; }
+bool is_padded(const Rule& rule) { return rule.key_lengths || rule.row_start || rule.row_end || rule.key_documents; }
 
-// First and last row of every prompt of a padded batch, [B, 2].
+// First and last row of every prompt of a padded batch, [B, 2]: of the text of the last row.
 at::Tensor prompt_ranges(const Inputs& in) {
   const int64_t batch = in.q.size(0), rows = in.q.size(2);
   const int64_t start = in.rule.query_start.value_or(in.k.size(2) - rows);
-  at::Tensor first = at::full({batch}, 0, at::kLong), end = at::full({batch}, rows, at::kLong);
-  const auto of_last_row = [&](const at::Tensor& t) { return t.select(2, rows - 1).select(1, 0) - start; };
-  if (in.rule.row_start) first = at::maximum(first, of_last_row(*in.rule.row_start));
-  if (in.rule.row_end) end = at::minimum(end, of_last_row(*in.rule.row_end));
-  if (in.rule.key_lengths) end = at::minimum(end, *in.rule.key_lengths - start);
-  return at::stack({first, end - 1}, 1);
+  const SeenKeys text = seen_keys(without_windows(narrow_rows(in, rows - 1, 1).rule), 1, in.k.size(2), Flux::name);
+  const auto rows_of = [&](const at::Tensor& t) { return (t.select(1, 0) - start).expand({batch}); };
+  return at::stack({rows_of(text.start).clamp_min(0), rows_of(text.end).clamp_max(rows) - 1}, 1);
 }
 
 FluxRouter router_of(const Inputs& in) {

@@ -30,7 +30,7 @@ class Fitting {
  public:
   Fitting(const HeadSearch& s, const Inputs& in, const LineSums& sums, int64_t head)
       : options_(s.options),
-        sums_{sums.columns.narrow(1, head, 1), sums.distances.narrow(1, head, 1)},
+        sums_{sums.columns.narrow(1, head, 1), sums.distances.narrow(1, head, 1), sums.first_key},
         rows_(in.q.size(2)),
         keys_(in.k.size(2)),
         start_(in.rule.query_start.value_or(keys_ - rows_)) {}

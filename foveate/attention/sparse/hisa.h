@@ -24,7 +24,7 @@ struct IndexVectors {
 // Lk, D].  Without a state `hidden` must hold all keys (Lq = Lk).  Selection has no gradient; q, k, v have theirs
 // through the kept keys, and the indexer learns by loss().
 // Rows of the prompt and generated rows select alike: a row's own block is always kept, or scored by what the row sees.
-// Throws Error: a rule whose visible keys are no range for each query (documents, head windows, sinks beside a window).
+// Throws Error: a rule that seen_keys() does not take.
 struct Hisa {
   static constexpr std::string_view name = "hisa";
   static constexpr std::string_view summary =
@@ -68,7 +68,7 @@ struct Hisa {
   std::unique_ptr<State> make_state(const StateOptions& options) const;
 
   // Index vectors of rows: queries read `query_input` [B, L, query width], keys and weights `hidden` [B, L, width].
-  // They differ in models with a low-rank query (mla.h).  positions [L] int64.  Differentiable.
+  // They differ in models with a low-rank query (mla.h).  positions as Rotary::rotate takes them.  Differentiable.
   IndexVectors vectors(const at::Tensor& query_input, const at::Tensor& hidden, const Learned& parts,
                        const ops::Rotary* rotary, const at::Tensor& positions) const;
   IndexVectors vectors(const Inputs& in) const;  // both are in.hidden
