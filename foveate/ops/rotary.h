@@ -29,6 +29,8 @@ class Rotary {
   // positions [L] int64; angles in fp64, their cos and sin rounded to `type`.
   Rotation rotation(const at::Tensor& positions, at::ScalarType type) const;
 
+  int64_t dim() const { return 2 * frequency_.size(0); }
+
   // Rotates the first `dim` channels by every so manieth of the angles, from the fastest to the slowest.  Throws Error:
   // dim / 2 that does not divide the angles.
   Rotary thinned(int64_t dim) const;

@@ -121,7 +121,7 @@ TEST(Dhsa, every_variant_equals_the_plain_loops) {
   for (const Dhsa& o : variants())
     for (const auto& [queries, keys] : std::vector<std::pair<int64_t, int64_t>>{{61, 61}, {24, 61}, {1, 40}, {5, 5}}) {
       const Inputs in = make_inputs(queries, keys);
-      const Attended got = o.attend(in);
+      const Attended got = o.attend_prompt(in);
       const auto want = oracle(o, in);
       EXPECT_TRUE(same(got.out, to_tensor(want.out), {1e-10, 1e-10}))
           << to_spec(o).text() << " " << queries << " of " << keys;

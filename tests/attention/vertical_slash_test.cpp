@@ -131,7 +131,7 @@ Inputs make_inputs(int64_t queries, int64_t keys, uint64_t seed = 1) {
 std::vector<HeadPattern> uniform(const VerticalSlash& o) { return {4, {.vertical = o.vertical, .slash = o.slash}}; }
 
 void expect_oracle(const VerticalSlash& o, const Inputs& in) {
-  const Attended got = o.attend(in);
+  const Attended got = o.attend_prompt(in);
   const auto want = oracle(o, uniform(o), in);
   EXPECT_TRUE(same(got.out, to_tensor(want.out), {1e-10, 1e-10}))
       << to_spec(o).text() << " " << in.q.size(2) << " of " << in.k.size(2);

@@ -276,6 +276,9 @@ class FluxState final : public State {
     require(length >= 0 && length <= this->length(), "truncate: length must be 0 .. {}, got {}", this->length(),
             length);
     if (length == 0) return reset();
+    require(decision_.defined() || length == this->length(),
+            "flux: an open prompt can only be forgotten as a whole, got {} of {} tokens; end it first", length,
+            this->length());
     for (const auto& state : {cheap_.get(), full_.get()})  // what was evicted is refused before anything is forgotten
       if (state->length() > 0) state->truncate(length);
   }
@@ -345,9 +348,9 @@ class FluxState final : public State {
       return attend_new(is_full ? *full_ : *cheap_, nested.inputs());
     };
     if (decision_.defined()) return holds_all_ ? by_sequence(in, decision_, run) : by_group(in, decision_, run);
-    const bool is_whole = length() == 0 && in.ends_prompt;
+    const bool is_known = flux_.route != Flux::Route::learned || (length() == 0 && in.ends_prompt);
     const at::Tensor decision = decide(in);
-    if (is_whole) {
+    if (is_known) {
       decision_ = decision;
       return by_group(in, decision_, run);
     }

@@ -84,7 +84,7 @@ class BlockTopkState final : public CachedState {
     const int64_t kept =
         options_.density > 0 ? std::max<int64_t>(1, int64_t(options_.density * double(all))) : options_.blocks;
     if (kept >= all) return CachedState::read_bytes();
-    return kept * options_.block * cache_.token_bytes() + all * means_.chunk_bytes();
+    return std::min(seen(), kept * options_.block) * cache_.token_bytes() + all * means_.chunk_bytes();
   }
 
  private:

@@ -283,14 +283,16 @@ class CcaState final : public State {
   }
 
   void load(const Snapshot& snapshot) override {
+    cores_k_ = cores_v_ = queries_ = {};
     raw_.load(snapshot);
-    cores_k_ = cores_v_ = queries_ = {};
     if (snapshot.empty()) return;
-    const std::string wrong = misfit(snapshot);
-    if (wrong.empty()) return;
-    raw_.load({});
-    cores_k_ = cores_v_ = queries_ = {};
-    fail("cca: {}", wrong);
+    try {
+      load_cores(snapshot);
+    } catch (const Error&) {
+      raw_.load({});
+      cores_k_ = cores_v_ = queries_ = {};
+      throw;
+    }
   }
 
   int64_t length() const override { return raw_.length(); }
@@ -326,27 +328,32 @@ class CcaState final : public State {
     if (first > sinks && raw_.held() > sinks + tail + std::max<int64_t>(4 * cca_.group, 64)) raw_.keep(sinks, tail);
   }
 
-  // Takes what a snapshot holds beside the tokens; says what does not fit.
-  std::string misfit(const Snapshot& snapshot) {
-    const auto part = [&](const char* name) {
+  // Takes what a snapshot holds beside the tokens.
+  void load_cores(const Snapshot& snapshot) {
+    const Tensor k = raw_.k(), v = raw_.v();
+    const auto heads_of = [&](const char* name) {
       const auto found = snapshot.find(name);
-      return found == snapshot.end() ? Tensor() : found->second;
+      const int64_t heads = found != snapshot.end() && found->second.dim() == 4 ? found->second.size(1) : 0;
+      require(heads > 0 && heads % k.size(1) == 0, "cca: a saved {} must have a multiple of {} heads, got {}", name,
+              k.size(1), heads);
+      return heads;
     };
-    const Tensor group = part("group"), k = part("cores_k"), v = part("cores_v"), queries = part("queries");
-    if (!group.defined() || group.numel() != 1 || group.item<int64_t>() != cca_.group)
-      return fmt::format("a saved cache must have groups of {}, got {}", cca_.group,
-                         group.defined() && group.numel() == 1 ? group.item<int64_t>() : 0);
+    const auto group = snapshot.find("group");
+    const int64_t groups = group != snapshot.end() && group->second.numel() == 1 ? group->second.item<int64_t>() : 0;
+    require(groups == cca_.group, "cca: a saved cache must have groups of {}, got {}", cca_.group, groups);
     const int64_t cores = length() / cca_.group, sinks = cca_.sink_groups * cca_.group;
-    const auto fits = [&](const Tensor& t) {
-      return cores == 0 || (t.defined() && t.dim() == 4 && t.size(2) == cores);
-    };
-    if (!fits(k) || !fits(v)) return fmt::format("a saved cache of {} tokens must have {} cores", length(), cores);
-    if (evicted() > 0 && (raw_.head() != sinks || raw_.held() < sinks + length() - first_raw(length())))
-      return fmt::format("later tokens see the first {} and the latest {} of the {} saved tokens, got {}", sinks,
-                         length() - first_raw(length()), length(), raw_.held());
-    if (cores > 0) cores_k_.append(k), cores_v_.append(v);
-    if (queries.defined()) queries_.append(queries);
-    return {};
+    const int64_t latest = length() - first_raw(length());
+    require(evicted() == 0 || (raw_.head() == sinks && raw_.held() >= sinks + latest),
+            "cca: later tokens see the first {} and the latest {} of the {} saved tokens, got {}", sinks, latest,
+            length(), raw_.held());
+    if (cores > 0) {
+      const int64_t heads = heads_of("cores_k");
+      cores_k_.append(saved_part(snapshot, "cca", "cores_k", {k.size(0), heads, cores, ops::row_dim(k)}));
+      cores_v_.append(saved_part(snapshot, "cca", "cores_v", {v.size(0), heads, cores, ops::row_dim(v)}));
+    }
+    if (cca_.keep_raw && cca_.pool == Cca::Pool::cca)
+      queries_.append(
+          saved_part(snapshot, "cca", "queries", {k.size(0), heads_of("queries"), length(), ops::row_dim(k)}));
   }
 
   Cca cca_;

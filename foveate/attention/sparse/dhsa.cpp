@@ -69,6 +69,10 @@ std::vector<ops::Candidates> Dhsa::candidates(const Inputs& in, int64_t rows_of_
 }
 
 Attended Dhsa::attend(const Inputs& in) const {
+  return decode == Decode::dense && is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended Dhsa::attend_prompt(const Inputs& in) const {
   validate();
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   const int64_t dense_rows = in.ends_prompt ? std::min(instruction_tokens, queries) : 0, rows = queries - dense_rows;
@@ -104,7 +108,7 @@ class DhsaState final : public CachedState {
           return dhsa.pool(k, ops::even_cuts(k.size(2), dhsa.chunk));
         }) {}
 
-  Attended prefill(const Inputs& in) override { return dhsa_.attend(appended(in)); }
+  Attended prefill(const Inputs& in) override { return dhsa_.attend_prompt(appended(in)); }
 
   Attended decode(const Inputs& in) override {
     if (dhsa_.decode == Dhsa::Decode::dense) return Dense{}.attend(appended(in));
@@ -126,7 +130,7 @@ class DhsaState final : public CachedState {
   int64_t read_bytes() const override {
     if (dhsa_.decode == Dhsa::Decode::dense) return CachedState::read_bytes();
     const int64_t chunks = (length() + dhsa_.chunk - 1) / dhsa_.chunk;
-    return std::min(length(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
+    return std::min(seen(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
   }
 
  private:

@@ -151,6 +151,10 @@ void DhsaBlocks::validate() const {
 int64_t DhsaBlocks::chunk_multiple() const { return std::lcm(query_block, key_block); }
 
 Attended DhsaBlocks::attend(const Inputs& in) const {
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended DhsaBlocks::attend_prompt(const Inputs& in) const {
   validate();
   const Blocks blocks(*this, in);
   const int64_t queries = in.q.size(2), head = blocks.dense_head(), tail = blocks.dense_tail();

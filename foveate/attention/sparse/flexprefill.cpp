@@ -168,10 +168,17 @@ void FlexPrefill::validate() const {
 }
 
 Attended FlexPrefill::attend(const Inputs& in) const {
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended FlexPrefill::attend_prompt(const Inputs& in) const {
   validate();
   const BlockGrid grid(in, block, block, name);
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   if (queries == 0 || keys <= std::max(2 * block, blocks_of(min_budget, block) * block)) return Dense{}.attend(in);
+  const int64_t start = in.rule.query_start.value_or(keys - queries);
+  require(start >= 0 && start + queries <= keys, "flexprefill: queries must sit at keys 0 .. {}, got {} from {} on",
+          keys - 1, queries, start);
   return attend_blocks(grid, select_blocks_of_heads(*this, grid, in), in);
 }
 

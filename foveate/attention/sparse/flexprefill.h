@@ -25,7 +25,7 @@ namespace foveate::attention {
 // release: budgets are divided by `block`, there always by 128; where the length is no multiple of `block`, its blocks
 // of distances are counted from the farthest; a block of keys that P does not touch makes its divergence NaN, ours is
 // finite. Throws Error: options out of range, max_budget below min_budget, a rule that BlockGrid does not
-// take.
+// take, queries that do not sit at keys.
 struct FlexPrefill {
   static constexpr std::string_view name = "flexprefill";
   static constexpr std::string_view summary =
@@ -45,6 +45,7 @@ struct FlexPrefill {
   void validate() const;
 
   Attended attend(const Inputs& in) const;
+  Attended attend_prompt(const Inputs& in) const;  // all rows by the plan, even a single one
   std::unique_ptr<State> make_state(const StateOptions& options) const;
   int64_t chunk_multiple() const { return block; }
 };

@@ -101,6 +101,9 @@ LayerPatterns search_heads(const HeadSearch& s, const Inputs& in) {
   check_options(s.options);
   check_block_rule(in.rule, "head search");
   require(!s.candidates.empty(), "head search: there must be candidates, got none");
+  for (const HeadPattern& c : s.candidates)
+    require(c.vertical >= 1 && c.slash >= 1, "head search: candidates must have counts >= 1, got {} and {}", c.vertical,
+            c.slash);
   require(!s.density || (*s.density > 0 && *s.density <= 1), "head search: density must be in (0, 1], got {}",
           s.density.value_or(1));
   require(in.q.size(2) > 0 && (s.by != HeadSearch::By::kept_mass || (s.first_row >= 0 && s.first_row < in.q.size(2))),

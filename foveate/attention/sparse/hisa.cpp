@@ -71,7 +71,7 @@ IndexVectors Hisa::vectors(const Tensor& query_input, const Tensor& hidden, cons
   const auto like_k = [&](std::string_view name) { return part(parts, name).to(k.scalar_type()); };
   k = at::layer_norm(k, {dim}, like_k("key_norm"), like_k("key_norm_bias"), 1e-6);
   if (rotary) {
-    const ops::Rotary own = rope_dims ? rotary->thinned(rope_dims) : *rotary;
+    const ops::Rotary own = rotary->thinned(rope_dims ? rope_dims : std::min(dim, rotary->dim()));
     q = own.rotate(q.transpose(1, 2), positions).transpose(1, 2), k = own.rotate(k.unsqueeze(1), positions).squeeze(1);
   }
   if (hadamard) q = ops::hadamard(q), k = ops::hadamard(k);
@@ -146,9 +146,13 @@ void append(std::vector<ops::BlockedKeys>& keys, const Hisa& hisa, const Tensor&
 }
 
 void check_hidden(const Inputs& in) {
-  require(!in.hidden || in.hidden->size(1) == in.k.size(2),
-          "hisa: without a state hidden must be of all {} keys, got {} rows", in.k.size(2),
-          in.hidden ? in.hidden->size(1) : 0);
+  if (!in.hidden) return;  // said by vectors()
+  const Tensor& x = *in.hidden;
+  require(
+      x.dim() == 3 && x.size(0) == in.q.size(0) && x.size(1) == in.k.size(2) && in.q.size(2) == in.k.size(2),
+      "hisa: without a state queries, keys and hidden [{}, tokens, width] must be of the same tokens, got {}, {} and "
+      "[{}]",
+      in.q.size(0), in.q.size(2), in.k.size(2), fmt::join(x.sizes().begin(), x.sizes().end(), ", "));
 }
 
 }  // namespace

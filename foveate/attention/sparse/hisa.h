@@ -54,7 +54,8 @@ struct Hisa {
     visit("pooling", self.pooling, any(), "how a block's keys are summed up");
     visit("heads", self.heads, at_least(1), "heads of the indexer");
     visit("dim", self.dim, at_least(1), "dims of its queries and keys");
-    visit("rope_dims", self.rope_dims, at_least(0), "of them that are rotated, even; 0: as many as the model rotates");
+    visit("rope_dims", self.rope_dims, at_least(0),
+          "of them that are rotated, even; 0: as many as the model rotates, or all");
     visit("hadamard", self.hadamard, any(), "spreads outliers over all dims before rounding; dim a power of two");
     visit("dtype", self.dtype, any(), "how index vectors are rounded; e4m3 has a scale for each");
     visit("power_of_two", self.power_of_two, any(), "scales of e4m3 are rounded up to powers of two (ue8m0)");

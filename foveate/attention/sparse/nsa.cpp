@@ -336,13 +336,15 @@ class NsaState final : public CachedState {
     Snapshot windows;
     for (const auto& [part, tensor] : snapshot)
       if (part.starts_with("windows.")) windows[part.substr(8)] = tensor;
-    CachedState::load(snapshot);
-    windows_.load(windows);
-    const int64_t wanted = nsa_.windows_of(length()), got = windows_.length();
-    if (got == wanted) return;
-    cache_.load({});
     windows_.load({});
-    fail("nsa: a saved state of these options must have {} windows, got {}", wanted, got);
+    CachedState::load(snapshot);
+    try {
+      load_windows(windows);
+    } catch (const Error&) {
+      cache_.load({});
+      windows_.load({});
+      throw;
+    }
   }
 
   int64_t bytes() const override { return CachedState::bytes() + windows_.bytes(); }
@@ -353,6 +355,18 @@ class NsaState final : public CachedState {
   }
 
  private:
+  void load_windows(const Snapshot& saved) {
+    const int64_t wanted = nsa_.windows_of(length());
+    if (wanted > 0) {
+      const at::Tensor k = cache_.k(), v = cache_.v();
+      saved_part(saved, "nsa: windows", "k", {k.size(0), k.size(1), wanted, ops::row_dim(k)});
+      saved_part(saved, "nsa: windows", "v", {v.size(0), v.size(1), wanted, ops::row_dim(v)});
+    }
+    windows_.load(saved);
+    require(windows_.length() == wanted, "nsa: a saved state of these options must have {} windows, got {}", wanted,
+            windows_.length());
+  }
+
   Nsa nsa_;
   KvCache windows_{CacheType::model};
 };

@@ -136,7 +136,7 @@ class QuestState final : public CachedState {
   int64_t read_bytes() const override {
     const int64_t all = (length() + quest_.page - 1) / quest_.page;
     if (all <= quest_.pages()) return CachedState::read_bytes();
-    return quest_.pages() * quest_.page * cache_.token_bytes() + all * pages_.chunk_bytes();
+    return std::min(seen(), quest_.pages() * quest_.page) * cache_.token_bytes() + all * pages_.chunk_bytes();
   }
 
  private:

@@ -119,8 +119,9 @@ std::vector<HeadPattern> patterns_of(const VerticalSlash& o, const Inputs& in) {
   std::vector<HeadPattern> patterns(size_t(heads), {.vertical = o.vertical, .slash = o.slash});
   if (o.heads.empty()) return patterns;
   const std::vector<LayerPatterns> layers = read_head_patterns(o.heads);
-  require(in.layer < std::ssize(layers), "vertical_slash: {} must have every layer of the model, got {} and layer {}",
-          o.heads, layers.size(), in.layer);
+  require(in.layer >= 0 && in.layer < std::ssize(layers),
+          "vertical_slash: {} must have every layer of the model, got {} and layer {}", o.heads, layers.size(),
+          in.layer);
   for (const auto& [head, pattern] : layers[size_t(in.layer)]) {
     require(head < heads, "vertical_slash: {} must name heads 0 .. {} of layer {}, got {}", o.heads, heads - 1,
             in.layer, head);
@@ -192,6 +193,10 @@ void VerticalSlash::validate() const {
 }
 
 Attended VerticalSlash::attend(const Inputs& in) const {
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended VerticalSlash::attend_prompt(const Inputs& in) const {
   check_options(*this);
   check_block_rule(in.rule, name);
   return attend_lines(in, patterns_of(*this, in), *this);
