@@ -54,7 +54,7 @@ TEST(KeptMass, of_dense_attention_is_all_whatever_goes_by_row) {
   const at::Tensor row = at::arange(203, at::kLong);
   in.rule.row_start = (row / 3).to(at::kLong).view({1, 1, 203});
   in.rule.row_end = (row + 1 - row.remainder(2)).view({1, 1, 203});
-  in.rule.query_documents = in.rule.key_documents = row.div(50, "floor").unsqueeze(0);
+  in.rule.query_documents = in.rule.key_documents = row.div(50, "floor").expand({2, 203});
   in.score.bias = 3 * test::random_tensor({1, 1, 203, 203}, 4);
   const double mass = kept_mass(in, attention::Dense{}.attend(in)).value();
   EXPECT_NEAR(mass, 1, 1e-5);

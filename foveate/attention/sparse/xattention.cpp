@@ -126,7 +126,7 @@ Attended XAttention::attend(const Inputs& in) const {
 Attended XAttention::attend_prompt(const Inputs& in) const {
   validate();
   const BlockGrid grid(in, block, block, name);
-  if (in.q.size(0) == 0 || grid.rows() == 0 || in.k.size(2) == 0 || grid.key_blocks() == 1) return Dense{}.attend(in);
+  if (grid.rows() == 0 || in.k.size(2) == 0 || grid.key_blocks() == 1) return Dense{}.attend(in);
   std::vector<double> taus = head_taus(head_tau);
   require(taus.empty() || std::ssize(taus) == in.q.size(1),
           "xattention: head_tau must be one for each of {} query heads, got {}", in.q.size(1), taus.size());
