@@ -113,7 +113,7 @@ def test_heat_maps_of_short_contexts_have_lengths_of_their_own(foveate, tmp_path
 def test_patterns_are_found_and_read_back(foveate, tmp_path):
     lines, gates = tmp_path / "lines.json", tmp_path / "gates.tsv"
     text = ["--context", "256"]
-    said = foveate("find-patterns", *text, "--density", "0.3", "-o", lines).stderr.decode()
+    said = foveate("find-patterns", *text, "--density", "0.8", "-o", lines).stderr.decode()
     assert f"vertical_slash:heads={lines}" in said
     layers = json.loads(lines.read_text())
     assert len(layers) == 30 and all(len(layer) == 9 and layer["0"][0] == "vertical_and_slash" for layer in layers)
