@@ -36,6 +36,7 @@ SMALL = {
     "triangle": "triangle:size=8,sinks=2,last=8",
     "cca": "cca:group=4,window=8",
     "superlinear": "superlinear:num_spans=2,sw_index=2,backward_factor=1,forward_factor=0,search_power=0.5",
+    "landmark": "landmark:block=4,top_k=2,chunk=8,positions=text",
 }
 
 
@@ -57,6 +58,7 @@ FULL = {
     "triangle": "triangle:size=96",
     "cca": "cca:window=96",
     "superlinear": "superlinear",
+    "landmark": "landmark:mode=nomem",  # others count landmarks by what they stand for
 }
 
 

@@ -1,0 +1,311 @@
+#include "foveate/attention/sparse/landmark_retrieval.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/minimum.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "foveate/ops/merge/merge.h"
+#include "foveate/ops/pairs/pair_scores.h"
+#include "foveate/ops/select/select.h"
+
+namespace foveate::attention {
+
+using at::Tensor;
+
+namespace {
+
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+constexpr int64_t kRowsTogether = 2048;  // bounds what is held for fetched rows: top_k queries for each of them
+
+at::ScalarType wide_type(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+// The call without its first keys, which no row sees.
+Inputs without_keys(const Inputs& in, int64_t first) {
+  Inputs rest = in;
+  const int64_t left = in.k.size(2) - first;
+  rest.k = in.k.narrow(2, first, left), rest.v = in.v.narrow(2, first, left);
+  rest.rule.query_start = in.rule.query_start.value_or(in.k.size(2) - in.q.size(2)) - first;
+  if (in.rule.key_lengths) rest.rule.key_lengths = *in.rule.key_lengths - first;
+  if (in.rule.key_documents) rest.rule.key_documents = in.rule.key_documents->narrow(1, first, left);
+  if (in.rule.row_start) rest.rule.row_start = (*in.rule.row_start - first).clamp_min_(0);
+  if (in.rule.row_end) rest.rule.row_end = (*in.rule.row_end - first).clamp_min_(0);
+  return rest;
+}
+
+// The keys that the rule's ranges show each row, by index: [B|1, Hq|1, n|1] int64; causality aside.
+struct Shown {
+  Tensor from, until;  // undefined: no limit
+
+  explicit Shown(const Inputs& in) {
+    const Rule& rule = in.rule;
+    const int64_t start = rule.query_start.value_or(in.k.size(2) - in.q.size(2));
+    const Tensor position = at::arange(start, start + in.q.size(2), at::kLong).view({1, 1, -1});
+    const auto raise = [&](const Tensor& t) { from = from.defined() ? at::maximum(from, t) : t; };
+    const auto lower = [&](const Tensor& t) { until = until.defined() ? at::minimum(until, t) : t; };
+    if (rule.window_left) raise(position - *rule.window_left);
+    if (rule.head_window) {
+      const Tensor window = rule.head_window->view({1, -1, 1});
+      raise((position - window).masked_fill(window.lt(0), std::numeric_limits<int32_t>::min()));
+    }
+    if (rule.row_start) raise(*rule.row_start);
+    if (rule.row_end) lower(*rule.row_end);
+    if (rule.key_lengths) lower(rule.key_lengths->view({-1, 1, 1}));
+  }
+  bool limits() const { return from.defined() || until.defined(); }
+};
+
+// x [B, Hq, n, ..] of query heads -> [B, Hkv, Hq / Hkv * n, ..]
+Tensor by_key_head(const Tensor& x, int64_t key_heads) {
+  return x.unflatten(1, {key_heads, x.size(1) / key_heads}).flatten(2, 3);
+}
+
+}  // namespace
+
+void LandmarkRetrieval::set(const Tensor& keys, int64_t first) {
+  keys_ = keys, first_ = first, count_ = keys.size(2);
+  moved_before_ = -1;
+}
+
+void LandmarkRetrieval::append(const Tensor& keys) {
+  const int64_t added = keys.size(2);
+  if (added == 0) return;
+  if (!keys_.defined() || count_ + added > keys_.size(2)) {
+    const Tensor larger =
+        at::empty({keys.size(0), keys.size(1), count_ + added + count_ / 2, keys.size(3)}, keys.options());
+    if (keys_.defined()) larger.narrow(2, 0, count_).copy_(keys_.narrow(2, 0, count_));
+    keys_ = larger;
+  }
+  keys_.narrow(2, count_, added).copy_(keys);
+  count_ += added;
+}
+
+void LandmarkRetrieval::drop_before(int64_t block) {
+  const int64_t dropped = block - first_;
+  if (dropped <= count_ / 2) return;  // so that dropping costs O(1) for a block
+  keys_ = keys_.narrow(2, dropped, count_ - dropped).clone();
+  first_ = block, count_ -= dropped;
+  moved_before_ = -1;
+}
+
+void LandmarkRetrieval::truncate(int64_t end) {
+  count_ = std::clamp<int64_t>(end - first_, 0, count_);
+  moved_before_ = -1;
+}
+
+int64_t LandmarkRetrieval::bytes() const {
+  int64_t sum = 0;
+  for (const Tensor* t : {&keys_, &moved_, &table_.cos, &table_.sin})
+    if (t->defined()) sum += int64_t(t->nbytes());
+  return sum;
+}
+
+// Of the candidates before a chunk those whose landmarks are held: the others are hidden from all rows, and what is
+// left has the same places without them.
+int64_t LandmarkRetrieval::held_candidates(int64_t before) const {
+  return std::min(options_.candidates(before), before - first_);
+}
+
+// Rows of one or more chunks that all fetch, or that all do not.
+struct LandmarkRetrieval::Group {
+  int64_t position = 0, rows = 0;    // in the text
+  std::vector<int64_t> local_start;  // of each row, in the text
+  bool fetches = false;
+  Tensor blocks;  // [B, Hq, rows, top_k] int64 numbers of chosen blocks, ascending, -1 behind the end
+  Tensor moves;   // the same: by how many blocks each is moved towards the row
+};
+
+int64_t LandmarkRetrieval::rows_together(int64_t position, int64_t rows) const {
+  const int64_t chunk = options_.chunk_length(), to_cut = chunk - position % chunk;
+  const int64_t room = std::max(kRowsTogether, to_cut);
+  return std::min(rows, to_cut + (room - to_cut) / chunk * chunk);
+}
+
+// cos and sin of whole blocks: rotations add up, so one table moves keys later and, turned round, queries earlier.
+void LandmarkRetrieval::make_table(const Inputs& in, int64_t blocks) {
+  if (table_.cos.defined() && table_.cos.size(0) >= blocks) return;
+  const int64_t room = blocks + blocks / 2;
+  table_ = in.rotary->rotation(at::arange(0, room, at::kLong) * options_.block, wide_type(in.q));
+}
+
+// Landmark keys where a chunk behind `before` blocks scores them, [B, Hkv, candidates, D].
+Tensor LandmarkRetrieval::moved(const Inputs& in, int64_t before) {
+  if (moved_before_ == before) return moved_;
+  const int64_t count = held_candidates(before), latest = count - options_.top_k;
+  moved_ = keys_.narrow(2, before - count - first_, count).detach().to(wide_type(in.q));
+  if (options_.positions == Landmark::Positions::stingy) {
+    // All but the latest top_k at the first place, which is that of the youngest of them.
+    make_table(in, count + 1);
+    const Tensor moves = (latest - 1 - at::arange(count, at::kLong)).clamp_min_(0);
+    moved_ = ops::Rotation{table_.cos.index_select(0, moves), table_.sin.index_select(0, moves)}.rotate(moved_);
+  }
+  moved_before_ = before;
+  return moved_;
+}
+
+// scores [B, Hq, n, candidates] -> numbers of the chosen candidates [B, Hq, n, top_k] int64.
+Tensor LandmarkRetrieval::best(const Tensor& scores, int64_t key_heads, bool by_row) const {
+  const bool over_tokens = options_.select == Landmark::Select::max_over_tokens && !by_row;
+  const bool over_heads = options_.select == Landmark::Select::max_over_heads;
+  const std::vector<int64_t> full{scores.size(0), scores.size(1), scores.size(2), options_.top_k};
+  if (!over_tokens && !over_heads && !options_.share_in_group)
+    return ops::select_top(scores, options_.top_k).to(at::kLong);
+  const Tensor hidden = scores.eq(kMinusInfinity);
+  Tensor shares = at::softmax(scores, -1).masked_fill(hidden, kMinusInfinity);
+  if (over_tokens) shares = shares.amax(2, true);
+  if (over_heads) shares = shares.amax(1, true);
+  if (options_.share_in_group && !over_heads) shares = shares.unflatten(1, {key_heads, -1}).amax(2);
+  Tensor chosen = ops::select_top(shares, options_.top_k).to(at::kLong);
+  if (options_.share_in_group && !over_heads) chosen = chosen.repeat_interleave(full[1] / key_heads, 1);
+  return chosen.expand(full);
+}
+
+void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Group& group) {
+  const int64_t chunk = options_.chunk_length(), block = options_.block, key_heads = in.k.size(1);
+  const Shown shown(in);
+  const Tensor q = in.q.detach().to(wide_type(in.q));
+  const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3))));
+  std::vector<Tensor> blocks, moves;
+  for (int64_t row = 0; row < group.rows;) {
+    const int64_t position = group.position + row, before = options_.blocks_before(position);
+    const int64_t rows = std::min(group.rows - row, chunk - position % chunk);
+    const int64_t count = held_candidates(before), oldest = before - count;
+    Tensor scores = by_key_head(q.narrow(2, row, rows), key_heads).matmul(moved(in, before).transpose(2, 3));
+    scores = scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(scale);  // [B, Hq, rows, candidates]
+    if (in.score.soft_cap) scores = (scores / *in.score.soft_cap).tanh_().mul_(*in.score.soft_cap);
+    const auto of_rows = [&](const Tensor& t) { return (t.size(2) == 1 ? t : t.narrow(2, row, rows)).unsqueeze(3); };
+    const Tensor landmark = (at::arange(oldest + 1, before + 1, at::kLong) * block - 1 - first).view({1, 1, 1, -1});
+    if (shown.from.defined()) scores.masked_fill_(of_rows(shown.from).gt(landmark), kMinusInfinity);
+    if (shown.until.defined()) scores.masked_fill_(of_rows(shown.until).le(landmark), kMinusInfinity);
+    if (in.rule.key_documents) {
+      const Tensor theirs = in.rule.key_documents->index_select(1, landmark.flatten()).unsqueeze(1);
+      const Tensor own = in.rule.query_documents->narrow(1, row, rows).unsqueeze(2);
+      scores.masked_fill_(own.ne(theirs).unsqueeze(1), kMinusInfinity);
+    }
+    const Tensor chosen = best(scores, key_heads, by_row);
+    // Slot of the r-th of the chosen: r, one further for the latest top_k; a chunk follows top_k + 1 slots.  Where
+    // fewer can be chosen, the first slots stay empty.
+    const Tensor is_chosen = chosen.ge(0), is_latest = chosen.ge(count - options_.top_k);
+    const Tensor rank = at::arange(options_.top_k, at::kLong) + (options_.top_k - is_chosen.sum(3, true));
+    moves.push_back(at::where(is_chosen, rank + is_latest - chosen + (count - options_.top_k - 1), 0));
+    blocks.push_back(at::where(is_chosen, chosen + oldest, -1));
+    row += rows;
+  }
+  group.blocks = at::cat(blocks, 2), group.moves = at::cat(moves, 2);
+}
+
+// Chunk, unfinished block, and all blocks before where nothing is fetched: the grouped softmax as it is.
+ops::Attended LandmarkRetrieval::local_part(const Inputs& in, int64_t first, const Group& group) const {
+  const int64_t start = group.local_start.front();
+  Inputs near = without_keys(in, start - first);
+  if (group.local_start.back() != start) {
+    const Tensor starts = (at::tensor(group.local_start, at::kLong) - start).view({1, 1, -1});
+    near.rule.row_start = near.rule.row_start ? at::maximum(*near.rule.row_start, starts) : starts;
+  }
+  near.score.landmarks = regular_landmarks(start, near.k.size(2), options_.block);
+  return ops::attend(near.q, near.k, near.v, near.rule, near.score);
+}
+
+// For every chosen block its normal tokens' softmax, and the landmark's logit as its log-sum-exp: [B, Hq, rows] each.
+std::vector<ops::Attended> LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch) {
+  const int64_t key_heads = in.k.size(1), heads = in.q.size(1), block = options_.block, each = group.blocks.size(3);
+  const int64_t repeats = heads / key_heads, n = repeats * group.rows * each;
+  const std::vector<int64_t> lists{in.q.size(0), key_heads, n};
+  const Tensor chosen = by_key_head(group.blocks, key_heads).flatten(2);  // [B, Hkv, (heads of a group, rows, each)]
+  Tensor q = in.q.unsqueeze(3).expand({-1, -1, -1, each, -1});
+  if (options_.positions == Landmark::Positions::stingy) {
+    const Tensor moves = group.moves.flatten();
+    const ops::Rotation back{table_.cos.index_select(0, moves), table_.sin.index_select(0, moves).neg_()};
+    q = back.rotate(q.reshape({1, 1, -1, in.q.size(3)}));
+  }
+  q = q.reshape({lists[0], key_heads, n, in.q.size(3)});
+
+  const Fetched from = fetch(chosen);
+  Rule rule = Rule::full();
+  const Shown shown(in);
+  rule.row_start = (from.places * block).clamp_min(0), rule.row_end = *rule.row_start + (block - 1);
+  if (shown.limits() || in.rule.key_documents) {
+    require(from.holds_call || !(shown.until.defined() || in.rule.key_documents || in.rule.row_start),
+            "landmark: padding, documents and ranges of keys need all keys in memory; leave offload out");
+    const auto by_list = [&](const Tensor& t) {
+      return by_key_head(t.expand({lists[0], heads, group.rows}).unsqueeze(3).expand({-1, -1, -1, each}), key_heads)
+          .flatten(2);
+    };
+    // Within the block, wherever it lies.
+    const Tensor moved = (from.places - chosen) * block;
+    const int64_t offset = from.holds_call ? 0 : group.position - in.rule.query_start.value();
+    if (shown.from.defined()) {
+      const Tensor low = from.holds_call ? by_list(shown.from) : by_list(shown.from) + offset + moved;
+      rule.row_start = at::maximum(*rule.row_start, low);
+    }
+    if (shown.until.defined()) rule.row_end = at::minimum(*rule.row_end, by_list(shown.until));
+    if (in.rule.key_documents) {
+      rule.key_documents = in.rule.key_documents;
+      rule.query_documents =
+          in.rule.query_documents->unsqueeze(1).unsqueeze(3).expand({-1, repeats, -1, each}).flatten(1);
+    }
+  }
+  ops::Score score = in.score;
+  score.sink = std::nullopt;  // joins once, with the local part
+  const BlockPlan plan{
+      1, block, chosen.ge(0).to(at::kInt), from.places.to(at::kInt).unsqueeze(3), std::nullopt, std::nullopt, rule};
+  const ops::Attended parts = ops::attend(q, from.k, from.v, plan, score);
+  Tensor gates = ops::pair_scores(q, keys_.narrow(2, 0, count_), (chosen - first_).unsqueeze(3),
+                                  score.scale.value_or(1 / std::sqrt(double(q.size(3)))))
+                     .squeeze(3);
+  if (score.soft_cap) gates = (gates / *score.soft_cap).tanh() * *score.soft_cap;
+  gates = gates.masked_fill(parts.lse.detach().eq(kMinusInfinity), kMinusInfinity);
+  std::vector<ops::Attended> result;
+  const Tensor outs = parts.out.unflatten(2, {repeats, group.rows, each}).flatten(1, 2);
+  const Tensor lses = gates.unflatten(2, {repeats, group.rows, each}).flatten(1, 2);
+  for (int64_t r = 0; r < each; ++r) result.push_back({outs.select(3, r), lses.select(3, r)});
+  return result;
+}
+
+Attended LandmarkRetrieval::attend(const Inputs& in, int64_t first, bool by_row, const Fetch& fetch) {
+  const int64_t queries = in.q.size(2), start = in.rule.query_start.value_or(in.k.size(2) - queries);
+  const int64_t block = options_.block, batch = in.q.size(0), heads = in.q.size(1);
+  Attended attended{.out = {}, .lse = {}, .plans = {}};
+  std::vector<Tensor> outs;
+  const auto fetches = [&](int64_t position) {
+    return options_.candidates(options_.blocks_before(position)) > options_.top_k;
+  };
+  for (int64_t row = 0; row < queries || outs.empty();) {
+    Group group{.position = first + start + row};
+    const int64_t most = rows_together(group.position, queries - row);
+    group.fetches = queries > 0 && fetches(group.position);
+    for (; group.rows < most && fetches(group.position + group.rows) == group.fetches; ++group.rows)
+      group.local_start.push_back(std::max(first, options_.local_start(group.position + group.rows)));
+    if (group.rows == 0) group.local_start.push_back(first);  // no queries
+    const Inputs part = narrow_rows(in, row, group.rows);
+    std::vector<ops::Attended> parts = {local_part(part, first, group)};
+    Tensor begin = at::tensor(group.local_start, at::kLong).narrow(0, 0, group.rows).view({1, 1, -1, 1});
+    Tensor end = at::arange(group.position + 1, group.position + group.rows + 1, at::kLong).view({1, 1, -1, 1});
+    if (group.fetches) {
+      choose(part, first, by_row, group);
+      for (ops::Attended& fetched : fetched_parts(part, group, fetch)) parts.push_back(std::move(fetched));
+      const auto beside = [&](const Tensor& blocks, const Tensor& near) {
+        return at::cat({blocks, near.expand({batch, heads, -1, -1})}, 3);
+      };
+      begin = beside(group.blocks * block, begin), end = beside((group.blocks + 1) * block, end);
+    }
+    outs.push_back(parts.size() == 1 ? parts[0].out : ops::merge_by_lse(parts).out);
+    RunPlan plan{1, begin.to(at::kInt), end.to(at::kInt), part.rule};
+    plan.rule.query_start = group.position;
+    attended.plans.push_back({row, group.rows, std::move(plan)});
+    row += group.rows;
+  }
+  attended.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);
+  return attended;
+}
+
+}  // namespace foveate::attention
