@@ -23,7 +23,8 @@ namespace foveate::attention {
 // positions=stingy moves fetched blocks, by age, into the top_k + 1 blocks of positions before the chunk's: blocks that
 // are not among the latest top_k to the left, those to the right; all landmarks but the latest top_k are scored at the
 // first of these places.  So a model sees no distance that it was not trained on.  Where fewer are visible, the first
-// places stay empty.
+// places stay empty.  (All landmarks have one embedding: in a first layer those at one place score alike but for
+// rounding, which then chooses.)
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  The choice has no gradient; everything else has, through the fetched keys.
 // Inputs::score.landmarks names other places of landmarks; mode=landmark needs regular ones.  Attended::lse is absent
 // but in the baselines.  A model's own window, padding and documents hide keys as everywhere, by positions in the text.
