@@ -1,8 +1,10 @@
 // What landmark attention keeps while generating: in memory, bounded, on disk.
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <filesystem>
 
 #include "tests/attention/landmark_oracle.h"
 
@@ -132,6 +134,30 @@ TEST(LandmarkState, a_disk_that_fills_is_one_line_and_nothing_is_lost) {
   EXPECT_EQ(state->length(), row);
   for (; row < 75; ++row)
     ASSERT_TRUE(same(state->decode(s.rows(row, 1)).out, want.narrow(2, row, 1), {1e-10, 1e-10})) << row;
+}
+
+TEST(LandmarkState, a_damaged_file_is_one_line_and_the_rest_stays) {
+  const at::NoGradGuard no_grad;
+  const Sample s(75);
+  const Landmark options{.block = 5, .top_k = 2, .chunk = 10, .offload = testing::TempDir()};
+  const auto state = options.make_state({});
+  state->prefill(s.rows(0, 31));
+  for (int64_t row = 31; row < 45; ++row) state->decode(s.rows(row, 1));
+  int damaged = 0;  // the state's file has no name any more
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code none;
+    if (std::filesystem::read_symlink(entry, none).string().find("/.foveate-") == std::string::npos) continue;
+    damaged += ::ftruncate(std::stoi(entry.path().filename()), 0) == 0;
+  }
+  ASSERT_EQ(damaged, 1);
+  try {
+    state->decode(s.rows(45, 1));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("the file is cut off"), std::string::npos) << error.what();
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+  }
+  EXPECT_EQ(state->length(), 45);
 }
 
 TEST(LandmarkState, refuses_folders_that_are_none) {

@@ -136,6 +136,20 @@ TEST(Landmark, ignore_mem_is_plain_attention_over_normal_tokens) {
   EXPECT_TRUE(same(generated(*state, s, {13, 4}, 1), to_tensor(want.out), {1e-11, 1e-11}));
 }
 
+TEST(Landmark, weights_sum_to_one_and_landmarks_values_never_count) {
+  const at::NoGradGuard no_grad;
+  Sample s(60);
+  const Landmark options{.block = 5, .top_k = 2, .chunk = 10};
+  Tensor v = s.v.clone().fill_(1);
+  for (int64_t j = 4; j < 60; j += 5) v.select(2, j).fill_(1e6);
+  s.in.v = v;
+  const Tensor out = options.attend(s.in).out;
+  EXPECT_TRUE(same(out, out.clone().fill_(1), {1e-12, 1e-12}));
+  s.in.v = s.v, s.in.q = s.in.q.clone().zero_();  // equal logits: the first landmark's row is the mean of its block
+  const Tensor mean = s.v.narrow(2, 0, 4).mean(2).repeat_interleave(2, 1);
+  EXPECT_TRUE(same(options.attend(s.in).out.select(2, 4), mean, {1e-12, 1e-12}));
+}
+
 TEST(Landmark, a_shift_of_all_positions_changes_nothing) {
   const at::NoGradGuard no_grad;
   const Sample here(70), there(70, at::kDouble, 1000);

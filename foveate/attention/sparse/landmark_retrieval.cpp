@@ -1,14 +1,15 @@
 #include "foveate/attention/sparse/landmark_retrieval.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/minimum.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/where.h>
 
 #include <algorithm>
 #include <cmath>
@@ -25,6 +26,7 @@ using at::Tensor;
 namespace {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+constexpr int64_t kFewRows = 256;        // that read single keys as they lie
 constexpr int64_t kRowsTogether = 2048;  // bounds what is held for fetched rows: top_k queries for each of them
 
 at::ScalarType wide_type(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -49,7 +51,9 @@ struct Shown {
   explicit Shown(const Inputs& in) {
     const Rule& rule = in.rule;
     const int64_t start = rule.query_start.value_or(in.k.size(2) - in.q.size(2));
-    const Tensor position = at::arange(start, start + in.q.size(2), at::kLong).view({1, 1, -1});
+    Tensor position;
+    if (rule.window_left || rule.head_window)
+      position = at::arange(start, start + in.q.size(2), at::kLong).view({1, 1, -1});
     const auto raise = [&](const Tensor& t) { from = from.defined() ? at::maximum(from, t) : t; };
     const auto lower = [&](const Tensor& t) { until = until.defined() ? at::minimum(until, t) : t; };
     if (rule.window_left) raise(position - *rule.window_left);
@@ -63,6 +67,21 @@ struct Shown {
   }
   bool limits() const { return from.defined() || until.defined(); }
 };
+
+// The softmax over a row's own keys and the blocks it fetched, [B, Hq, n, Dv].
+Tensor joined(const ops::Attended& own, const ops::Attended& fetched) {
+  const int64_t each = fetched.lse.size(3);
+  if (fetched.lse.numel() <= kFewRows && !at::GradMode::is_enabled()) {  // a third of the operators
+    const Tensor logits = at::cat({own.lse.unsqueeze(3), fetched.lse}, 3);
+    const Tensor sees_nothing = logits.amax(3, true).eq(kMinusInfinity);
+    const Tensor weights = at::softmax(logits, 3).masked_fill(sees_nothing, 0);
+    const Tensor outs = at::cat({own.out.unsqueeze(3), fetched.out}, 3).to(weights.scalar_type());
+    return weights.unsqueeze(3).matmul(outs).squeeze(3).to(own.out.scalar_type());
+  }
+  std::vector<ops::Attended> parts = {own};
+  for (int64_t r = 0; r < each; ++r) parts.push_back({fetched.out.select(3, r), fetched.lse.select(3, r)});
+  return ops::merge_by_lse(parts).out;
+}
 
 // x [B, Hq, n, ..] of query heads -> [B, Hkv, Hq / Hkv * n, ..]
 Tensor by_key_head(const Tensor& x, int64_t key_heads) {
@@ -152,19 +171,18 @@ Tensor LandmarkRetrieval::moved(const Inputs& in, int64_t before) {
   return moved_;
 }
 
-// scores [B, Hq, n, candidates] -> numbers of the chosen candidates [B, Hq, n, top_k] int64.
+// scores [B, Hq, n, candidates] -> numbers of the chosen candidates [B, Hq, n, top_k] int32.
 Tensor LandmarkRetrieval::best(const Tensor& scores, int64_t key_heads, bool by_row) const {
   const bool over_tokens = options_.select == Landmark::Select::max_over_tokens && !by_row;
   const bool over_heads = options_.select == Landmark::Select::max_over_heads;
   const std::vector<int64_t> full{scores.size(0), scores.size(1), scores.size(2), options_.top_k};
-  if (!over_tokens && !over_heads && !options_.share_in_group)
-    return ops::select_top(scores, options_.top_k).to(at::kLong);
+  if (!over_tokens && !over_heads && !options_.share_in_group) return ops::select_top(scores, options_.top_k);
   const Tensor hidden = scores.eq(kMinusInfinity);
   Tensor shares = at::softmax(scores, -1).masked_fill(hidden, kMinusInfinity);
   if (over_tokens) shares = shares.amax(2, true);
   if (over_heads) shares = shares.amax(1, true);
   if (options_.share_in_group && !over_heads) shares = shares.unflatten(1, {key_heads, -1}).amax(2);
-  Tensor chosen = ops::select_top(shares, options_.top_k).to(at::kLong);
+  Tensor chosen = ops::select_top(shares, options_.top_k);
   if (options_.share_in_group && !over_heads) chosen = chosen.repeat_interleave(full[1] / key_heads, 1);
   return chosen.expand(full);
 }
@@ -174,7 +192,8 @@ void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Gro
   const Shown shown(in);
   const Tensor q = in.q.detach().to(wide_type(in.q));
   const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3))));
-  std::vector<Tensor> blocks, moves;
+  group.blocks = at::empty({q.size(0), q.size(1), group.rows, options_.top_k}, at::kLong);
+  group.moves = at::empty_like(group.blocks);
   for (int64_t row = 0; row < group.rows;) {
     const int64_t position = group.position + row, before = options_.blocks_before(position);
     const int64_t rows = std::min(group.rows - row, chunk - position % chunk);
@@ -183,7 +202,9 @@ void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Gro
     scores = scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(scale);  // [B, Hq, rows, candidates]
     if (in.score.soft_cap) scores = (scores / *in.score.soft_cap).tanh_().mul_(*in.score.soft_cap);
     const auto of_rows = [&](const Tensor& t) { return (t.size(2) == 1 ? t : t.narrow(2, row, rows)).unsqueeze(3); };
-    const Tensor landmark = (at::arange(oldest + 1, before + 1, at::kLong) * block - 1 - first).view({1, 1, 1, -1});
+    Tensor landmark;  // indices of keys
+    if (shown.limits() || in.rule.key_documents)
+      landmark = (at::arange(oldest + 1, before + 1, at::kLong) * block - 1 - first).view({1, 1, 1, -1});
     if (shown.from.defined()) scores.masked_fill_(of_rows(shown.from).gt(landmark), kMinusInfinity);
     if (shown.until.defined()) scores.masked_fill_(of_rows(shown.until).le(landmark), kMinusInfinity);
     if (in.rule.key_documents) {
@@ -191,16 +212,28 @@ void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Gro
       const Tensor own = in.rule.query_documents->narrow(1, row, rows).unsqueeze(2);
       scores.masked_fill_(own.ne(theirs).unsqueeze(1), kMinusInfinity);
     }
-    const Tensor chosen = best(scores, key_heads, by_row);
-    // Slot of the r-th of the chosen: r, one further for the latest top_k; a chunk follows top_k + 1 slots.  Where
-    // fewer can be chosen, the first slots stay empty.
-    const Tensor is_chosen = chosen.ge(0), is_latest = chosen.ge(count - options_.top_k);
-    const Tensor rank = at::arange(options_.top_k, at::kLong) + (options_.top_k - is_chosen.sum(3, true));
-    moves.push_back(at::where(is_chosen, rank + is_latest - chosen + (count - options_.top_k - 1), 0));
-    blocks.push_back(at::where(is_chosen, chosen + oldest, -1));
+    place(best(scores, key_heads, by_row), row, count, oldest, group);
     row += rows;
   }
-  group.blocks = at::cat(blocks, 2), group.moves = at::cat(moves, 2);
+}
+
+// chosen [B, Hq, n, top_k] of `count` candidates, for the group's rows from `row` on.  Slot of the r-th of the chosen:
+// r, one further for the latest top_k; a chunk follows top_k + 1 slots.  Where fewer can be chosen, the first slots
+// stay empty.
+void LandmarkRetrieval::place(const Tensor& chosen, int64_t row, int64_t count, int64_t oldest, Group& group) const {
+  const int64_t each = options_.top_k, latest = count - each, rows = chosen.size(2);
+  const Tensor given = chosen.contiguous();
+  const int32_t* from = given.const_data_ptr<int32_t>();
+  int64_t *blocks = group.blocks.mutable_data_ptr<int64_t>(), *moves = group.moves.mutable_data_ptr<int64_t>();
+  for (int64_t list = 0; list < chosen.size(0) * chosen.size(1) * rows; ++list, from += each) {
+    const int64_t to = (list / rows * group.rows + row + list % rows) * each;
+    const int64_t empty = std::count(from, from + each, -1);
+    for (int64_t r = 0; r < each; ++r) {
+      const int64_t c = from[r];
+      blocks[to + r] = c < 0 ? -1 : c + oldest;
+      moves[to + r] = c < 0 ? 0 : empty + r + (c >= latest) - c + latest - 1;
+    }
+  }
 }
 
 // Chunk, unfinished block, and all blocks before where nothing is fetched: the grouped softmax as it is.
@@ -215,10 +248,53 @@ ops::Attended LandmarkRetrieval::local_part(const Inputs& in, int64_t first, con
   return ops::attend(near.q, near.k, near.v, near.rule, near.score);
 }
 
-// For every chosen block its normal tokens' softmax, and the landmark's logit as its log-sum-exp: [B, Hq, rows] each.
-std::vector<ops::Attended> LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch) {
-  const int64_t key_heads = in.k.size(1), heads = in.q.size(1), block = options_.block, each = group.blocks.size(3);
-  const int64_t repeats = heads / key_heads, n = repeats * group.rows * each;
+// A plan of one block for each row: chosen [B, Hkv, (heads of a group, rows, top_k)].  A few rows list single keys; of
+// many those with one block stand side by side.
+Plan LandmarkRetrieval::plan_of(const Inputs& in, const Group& group, const Tensor& chosen, const Fetched& from) const {
+  const int64_t block = options_.block, each = options_.top_k, n = chosen.size(2), key_heads = in.k.size(1);
+  Rule rule = Rule::full();
+  const Shown shown(in);
+  const bool limits = shown.limits() || in.rule.key_documents;
+  if (limits || n > kFewRows) {
+    rule.row_start = (from.places * block).clamp_min(0);
+    rule.row_end = *rule.row_start + (block - 1);
+  }
+  if (limits) {
+    require(from.holds_call || !(shown.until.defined() || in.rule.key_documents || in.rule.row_start),
+            "landmark: padding, documents and ranges of keys need all keys in memory; leave offload out");
+    const auto by_list = [&](const Tensor& t) {
+      const Tensor of_rows = t.expand({chosen.size(0), in.q.size(1), group.rows}).unsqueeze(3);
+      return by_key_head(of_rows.expand({-1, -1, -1, each}), key_heads).flatten(2);
+    };
+    if (shown.from.defined()) {  // within the block, wherever it lies
+      Tensor low = by_list(shown.from);
+      if (!from.holds_call) low = low + (group.position - in.rule.query_start.value()) + (from.places - chosen) * block;
+      rule.row_start = at::maximum(*rule.row_start, low);
+    }
+    if (shown.until.defined()) rule.row_end = at::minimum(*rule.row_end, by_list(shown.until));
+    if (in.rule.key_documents) {
+      const int64_t repeats = in.q.size(1) / key_heads;
+      rule.key_documents = in.rule.key_documents;
+      rule.query_documents =
+          in.rule.query_documents->unsqueeze(1).unsqueeze(3).expand({-1, repeats, -1, each}).flatten(1);
+    }
+  }
+  const Tensor places = from.places.contiguous();
+  if (n > kFewRows)
+    return BlockPlan{1, block, places.ge(0).to(at::kInt), places.to(at::kInt).unsqueeze(3), {}, {}, rule};
+  const Tensor index = at::empty({chosen.size(0), key_heads, n, block - 1}, at::kInt);
+  const int64_t* place = places.const_data_ptr<int64_t>();
+  int32_t* key = index.mutable_data_ptr<int32_t>();
+  for (int64_t list = 0; list < places.numel(); ++list)
+    for (int64_t u = 0; u < block - 1; ++u) *key++ = place[list] < 0 ? -1 : int32_t(place[list] * block + u);
+  return TokenPlan{1, index, rule};
+}
+
+// For every chosen block its normal tokens' softmax, and the landmark's logit as its log-sum-exp: [B, Hq, rows, top_k,
+// Dv] and [B, Hq, rows, top_k].
+ops::Attended LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch) {
+  const int64_t key_heads = in.k.size(1), each = options_.top_k, repeats = in.q.size(1) / key_heads;
+  const int64_t n = repeats * group.rows * each;
   const std::vector<int64_t> lists{in.q.size(0), key_heads, n};
   const Tensor chosen = by_key_head(group.blocks, key_heads).flatten(2);  // [B, Hkv, (heads of a group, rows, each)]
   Tensor q = in.q.unsqueeze(3).expand({-1, -1, -1, each, -1});
@@ -230,50 +306,38 @@ std::vector<ops::Attended> LandmarkRetrieval::fetched_parts(const Inputs& in, co
   q = q.reshape({lists[0], key_heads, n, in.q.size(3)});
 
   const Fetched from = fetch(chosen);
-  Rule rule = Rule::full();
-  const Shown shown(in);
-  rule.row_start = (from.places * block).clamp_min(0), rule.row_end = *rule.row_start + (block - 1);
-  if (shown.limits() || in.rule.key_documents) {
-    require(from.holds_call || !(shown.until.defined() || in.rule.key_documents || in.rule.row_start),
-            "landmark: padding, documents and ranges of keys need all keys in memory; leave offload out");
-    const auto by_list = [&](const Tensor& t) {
-      return by_key_head(t.expand({lists[0], heads, group.rows}).unsqueeze(3).expand({-1, -1, -1, each}), key_heads)
-          .flatten(2);
-    };
-    // Within the block, wherever it lies.
-    const Tensor moved = (from.places - chosen) * block;
-    const int64_t offset = from.holds_call ? 0 : group.position - in.rule.query_start.value();
-    if (shown.from.defined()) {
-      const Tensor low = from.holds_call ? by_list(shown.from) : by_list(shown.from) + offset + moved;
-      rule.row_start = at::maximum(*rule.row_start, low);
-    }
-    if (shown.until.defined()) rule.row_end = at::minimum(*rule.row_end, by_list(shown.until));
-    if (in.rule.key_documents) {
-      rule.key_documents = in.rule.key_documents;
-      rule.query_documents =
-          in.rule.query_documents->unsqueeze(1).unsqueeze(3).expand({-1, repeats, -1, each}).flatten(1);
-    }
-  }
   ops::Score score = in.score;
   score.sink = std::nullopt;  // joins once, with the local part
-  const BlockPlan plan{
-      1, block, chosen.ge(0).to(at::kInt), from.places.to(at::kInt).unsqueeze(3), std::nullopt, std::nullopt, rule};
-  const ops::Attended parts = ops::attend(q, from.k, from.v, plan, score);
-  Tensor gates = ops::pair_scores(q, keys_.narrow(2, 0, count_), (chosen - first_).unsqueeze(3),
+  const ops::Attended parts = ops::attend(q, from.k, from.v, plan_of(in, group, chosen, from), score);
+  Tensor gates = ops::pair_scores(q, keys_.narrow(2, 0, count_), (first_ > 0 ? chosen - first_ : chosen).unsqueeze(3),
                                   score.scale.value_or(1 / std::sqrt(double(q.size(3)))))
                      .squeeze(3);
   if (score.soft_cap) gates = (gates / *score.soft_cap).tanh() * *score.soft_cap;
-  gates = gates.masked_fill(parts.lse.detach().eq(kMinusInfinity), kMinusInfinity);
-  std::vector<ops::Attended> result;
-  const Tensor outs = parts.out.unflatten(2, {repeats, group.rows, each}).flatten(1, 2);
-  const Tensor lses = gates.unflatten(2, {repeats, group.rows, each}).flatten(1, 2);
-  for (int64_t r = 0; r < each; ++r) result.push_back({outs.select(3, r), lses.select(3, r)});
-  return result;
+  if (Shown(in).limits() || in.rule.key_documents)  // else every landmark has keys
+    gates = gates.masked_fill(parts.lse.detach().eq(kMinusInfinity), kMinusInfinity);
+  const auto by_query = [&](const Tensor& t) { return t.unflatten(2, {repeats, group.rows, each}).flatten(1, 2); };
+  return {by_query(parts.out), by_query(gates)};
+}
+
+// All that a group's rows see, by positions in the text.
+RunPlan LandmarkRetrieval::runs_of(const Inputs& in, const Group& group) const {
+  const int64_t block = options_.block, each = group.fetches ? options_.top_k : 0, heads = in.q.size(0) * in.q.size(1);
+  RunPlan plan{1, at::empty({in.q.size(0), in.q.size(1), group.rows, each + 1}, at::kInt), {}, in.rule};
+  plan.end = at::empty_like(plan.start);
+  plan.rule.query_start = group.position;
+  const int64_t* blocks = each > 0 ? group.blocks.const_data_ptr<int64_t>() : nullptr;
+  int32_t *start = plan.start.mutable_data_ptr<int32_t>(), *end = plan.end.mutable_data_ptr<int32_t>();
+  for (int64_t head = 0; head < heads; ++head)
+    for (int64_t row = 0; row < group.rows; ++row) {
+      for (int64_t r = 0; r < each; ++r, ++blocks)  // -1: an empty range
+        *start++ = int32_t(std::max<int64_t>(*blocks, 0) * block), *end++ = int32_t((*blocks + 1) * block);
+      *start++ = int32_t(group.local_start[size_t(row)]), *end++ = int32_t(group.position + row + 1);
+    }
+  return plan;
 }
 
 Attended LandmarkRetrieval::attend(const Inputs& in, int64_t first, bool by_row, const Fetch& fetch) {
   const int64_t queries = in.q.size(2), start = in.rule.query_start.value_or(in.k.size(2) - queries);
-  const int64_t block = options_.block, batch = in.q.size(0), heads = in.q.size(1);
   Attended attended{.out = {}, .lse = {}, .plans = {}};
   std::vector<Tensor> outs;
   const auto fetches = [&](int64_t position) {
@@ -287,21 +351,10 @@ Attended LandmarkRetrieval::attend(const Inputs& in, int64_t first, bool by_row,
       group.local_start.push_back(std::max(first, options_.local_start(group.position + group.rows)));
     if (group.rows == 0) group.local_start.push_back(first);  // no queries
     const Inputs part = narrow_rows(in, row, group.rows);
-    std::vector<ops::Attended> parts = {local_part(part, first, group)};
-    Tensor begin = at::tensor(group.local_start, at::kLong).narrow(0, 0, group.rows).view({1, 1, -1, 1});
-    Tensor end = at::arange(group.position + 1, group.position + group.rows + 1, at::kLong).view({1, 1, -1, 1});
-    if (group.fetches) {
-      choose(part, first, by_row, group);
-      for (ops::Attended& fetched : fetched_parts(part, group, fetch)) parts.push_back(std::move(fetched));
-      const auto beside = [&](const Tensor& blocks, const Tensor& near) {
-        return at::cat({blocks, near.expand({batch, heads, -1, -1})}, 3);
-      };
-      begin = beside(group.blocks * block, begin), end = beside((group.blocks + 1) * block, end);
-    }
-    outs.push_back(parts.size() == 1 ? parts[0].out : ops::merge_by_lse(parts).out);
-    RunPlan plan{1, begin.to(at::kInt), end.to(at::kInt), part.rule};
-    plan.rule.query_start = group.position;
-    attended.plans.push_back({row, group.rows, std::move(plan)});
+    const ops::Attended own = local_part(part, first, group);
+    if (group.fetches) choose(part, first, by_row, group);
+    outs.push_back(group.fetches ? joined(own, fetched_parts(part, group, fetch)) : own.out);
+    attended.plans.push_back({row, group.rows, runs_of(part, group)});
     row += group.rows;
   }
   attended.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);

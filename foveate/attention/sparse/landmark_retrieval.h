@@ -40,10 +40,13 @@ class LandmarkRetrieval {
   int64_t held_candidates(int64_t before) const;
   ops::Attended local_part(const Inputs& in, int64_t first, const Group& group) const;
   void choose(const Inputs& in, int64_t first, bool by_row, Group& group);
+  void place(const at::Tensor& chosen, int64_t row, int64_t count, int64_t oldest, Group& group) const;
   at::Tensor best(const at::Tensor& scores, int64_t key_heads, bool by_row) const;
   at::Tensor moved(const Inputs& in, int64_t before);
   void make_table(const Inputs& in, int64_t blocks);
-  std::vector<ops::Attended> fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch);
+  Plan plan_of(const Inputs& in, const Group& group, const at::Tensor& chosen, const Fetched& from) const;
+  RunPlan runs_of(const Inputs& in, const Group& group) const;
+  ops::Attended fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch);
 
   Landmark options_;
   at::Tensor keys_;  // [B, Hkv, capacity, D]
