@@ -33,18 +33,20 @@ constexpr Budget kBudgets[] = {
     {"dhsa", "budget=n/16", "budget=n"},
     {"dhsa_blocks", "density=0.06", "density=1"},
     {"block_topk", "density=0.12", "density=1"},
-    {"xattention", "", "tau=1"},
+    {"xattention", "tau=0.3", "tau=1"},
     {"quest", "budget=n/16", "budget=n"},
     {"triangle", "size=n/16", "size=n"},
-    {"vertical_slash", "vertical=n/32,slash=n/32", "slash=n"},
-    {"flexprefill", "", "gamma=1"},
+    {"vertical_slash", "vertical=n/32,slash=128", "slash=n"},
+    {"flexprefill", "gamma=0.4,min_budget=n/128", "gamma=1"},
     {"nsa", "blocks=n/2048,window=n/32", "gates=selected,phi=mean,blocks=n"},
-    {"duo", "size=n/16", "full_heads=all"},
-    {"flux", "cheap=(window:size=n/16)", "route=full"},
-    {"hisa", "topk=n/16", "topk=n"},
+    {"duo", "size=n/16,full_heads=none", "full_heads=all"},
+    {"flux", "cheap=(window:size=n/16),route=cheap", "route=full"},
+    {"hisa", "topk=n/16,heads=4,dim=64,rope_dims=64",
+     "topk=n"},  // an indexer a third as wide as the layer, as in DeepSeek V3.2
     {"landmark", "", "mode=nomem"},
     {"cca", "window=n/32", "group=1"},
-    {"hyper", "", "min_seq_len=n"},
+    {"hyper", "min_seq_len=n/32,block_size=n/128,sample_size=n/128", "min_seq_len=n"},
+    {"superlinear", "num_spans=2,sw_index=16,backward_factor=1,forward_factor=0.3", ""},
 };
 
 const Budget* budget_of(std::string_view mechanism) {

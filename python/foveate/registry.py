@@ -53,7 +53,7 @@ class Mechanism:
     def __post_init__(self) -> None:
         options = (f"{field.name}={option_text(getattr(self, field.name))}" for field in dataclasses.fields(self))
         name, *given = named_options(self.name + ":" * bool(dataclasses.fields(self)) + ",".join(options))
-        spec = name + ":" * bool(given) + ",".join(f"{key}={value}" for key, value in zip(given[::2], given[1::2]))
+        spec = name + ":" * bool(given) + ",".join(f"{key}={option_text(value)}" for key, value in zip(given[::2], given[1::2]))
         object.__setattr__(self, "spec", spec)
 
     def __reduce__(self):
@@ -118,7 +118,9 @@ class Mechanism:
 
 
 def option_text(value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """As a spec has it: a text that would end there, such as a nested spec, stands in brackets."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"({text})" if any(c in text for c in ",;@()") else text
 
 
 def option_value(option: dict, text: str):

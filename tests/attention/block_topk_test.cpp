@@ -14,23 +14,21 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::Array;
 using test::random_tensor;
+using test::rule_shows;
 using test::same;
 using test::to_array;
 using test::to_tensor;
 using HeadShare = BlockTopk::HeadShare;
-
-bool rule_shows(const Inputs& in, int64_t i, int64_t j) {
-  const int64_t p = in.k.size(2) - in.q.size(2) + i, left = in.rule.window_left.value_or(1 << 30);
-  return j <= p && (p - left <= j || j < in.rule.sinks);
-}
 
 std::vector<double> mean(const Array& x, int64_t b, int64_t h, int64_t first, int64_t last) {
   std::vector<double> sum(size_t(x.shape[3]), 0.0);
@@ -82,13 +80,7 @@ test::OracleResult oracle(const BlockTopk& o, const Inputs& in) {
       {.scale = 1 / std::sqrt(double(q.shape[3]))});
 }
 
-Inputs make_inputs(int64_t queries, int64_t keys) {
-  Inputs in;
-  in.q = random_tensor({2, 4, queries, 6}, 1, at::kDouble);
-  in.k = random_tensor({2, 2, keys, 6}, 2, at::kDouble);
-  in.v = random_tensor({2, 2, keys, 5}, 3, at::kDouble);
-  return in;
-}
+Inputs make_inputs(int64_t queries, int64_t keys) { return test::random_call(queries, keys, {.dim = 6}); }
 
 std::vector<BlockTopk> variants() {
   std::vector<BlockTopk> all;
@@ -149,15 +141,10 @@ TEST(BlockTopk, generated_rows_are_blocks_of_one) {
 }
 
 TEST(BlockTopk, refuses_what_it_cannot_do) {
-  const auto message_of = [](const std::string& spec, const Rule& rule) -> std::string {
-    try {
-      Inputs in = make_inputs(20, 20);
-      in.rule = rule;
-      make_mechanism(parse_spec(spec)).attend(in);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+  const auto message_of = [](const std::string& spec, const Rule& rule) {
+    Inputs in = make_inputs(20, 20);
+    in.rule = rule;
+    return test::message_of([&] { make_mechanism(parse_spec(spec)).attend(in); });
   };
   EXPECT_EQ(message_of("block_topk:blocks=0", {}), "block_topk: blocks must be >= 1, got 0");
   EXPECT_EQ(message_of("block_topk:block=0", {}), "block_topk: block must be >= 1, got 0");

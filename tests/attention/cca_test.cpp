@@ -11,6 +11,7 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/base/error.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -19,6 +20,7 @@ namespace {
 
 using test::Array;
 using test::random_tensor;
+using test::rows_of;
 using test::same;
 using test::to_array;
 using test::to_tensor;
@@ -126,18 +128,9 @@ at::Tensor oracle(const Cca& o, const at::Tensor& q_rows, const at::Tensor& k_ro
 
 Inputs sample(int64_t length, at::ScalarType type = at::kDouble) {
   static const ops::Rotary rotary(8, kBase);
-  Inputs in;
-  in.q = random_tensor({2, 4, length, 8}, 1, type);
-  in.k = random_tensor({2, 2, length, 8}, 2, type);
-  in.v = random_tensor({2, 2, length, 5}, 3, type);
+  Inputs in = test::random_call(length, length, {.type = type});
   in.rotary = &rotary;
   return in;
-}
-
-Inputs rows(const Inputs& in, int64_t first, int64_t count) {
-  Inputs part = in;
-  part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
-  return part;
 }
 
 std::vector<Cca> variants() {
@@ -230,23 +223,9 @@ TEST(Cca, pooling_the_hidden_state_is_pooling_its_projections) {
 TEST(Cca, gradients_are_those_of_finite_differences) {
   for (const Cca& o : {variants()[0], variants()[5], variants()[6], variants()[7]}) {
     Inputs in = sample(15);
-    for (at::Tensor* t : {&in.q, &in.k, &in.v}) *t = t->narrow(0, 0, 1).clone().requires_grad_();
+    for (at::Tensor* t : {&in.q, &in.k, &in.v}) *t = t->narrow(0, 0, 1).clone();
     const at::Tensor weight = random_tensor({1, 4, 15, 5}, 8, at::kDouble);
-    const auto loss = [&] { return (o.attend(in).out * weight).sum(); };
-    loss().backward();
-    const at::NoGradGuard no_grad;
-    for (at::Tensor* t : {&in.q, &in.k, &in.v}) {
-      const at::Tensor flat = t->view({-1}), gradient = t->grad().view({-1});
-      for (int64_t i = 0; i < flat.numel(); i += 3) {
-        const double value = flat[i].item<double>(), step = 1e-6;
-        flat[i].fill_(value + step);
-        const double up = loss().item<double>();
-        flat[i].fill_(value - step);
-        const double down = loss().item<double>();
-        flat[i].fill_(value);
-        ASSERT_NEAR(gradient[i].item<double>(), (up - down) / (2 * step), 1e-7) << i;
-      }
-    }
+    test::expect_gradients([&] { return (o.attend(in).out * weight).sum(); }, {in.q, in.k, in.v}, 1e-7, 240);
   }
 }
 
@@ -268,9 +247,9 @@ TEST(Cca, a_state_gives_the_rows_of_one_prefill) {
   for (const Cca& o : variants())
     for (const int64_t step : {1, 17}) {
       const auto state = o.make_state({});
-      std::vector<at::Tensor> outs = {state->prefill(rows(in, 0, 13)).out};
+      std::vector<at::Tensor> outs = {state->prefill(rows_of(in, 0, 13)).out};
       for (int64_t first = 13; first < 150; first += step)
-        outs.push_back(state->decode(rows(in, first, std::min<int64_t>(step, 150 - first))).out);
+        outs.push_back(state->decode(rows_of(in, first, std::min<int64_t>(step, 150 - first))).out);
       ASSERT_TRUE(same(at::cat(outs, 2), o.attend(in).out, {1e-11, 1e-11})) << to_spec(o).text() << " by " << step;
     }
 }
@@ -282,7 +261,7 @@ TEST(Cca, a_state_reads_what_the_formula_says_and_stays_small) {
   const auto state = o.make_state({});
   const int64_t token = 2 * 2 * (8 + 5) * 8;  // batch, key heads, key and value, fp64
   for (int64_t n = 1; n <= 700; ++n) {
-    state->decode(rows(in, n - 1, 1));
+    state->decode(rows_of(in, n - 1, 1));
     const int64_t cores = n < 10 ? 0 : (n - 10) / 4;
     ASSERT_EQ(state->read_bytes(), (cores + n - 4 * cores) * token) << n;
   }
@@ -299,10 +278,10 @@ TEST(Cca, goes_back_as_far_as_was_asked) {
   const Inputs in = sample(300);
   const at::Tensor want = o.attend(in).out;
   const auto state = o.make_state({.rule = {}, .rollback = 30});
-  state->prefill(rows(in, 0, 200));
+  state->prefill(rows_of(in, 0, 200));
   for (const int64_t length : {200, 230, 260})
     for (int64_t again = 0; again < 2; ++again) {
-      EXPECT_TRUE(same(state->decode(rows(in, length, 30)).out, want.narrow(2, length, 30), {1e-11, 1e-11}));
+      EXPECT_TRUE(same(state->decode(rows_of(in, length, 30)).out, want.narrow(2, length, 30), {1e-11, 1e-11}));
       if (again == 0) state->truncate(length);
     }
 }
@@ -312,11 +291,19 @@ TEST(Cca, changes_granularity_only_where_everything_was_kept) {
   const Inputs in = sample(160);
   const Cca other{.group = 5, .window = 9};
   const auto kept = Cca{.group = 4, .window = 6, .keep_raw = true}.make_state({});
-  kept->prefill(rows(in, 0, 150));
+  kept->prefill(rows_of(in, 0, 150));
   change_granularity(*kept, 5, 9);
-  EXPECT_TRUE(same(kept->decode(rows(in, 150, 10)).out, other.attend(in).out.narrow(2, 150, 10), {1e-11, 1e-11}));
+  EXPECT_TRUE(same(kept->decode(rows_of(in, 150, 10)).out, other.attend(in).out.narrow(2, 150, 10), {1e-11, 1e-11}));
+  Inputs low = in;  // pooled without queries, from 8-bit rows
+  for (at::Tensor* t : {&low.q, &low.k, &low.v}) *t = t->to(at::kBFloat16);
+  const auto mean = Cca{.group = 4, .window = 6, .pool = Cca::Pool::mean, .keep_raw = true}.make_state(
+      {.rule = {}, .rollback = 0, .cache = CacheType::q8});
+  mean->prefill(rows_of(low, 0, 150));
+  change_granularity(*mean, 5, 9);
+  const at::Tensor want = Cca{.group = 5, .window = 9, .pool = Cca::Pool::mean}.attend(low).out.narrow(2, 150, 10);
+  EXPECT_TRUE(same(mean->decode(rows_of(low, 150, 10)).out, want, {0.05, 0.05}));
   const auto dropped = Cca{.group = 4, .window = 6}.make_state({});
-  dropped->prefill(rows(in, 0, 150));
+  dropped->prefill(rows_of(in, 0, 150));
   EXPECT_THROW(change_granularity(*dropped, 5, 9), Error);
   EXPECT_THROW(change_granularity(*Dense{}.make_state({}), 5, 9), Error);
   EXPECT_THROW(change_granularity(*kept, 0, 9), Error);

@@ -8,12 +8,14 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
+#include "tests/attention/calls.h"
 #include "tests/support/compare.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::random_tensor;
+using test::rows_of;
 using test::same;
 
 constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 16, kWidth = 24;
@@ -106,13 +108,6 @@ Inputs make_inputs(const Mechanism& m, int64_t length, const Rule& rule = {}) {
   return in;
 }
 
-Inputs rows(const Inputs& in, int64_t first, int64_t count) {
-  Inputs part = in;
-  part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
-  part.hidden = in.hidden->narrow(1, first, count);
-  return part;
-}
-
 class Contract : public testing::TestWithParam<Case> {
  protected:
   Mechanism mechanism() const { return make_mechanism(parse_spec(GetParam().spec)); }
@@ -143,7 +138,7 @@ TEST_P(Contract, chunked_prefill_equals_one_prefill_at_multiples) {
   const at::Tensor want = whole->prefill(in).out;
   std::vector<at::Tensor> outs;
   for (int64_t first = 0; first < length; first += step) {
-    Inputs part = rows(in, first, std::min(step, length - first));
+    Inputs part = rows_of(in, first, std::min(step, length - first));
     part.ends_prompt = first + step >= length;
     outs.push_back(parts->prefill(part).out);
   }
@@ -159,11 +154,11 @@ TEST_P(Contract, decoding_one_by_one_equals_several_at_once) {
   const Mechanism m = mechanism();
   const Inputs in = make_inputs(m, 70);
   const auto at_once = m.make_state({}), single = m.make_state({});
-  at_once->prefill(rows(in, 0, 40));
-  single->prefill(rows(in, 0, 40));
-  const at::Tensor want = at_once->decode(rows(in, 40, 30)).out;
+  at_once->prefill(rows_of(in, 0, 40));
+  single->prefill(rows_of(in, 0, 40));
+  const at::Tensor want = at_once->decode(rows_of(in, 40, 30)).out;
   std::vector<at::Tensor> outs;
-  for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows(in, row, 1)).out);
+  for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows_of(in, row, 1)).out);
   EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
 }
 
@@ -175,8 +170,8 @@ TEST(RowMechanisms, decode_equals_prefill) {
     SCOPED_TRACE(c.spec);
     const Inputs in = make_inputs(m, 90);
     const auto state = m.make_state({});
-    std::vector<at::Tensor> outs = {state->prefill(rows(in, 0, 20)).out};
-    for (int64_t row = 20; row < 90; ++row) outs.push_back(state->decode(rows(in, row, 1)).out);
+    std::vector<at::Tensor> outs = {state->prefill(rows_of(in, 0, 20)).out};
+    for (int64_t row = 20; row < 90; ++row) outs.push_back(state->decode(rows_of(in, row, 1)).out);
     EXPECT_TRUE(same(at::cat(outs, 2), m.attend(in).out, {1e-5, 1e-5}));
   }
 }
@@ -187,16 +182,16 @@ TEST_P(Contract, a_cache_in_8_bits_agrees_with_itself_and_nearly_with_the_models
   const Inputs in = make_inputs(m, 70);
   const StateOptions in_8_bits{.cache = CacheType::q8};
   const auto single = m.make_state(in_8_bits), at_once = m.make_state(in_8_bits), own = m.make_state({});
-  const at::Tensor prompt = own->prefill(rows(in, 0, 40)).out;
+  const at::Tensor prompt = own->prefill(rows_of(in, 0, 40)).out;
   for (const auto& state : {&single, &at_once}) {
-    const at::Tensor out = (*state)->prefill(rows(in, 0, 40)).out;
+    const at::Tensor out = (*state)->prefill(rows_of(in, 0, 40)).out;
     if (m.kind() == Kind::row) {  // others may keep other keys
       EXPECT_LE((out - prompt).norm().item<double>(), 1.5e-2 * prompt.norm().item<double>());
     }
   }
-  const at::Tensor want = at_once->decode(rows(in, 40, 30)).out;
+  const at::Tensor want = at_once->decode(rows_of(in, 40, 30)).out;
   std::vector<at::Tensor> outs;
-  for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows(in, row, 1)).out);
+  for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows_of(in, row, 1)).out);
   EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
   EXPECT_LT(single->bytes(), own->bytes());
   if (m.kind() != Kind::row) return;
@@ -210,13 +205,13 @@ TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
   const Inputs in = make_inputs(m, 90);
   for (const CacheType cache : {CacheType::model, CacheType::q8}) {
     const auto state = m.make_state({.cache = cache}), other = m.make_state({.cache = cache});
-    state->prefill(rows(in, 0, 40));
-    for (int64_t row = 40; row < 60; ++row) state->decode(rows(in, row, 1));
+    state->prefill(rows_of(in, 0, 40));
+    for (int64_t row = 40; row < 60; ++row) state->decode(rows_of(in, row, 1));
     other->load(state->save());
     EXPECT_EQ(other->length(), 60);
     for (int64_t row = 60; row < 90; ++row) {
-      const at::Tensor want = state->decode(rows(in, row, 1)).out;
-      ASSERT_TRUE(other->decode(rows(in, row, 1)).out.equal(want)) << row;
+      const at::Tensor want = state->decode(rows_of(in, row, 1)).out;
+      ASSERT_TRUE(other->decode(rows_of(in, row, 1)).out.equal(want)) << row;
     }
     const auto wrong = m.make_state({.cache = cache == CacheType::model ? CacheType::q8 : CacheType::model});
     EXPECT_THROW(wrong->load(state->save()), Error);
@@ -256,28 +251,13 @@ TEST_P(Contract, later_tokens_change_no_earlier_row) {
 TEST_P(Contract, gradients_are_those_of_the_kept_keys) {
   const Mechanism m = mechanism();
   Inputs in = make_inputs(m, 29);
-  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kDouble).requires_grad_();
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kDouble);
   in.hidden = in.hidden->to(at::kDouble);
   Learned parts = in.learned ? *in.learned : Learned{};
   for (auto& [name, part] : parts) part = part.to(at::kDouble);
   if (in.learned) in.learned = &parts;
   const at::Tensor weight = random_tensor({1, kHeads, 29, kDim + 4}, 9).to(at::kDouble);
-  const auto loss = [&] { return (m.attend(in).out * weight).sum(); };
-  loss().backward();
-  const at::NoGradGuard no_grad;
-  for (at::Tensor* part : {&in.q, &in.k, &in.v}) {
-    const at::Tensor flat = part->view({-1}), gradient = part->grad().view({-1});
-    for (const int64_t i : {0, 37, 211, 463}) {
-      constexpr double kStep = 1e-6;
-      const double value = flat[i].item<double>();
-      flat[i].fill_(value + kStep);
-      const double up = loss().item<double>();
-      flat[i].fill_(value - kStep);
-      const double down = loss().item<double>();
-      flat[i].fill_(value);
-      EXPECT_NEAR(gradient[i].item<double>(), (up - down) / (2 * kStep), 1e-5) << i;
-    }
-  }
+  test::expect_gradients([&] { return (m.attend(in).out * weight).sum(); }, {in.q, in.k, in.v}, 1e-5, 6);
 }
 
 TEST_P(Contract, truncation_forgets_and_rollback_is_kept) {
@@ -285,11 +265,11 @@ TEST_P(Contract, truncation_forgets_and_rollback_is_kept) {
   const Mechanism m = mechanism();
   const Inputs in = make_inputs(m, 120);
   const auto state = m.make_state({.rule = {}, .rollback = 10});
-  state->prefill(rows(in, 0, 100));
-  const at::Tensor want = state->decode(rows(in, 100, 10)).out;
+  state->prefill(rows_of(in, 0, 100));
+  const at::Tensor want = state->decode(rows_of(in, 100, 10)).out;
   state->truncate(100);
   EXPECT_EQ(state->length(), 100);
-  EXPECT_TRUE(same(state->decode(rows(in, 100, 10)).out, want, {1e-6, 1e-6}));
+  EXPECT_TRUE(same(state->decode(rows_of(in, 100, 10)).out, want, {1e-6, 1e-6}));
   EXPECT_THROW(state->truncate(111), Error);
   EXPECT_THROW(state->truncate(-1), Error);
 }
@@ -300,8 +280,8 @@ TEST_P(Contract, counts_its_bytes) {
   const auto state = m.make_state({});
   EXPECT_EQ(state->bytes(), 0);
   const Inputs in = make_inputs(m, 400);
-  state->prefill(rows(in, 0, 300));
-  for (int64_t row = 300; row < 400; ++row) state->decode(rows(in, row, 1));
+  state->prefill(rows_of(in, 0, 300));
+  for (int64_t row = 300; row < 400; ++row) state->decode(rows_of(in, row, 1));
   const int64_t token = kKvHeads * (kDim + kDim + 4) * 4;
   EXPECT_GE(state->bytes(), state->read_bytes());
   EXPECT_LE(state->read_bytes(), 400 * token);

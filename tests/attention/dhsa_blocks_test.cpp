@@ -12,8 +12,10 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
@@ -21,6 +23,7 @@ namespace {
 using Mask = DhsaBlocks::Mask;
 using test::Array;
 using test::random_tensor;
+using test::rule_shows;
 using test::same;
 using test::to_array;
 using test::to_tensor;
@@ -36,11 +39,6 @@ std::set<int64_t> best(const std::vector<double>& scores, const std::set<int64_t
   for (const auto& [score, place] : order)
     if (std::ssize(taken) < count) taken.insert(place);
   return taken;
-}
-
-bool rule_shows(const Inputs& in, int64_t i, int64_t j) {
-  const int64_t p = in.k.size(2) - in.q.size(2) + i, left = in.rule.window_left.value_or(1 << 30);
-  return j <= p && (p - left <= j || j < in.rule.sinks);
 }
 
 // One query head of one sample.
@@ -196,11 +194,7 @@ test::OracleResult oracle(const DhsaBlocks& o, const Inputs& in) {
 }
 
 Inputs make_inputs(int64_t queries, int64_t keys, uint64_t seed = 1) {
-  Inputs in;
-  in.q = random_tensor({2, 4, queries, 8}, seed, at::kDouble);
-  in.k = random_tensor({2, 2, keys, 8}, seed + 1, at::kDouble);
-  in.v = random_tensor({2, 2, keys, 5}, seed + 2, at::kDouble);
-  return in;
+  return test::random_call(queries, keys, {.seed = seed});
 }
 
 std::vector<DhsaBlocks> variants() {
@@ -466,14 +460,9 @@ TEST(DhsaBlocks, documents_and_row_bounds_hold_in_every_part) {
 }
 
 std::string message_of(const std::string& spec, const Rule& rule = {}) {
-  try {
-    Inputs in = make_inputs(20, 20);
-    in.rule = rule;
-    make_mechanism(parse_spec(spec)).attend(in);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  Inputs in = make_inputs(20, 20);
+  in.rule = rule;
+  return test::message_of([&] { make_mechanism(parse_spec(spec)).attend(in); });
 }
 
 TEST(DhsaBlocks, refuses_what_it_cannot_do) {

@@ -11,8 +11,10 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/ops/select/pool.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
@@ -94,11 +96,7 @@ test::OracleResult oracle(const Dhsa& o, const Inputs& in, int64_t dense_rows = 
 }
 
 Inputs make_inputs(int64_t queries, int64_t keys, int64_t batch = 2) {
-  Inputs in;
-  in.q = random_tensor({batch, 4, queries, 8}, 1, at::kDouble);
-  in.k = random_tensor({batch, 2, keys, 8}, 2, at::kDouble);
-  in.v = random_tensor({batch, 2, keys, 5}, 3, at::kDouble);
-  return in;
+  return test::random_call(queries, keys, {.batch = batch});
 }
 
 std::vector<Dhsa> variants() {
@@ -257,12 +255,7 @@ TEST(Dhsa, golden_scores_lists_and_outputs) {
 }
 
 std::string message_of(const std::string& spec) {
-  try {
-    parse_options<Dhsa>(parse_spec(spec)).validate();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return test::message_of([&] { parse_options<Dhsa>(parse_spec(spec)).validate(); });
 }
 
 TEST(Dhsa, refuses_forced_keys_over_budget) {

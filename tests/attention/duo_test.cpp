@@ -16,13 +16,16 @@
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
 #include "foveate/attention/routing/objectives.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::random_tensor;
+using test::rows_of;
 using test::same;
 using test::to_array;
 using test::to_tensor;
@@ -30,17 +33,7 @@ using test::to_tensor;
 constexpr test::Bound kClose{1e-12, 1e-12};
 
 Inputs make_inputs(int64_t queries, int64_t keys) {
-  Inputs in;
-  in.q = random_tensor({2, 6, queries, 8}, 1, at::kDouble);
-  in.k = random_tensor({2, 3, keys, 8}, 2, at::kDouble);
-  in.v = random_tensor({2, 3, keys, 5}, 3, at::kDouble);
-  return in;
-}
-
-Inputs rows(const Inputs& in, int64_t first, int64_t count) {
-  Inputs part = in;
-  part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
-  return part;
+  return test::random_call(queries, keys, {.heads = 6, .kv_heads = 3});
 }
 
 // Query heads 2g and 2g + 1 read key head g.
@@ -119,32 +112,17 @@ TEST(Duo, training_mixes_both_with_gradients_of_gates_and_inputs) {
   for (const Duo::Gate gate : {Duo::Gate::alpha, Duo::Gate::hard_concrete}) {
     const Duo duo{.size = 4, .sinks = 1, .seed = 3, .gate = gate, .phase = Duo::Phase::train};
     Inputs in = make_inputs(17, 17);
-    Learned parts = {{"alpha", at::tensor({0.2, 0.7, 1.0}, at::kDouble).requires_grad_()},
-                     {"log_alpha", at::tensor({0.1, -0.5, 0.4}, at::kDouble).requires_grad_()}};
+    Learned parts = {{"alpha", at::tensor({0.2, 0.7, 1.0}, at::kDouble)},
+                     {"log_alpha", at::tensor({0.1, -0.5, 0.4}, at::kDouble)}};
     in.learned = &parts;
-    in.q.requires_grad_(), in.k.requires_grad_(), in.v.requires_grad_();
     const at::Tensor& gates = parts.at(gate == Duo::Gate::alpha ? "alpha" : "log_alpha");
-    const at::Tensor weight = random_tensor({2, 6, 17, 5}, 9, at::kDouble);
-    const auto loss = [&] { return (duo.attend(in).out * weight).sum(); };
-    loss().backward();
-    const at::NoGradGuard no_grad;
-    at::Tensor z = gates.detach();
-    if (gate == Duo::Gate::hard_concrete) z = hard_concrete(z, uniform({3}, 3, 0));
+    const at::Tensor z = gate == Duo::Gate::alpha ? gates : hard_concrete(gates, uniform({3}, 3, 0));
     const at::Tensor by_head = z.repeat_interleave(2).view({1, 6, 1, 1});
     const at::Tensor want =
         by_head * oracle(in, {true, true, true}, 4, 1) + (1 - by_head) * oracle(in, {false, false, false}, 4, 1);
     EXPECT_TRUE(same(duo.attend(in).out, want, kClose));
-    for (const at::Tensor& leaf : {in.q, in.k, in.v, gates})
-      for (int64_t i = 0; i < 3; ++i) {
-        const at::Tensor flat = leaf.view({-1});
-        const double value = flat[i].item<double>();
-        flat[i].fill_(value + 1e-6);
-        const double up = loss().item<double>();
-        flat[i].fill_(value - 1e-6);
-        const double down = loss().item<double>();
-        flat[i].fill_(value);
-        EXPECT_NEAR(leaf.grad().view({-1})[i].item<double>(), (up - down) / 2e-6, 1e-7);
-      }
+    const at::Tensor weight = random_tensor({2, 6, 17, 5}, 9, at::kDouble);
+    test::expect_gradients([&] { return (duo.attend(in).out * weight).sum(); }, {in.q, in.k, in.v, gates}, 1e-7, 5);
   }
 }
 
@@ -154,8 +132,8 @@ TEST(Duo, streaming_heads_hold_and_read_a_bounded_number_of_keys) {
   const int64_t token = 2 * (8 + 5) * 8;  // of one key head: two sequences, fp64
   const auto state_of = [&](const char* list) {
     auto state = Duo{.size = 6, .sinks = 2, .full_heads = list}.make_state({});
-    state->prefill(rows(in, 0, 300));
-    for (int64_t row = 300; row < 600; ++row) state->decode(rows(in, row, 1));
+    state->prefill(rows_of(in, 0, 300));
+    for (int64_t row = 300; row < 600; ++row) state->decode(rows_of(in, row, 1));
     return state;
   };
   EXPECT_EQ(state_of("1")->read_bytes(), 600 * token + 2 * 8 * token);
@@ -169,7 +147,7 @@ TEST(Duo, a_state_says_which_heads_it_was_made_for) {
   const Inputs in = make_inputs(40, 40);
   const Duo duo{.size = 6, .sinks = 2, .full_heads = "1"};
   const auto state = duo.make_state({}), other = duo.make_state({});
-  state->prefill(rows(in, 0, 30));
+  state->prefill(rows_of(in, 0, 30));
   State::Snapshot snapshot = state->save();
   EXPECT_EQ(snapshot.at("k").size(1), 1);
   EXPECT_EQ(snapshot.at("streaming.k").size(1), 2);
@@ -181,16 +159,11 @@ TEST(Duo, a_state_says_which_heads_it_was_made_for) {
   cut.erase("full_heads");
   EXPECT_THROW(other->load(cut), Error);
   other->load(snapshot);
-  EXPECT_TRUE(other->decode(rows(in, 30, 10)).out.equal(state->decode(rows(in, 30, 10)).out));
+  EXPECT_TRUE(other->decode(rows_of(in, 30, 10)).out.equal(state->decode(rows_of(in, 30, 10)).out));
 }
 
 std::string message_of(const std::string& spec) {
-  try {
-    make_mechanism(parse_spec(spec)).attend(make_inputs(5, 5));
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return test::message_of([&] { make_mechanism(parse_spec(spec)).attend(make_inputs(5, 5)); });
 }
 
 TEST(Duo, says_what_does_not_fit) {

@@ -13,24 +13,22 @@
 #include <set>
 
 #include "foveate/attention/dense.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::Array;
 using test::random_tensor;
+using test::rule_shows;
 using test::same;
 using test::to_array;
 using test::to_tensor;
 
 using Numbers = std::vector<double>;
-
-bool rule_shows(const Inputs& in, int64_t i, int64_t j) {
-  const int64_t p = in.k.size(2) - in.q.size(2) + i, left = in.rule.window_left.value_or(1 << 30);
-  return j <= p && (p - left <= j || j < in.rule.sinks);
-}
 
 // Places from the best on, values compared in fp32, equal ones by place.
 std::vector<int64_t> ordered(const Numbers& values) {
@@ -182,10 +180,8 @@ Oracle oracle(const FlexPrefill& o, const Inputs& in) {
 }
 
 Inputs make_inputs(int64_t queries, int64_t keys, double sharpness = 1, uint64_t seed = 1) {
-  Inputs in;
-  in.q = random_tensor({2, 4, queries, 8}, seed, at::kDouble) * sharpness;
-  in.k = random_tensor({2, 2, keys, 8}, seed + 1, at::kDouble);
-  in.v = random_tensor({2, 2, keys, 5}, seed + 2, at::kDouble);
+  Inputs in = test::random_call(queries, keys, {.seed = seed});
+  in.q = in.q * sharpness;
   return in;
 }
 
@@ -287,24 +283,14 @@ TEST(FlexPrefill, any_number_of_threads_gives_the_same_bits) {
   const FlexPrefill o{.gamma = 0.5, .tau = 0.3, .min_budget = 32, .block = 16};
   Inputs in = make_inputs(300, 300);
   for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kFloat);
-  const int before = at::get_num_threads();
-  at::set_num_threads(1);
-  const at::Tensor want = o.attend(in).out;
-  at::set_num_threads(2);
-  EXPECT_TRUE(o.attend(in).out.equal(want));
-  at::set_num_threads(before);
+  test::expect_same_bits_on_threads([&] { return o.attend(in).out; });
 }
 
 TEST(FlexPrefill, refuses_what_it_cannot_do) {
-  const auto message = [](const FlexPrefill& o, const Rule& rule) -> std::string {
-    try {
-      Inputs in = make_inputs(20, 20);
-      in.rule = rule;
-      o.attend(in);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+  const auto message = [](const FlexPrefill& o, const Rule& rule) {
+    Inputs in = make_inputs(20, 20);
+    in.rule = rule;
+    return test::message_of([&] { o.attend(in); });
   };
   EXPECT_EQ(message({.gamma = 0}, {}), "flexprefill: gamma must be > 0, got 0");
   EXPECT_EQ(message({.gamma = 1.5}, {}), "flexprefill: gamma must be 0 .. 1, got 1.5");

@@ -17,13 +17,16 @@
 #include "foveate/attention/registry.h"
 #include "foveate/attention/routing/objectives.h"
 #include "foveate/attention/window.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::random_tensor;
+using test::rows_of;
 using test::same;
 
 constexpr test::Bound kClose{1e-12, 1e-12};
@@ -46,12 +49,6 @@ Inputs make_inputs(int64_t batch, int64_t length, const Learned* parts) {
   in.rotary = &rotary;
   in.learned = parts;
   return in;
-}
-
-Inputs rows(const Inputs& in, int64_t first, int64_t count) {
-  Inputs part = in;
-  part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
-  return part;
 }
 
 Inputs sequence(const Inputs& in, int64_t b) {
@@ -277,14 +274,14 @@ TEST(Flux, each_sequence_goes_its_own_way) {
 TEST(Flux, generation_goes_on_by_the_decision_of_the_prompt) {
   const at::NoGradGuard no_grad;
   Inputs in = make_inputs(6, 70, nullptr);
-  const Learned parts = undecided(routed(), rows(in, 0, 40));
+  const Learned parts = undecided(routed(), rows_of(in, 0, 40));
   in.learned = &parts;
-  const at::Tensor z = flux_decision(routed(), rows(in, 0, 40));
+  const at::Tensor z = flux_decision(routed(), rows_of(in, 0, 40));
   ASSERT_EQ(z.sum().item<double>(), 3);
   for (const int64_t step : {40, 13}) {  // in one part and in four
     const auto state = routed().make_state({.rollback = 2});
     for (int64_t first = 0; first < 40; first += step) {
-      Inputs part = rows(in, first, std::min(step, 40 - first));
+      Inputs part = rows_of(in, first, std::min(step, 40 - first));
       part.ends_prompt = first + step >= 40;
       if (first > 0) {
         EXPECT_THROW(state->decode(part), Error);
@@ -293,11 +290,11 @@ TEST(Flux, generation_goes_on_by_the_decision_of_the_prompt) {
     }
     std::vector<at::Tensor> outs;
     for (int64_t row = 40; row < 70; ++row) {
-      outs.push_back(state->decode(rows(in, row, 1)).out);
+      outs.push_back(state->decode(rows_of(in, row, 1)).out);
       if (row == 50) {  // saved and loaded, with its decision
         const auto other = routed().make_state({});
         other->load(state->save());
-        EXPECT_TRUE(other->decode(rows(in, 51, 1)).out.equal(state->decode(rows(in, 51, 1)).out));
+        EXPECT_TRUE(other->decode(rows_of(in, 51, 1)).out.equal(state->decode(rows_of(in, 51, 1)).out));
         state->truncate(51);
       }
     }
@@ -318,8 +315,8 @@ TEST(Flux, cheap_layers_hold_and_read_a_bounded_number_of_keys) {
     Flux flux = routed();
     flux.route = route;
     const auto state = flux.make_state({});
-    state->prefill(rows(in, 0, 500));
-    for (int64_t row = 500; row < 600; ++row) state->decode(rows(in, row, 1));
+    state->prefill(rows_of(in, 0, 500));
+    for (int64_t row = 500; row < 600; ++row) state->decode(rows_of(in, row, 1));
     EXPECT_EQ(state->read_bytes(), (route == Flux::Route::cheap ? 7 : 600) * token);
     if (route == Flux::Route::cheap) {
       EXPECT_LT(state->bytes(), 200 * token);
@@ -342,12 +339,7 @@ TEST(Flux, learned_parts_of_nested_mechanisms_have_a_prefix) {
 }
 
 std::string message_of(const std::string& spec, int64_t length = 5) {
-  try {
-    make_mechanism(parse_spec(spec)).attend(make_inputs(1, length, nullptr));
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return test::message_of([&] { make_mechanism(parse_spec(spec)).attend(make_inputs(1, length, nullptr)); });
 }
 
 TEST(Flux, says_what_does_not_fit) {

@@ -10,6 +10,7 @@
 #include "foveate/ops/sums/sums.h"
 #include "tests/support/compare.h"
 #include "tests/support/files.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
@@ -129,15 +130,10 @@ TEST(HeadSearch, what_it_writes_the_mechanism_reads) {
 
 TEST(HeadSearch, refuses_what_it_cannot_do) {
   const Inputs in = constructed();
-  const auto message = [&](auto change) -> std::string {
+  const auto message = [&](auto change) {
     HeadSearch s = search();
     change(s);
-    try {
-      search_heads(s, in);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+    return test::message_of([&] { search_heads(s, in); });
   };
   EXPECT_EQ(message([](HeadSearch& s) { s.candidates.clear(); }), "head search: there must be candidates, got none");
   EXPECT_EQ(message([](HeadSearch& s) { s.density = 0; }), "head search: density must be in (0, 1], got 0");

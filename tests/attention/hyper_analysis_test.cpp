@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/attention/calls.h"
 #include "tests/support/compare.h"
 
 namespace foveate::attention {

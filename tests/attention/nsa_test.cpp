@@ -14,8 +14,10 @@
 #include <set>
 
 #include "foveate/attention/dense.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
@@ -327,37 +329,17 @@ TEST(Nsa, gradients_match_finite_differences) {
     for (NsaPhi* parts : {&c.key_phi, &c.value_phi})
       for (std::optional<at::Tensor>* part : {&parts->positions, &parts->weights, &parts->in, &parts->out})
         if (*part) leaves.push_back(&**part);
-    for (at::Tensor* leaf : leaves) *leaf = leaf->detach().clone().requires_grad_();
+    std::vector<at::Tensor> given;
+    for (at::Tensor* leaf : leaves) given.push_back(*leaf = leaf->detach().clone());
     const at::Tensor weight = random_tensor({2, 4, 21, kValueDim}, 77, at::kDouble);
-    const auto loss = [&] { return (c.run(o).out * weight).sum(); };
-    loss().backward();
-    const at::NoGradGuard no_grad;
-    for (size_t which = 0; which < leaves.size(); ++which) {
-      const at::Tensor flat = leaves[which]->view({-1}), gradient = leaves[which]->grad().view({-1});
-      EXPECT_GT(gradient.abs().sum().item<double>(), 0) << which;
-      for (int64_t n = 0; n < 6; ++n) {
-        const int64_t i = n * 37 % flat.size(0);
-        constexpr double kStep = 1e-6;
-        const double value = flat[i].item<double>();
-        flat[i].fill_(value + kStep);
-        const double up = loss().item<double>();
-        flat[i].fill_(value - kStep);
-        const double down = loss().item<double>();
-        flat[i].fill_(value);
-        EXPECT_NEAR(gradient[i].item<double>(), (up - down) / (2 * kStep), 2e-7)
-            << to_spec(o).text() << " leaf " << which << " element " << i;
-      }
-    }
+    SCOPED_TRACE(to_spec(o).text());
+    test::expect_gradients([&] { return (c.run(o).out * weight).sum(); }, given, 2e-7, 6);
+    for (const at::Tensor& leaf : given) EXPECT_GT(leaf.grad().abs().sum().item<double>(), 0);
   }
 }
 
 std::string message_of(const std::string& spec) {
-  try {
-    parse_options<Nsa>(parse_spec(spec)).validate();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  return test::message_of([&] { parse_options<Nsa>(parse_spec(spec)).validate(); });
 }
 
 TEST(Nsa, refuses_sizes_that_do_not_divide_and_budgets_below_forced_blocks) {
@@ -468,16 +450,11 @@ TEST(Nsa, windows_turn_before_or_after_they_are_summed_up) {
 }
 
 TEST(Nsa, says_which_learned_part_is_missing) {
-  const auto message = [](const Nsa& o, const Learned* parts) -> std::string {
+  const auto message = [](const Nsa& o, const Learned* parts) {
     const at::Tensor t = at::zeros({1, 2, 5, 4}, at::kDouble);
-    try {
-      Inputs in{.q = t, .k = t, .v = t};
-      in.learned = parts;
-      o.attend(in);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+    Inputs in{.q = t, .k = t, .v = t};
+    in.learned = parts;
+    return test::message_of([&] { o.attend(in); });
   };
   EXPECT_EQ(message({}, nullptr), "nsa: has learned parts, got no adapter; give the file that training wrote");
   const Learned some = {{"key_positions", at::zeros({2, 32, 4}, at::kDouble)}};

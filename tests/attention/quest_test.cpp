@@ -16,23 +16,21 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::Array;
 using test::random_tensor;
+using test::rows_of;
+using test::rule_shows;
 using test::same;
 using test::to_array;
 using test::to_tensor;
-
-bool rule_shows(const Inputs& in, int64_t i, int64_t j) {
-  const int64_t p = in.k.size(2) - in.q.size(2) + i, left = in.rule.window_left.value_or(1 << 30);
-  const int64_t start = in.rule.row_start ? (*in.rule.row_start)[0][0][i].item<int64_t>() : 0;
-  return j <= p && j >= start && (p - left <= j || j < in.rule.sinks);
-}
 
 // Pages that row i of head h keeps: bounds over the keys up to its own.
 std::set<int64_t> kept(const Quest& o, const Inputs& in, const Array& q, const Array& k, int64_t b, int64_t h,
@@ -76,19 +74,7 @@ test::OracleResult oracle(const Quest& o, const Inputs& in) {
                                 {.scale = 1 / std::sqrt(double(q.shape[3]))});
 }
 
-Inputs make_inputs(int64_t queries, int64_t keys) {
-  Inputs in;
-  in.q = random_tensor({2, 4, queries, 6}, 1, at::kDouble);
-  in.k = random_tensor({2, 2, keys, 6}, 2, at::kDouble);
-  in.v = random_tensor({2, 2, keys, 5}, 3, at::kDouble);
-  return in;
-}
-
-Inputs rows_of(const Inputs& in, int64_t first, int64_t count) {
-  Inputs part = in;
-  part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
-  return part;
-}
+Inputs make_inputs(int64_t queries, int64_t keys) { return test::random_call(queries, keys, {.dim = 6}); }
 
 std::vector<Quest> variants() {
   std::vector<Quest> all;
@@ -211,15 +197,10 @@ TEST(Quest, a_budget_of_the_length_is_dense_and_its_bytes_are_fewer_else) {
 }
 
 TEST(Quest, refuses_what_it_cannot_do) {
-  const auto message_of = [](const std::string& spec, const Rule& rule) -> std::string {
-    try {
-      Inputs in = make_inputs(100, 100);
-      in.rule = rule;
-      make_mechanism(parse_spec(spec)).attend(in);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+  const auto message_of = [](const std::string& spec, const Rule& rule) {
+    Inputs in = make_inputs(100, 100);
+    in.rule = rule;
+    return test::message_of([&] { make_mechanism(parse_spec(spec)).attend(in); });
   };
   EXPECT_EQ(message_of("quest:page=0", {}), "quest: page must be >= 1, got 0");
   EXPECT_EQ(message_of("quest:rows=each,budget=16", Rule::full()),

@@ -15,6 +15,7 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/base/error.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -23,6 +24,7 @@ namespace {
 
 using test::Array;
 using test::random_tensor;
+using test::rows_of;
 using test::same;
 using test::to_array;
 using test::to_tensor;
@@ -101,17 +103,7 @@ at::Tensor oracle(const Superlinear& o, const at::Tensor& search, const Inputs& 
 }
 
 Inputs sample(int64_t length, at::ScalarType type = at::kDouble) {
-  Inputs in;
-  in.q = random_tensor({2, 4, length, 8}, 1, type);
-  in.k = random_tensor({2, 2, length, 8}, 2, type);
-  in.v = random_tensor({2, 2, length, 5}, 3, type);
-  return in;
-}
-
-Inputs rows(const Inputs& in, int64_t first, int64_t count) {
-  Inputs part = in;
-  part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
-  return part;
+  return test::random_call(length, length, {.type = type});
 }
 
 std::vector<Superlinear> variants() {
@@ -278,25 +270,12 @@ TEST(Superlinear, equal_scores_of_all_anchors_mix_evenly_and_short_texts_are_den
 TEST(Superlinear, gradients_are_those_of_finite_differences) {
   for (const Superlinear& o : {variants()[0], variants()[1], variants()[2]}) {
     Inputs in = sample(30);
-    at::Tensor search = random_tensor({1, 4, 30, 8}, 7, at::kDouble).requires_grad_();
-    for (at::Tensor* t : {&in.q, &in.k, &in.v}) *t = t->narrow(0, 0, 1).clone().requires_grad_();
+    const at::Tensor search = random_tensor({1, 4, 30, 8}, 7, at::kDouble);
+    for (at::Tensor* t : {&in.q, &in.k, &in.v}) *t = t->narrow(0, 0, 1).clone();
     const at::Tensor weight = random_tensor({1, 4, 30, 5}, 8, at::kDouble);
-    const auto loss = [&] { return (superlinear(o, search, in.k, in).out * weight).sum(); };
-    loss().backward();
+    test::expect_gradients([&] { return (superlinear(o, search, in.k, in).out * weight).sum(); },
+                           {search, in.q, in.k, in.v}, 1e-7, 80);
     EXPECT_GT(search.grad().abs().sum().item<double>(), 0.1);
-    const at::NoGradGuard no_grad;
-    for (at::Tensor* t : {&search, &in.q, &in.k, &in.v}) {
-      const at::Tensor flat = t->view({-1}), gradient = t->grad().view({-1});
-      for (int64_t i = 0; i < flat.numel(); i += 13) {
-        const double value = flat[i].item<double>(), step = 1e-6;
-        flat[i].fill_(value + step);
-        const double up = loss().item<double>();
-        flat[i].fill_(value - step);
-        const double down = loss().item<double>();
-        flat[i].fill_(value);
-        ASSERT_NEAR(gradient[i].item<double>(), (up - down) / (2 * step), 1e-7) << i;
-      }
-    }
   }
 }
 
@@ -319,9 +298,9 @@ TEST(Superlinear, a_state_gives_the_rows_of_one_prefill) {
   for (const Superlinear& o : variants())
     for (const int64_t step : {1, 29}) {
       const auto state = o.make_state({});
-      std::vector<at::Tensor> outs = {state->prefill(rows(in, 0, 13)).out};
+      std::vector<at::Tensor> outs = {state->prefill(rows_of(in, 0, 13)).out};
       for (int64_t first = 13; first < 130; first += step)
-        outs.push_back(state->decode(rows(in, first, std::min<int64_t>(step, 130 - first))).out);
+        outs.push_back(state->decode(rows_of(in, first, std::min<int64_t>(step, 130 - first))).out);
       ASSERT_TRUE(same(at::cat(outs, 2), o.attend(in).out, {1e-11, 1e-11})) << to_spec(o).text() << " by " << step;
     }
 }
@@ -362,7 +341,7 @@ TEST(Superlinear, a_learned_search_query_is_rotated_as_queries_are) {
   const auto state = o.make_state({});
   std::vector<at::Tensor> outs;
   for (int64_t row = 0; row < 50; row += 10) {
-    Inputs part = rows(in, row, 10);
+    Inputs part = rows_of(in, row, 10);
     part.hidden = in.hidden->narrow(1, row, 10);
     outs.push_back(state->decode(part).out);
   }

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "foveate/attention/dense.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -19,13 +20,7 @@ using test::same;
 using test::to_array;
 using test::to_tensor;
 
-Inputs make_inputs(int64_t queries, int64_t keys) {
-  Inputs in;
-  in.q = random_tensor({2, 4, queries, 6}, 1, at::kDouble);
-  in.k = random_tensor({2, 2, keys, 6}, 2, at::kDouble);
-  in.v = random_tensor({2, 2, keys, 5}, 3, at::kDouble);
-  return in;
-}
+Inputs make_inputs(int64_t queries, int64_t keys) { return test::random_call(queries, keys, {.dim = 6}); }
 
 test::OracleResult oracle(const Triangle& o, const Inputs& in, bool has_last) {
   const int64_t queries = in.q.size(2), start = in.k.size(2) - queries;

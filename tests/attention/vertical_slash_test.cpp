@@ -14,15 +14,18 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/sparse/head_patterns.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 #include "tests/support/files.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::Array;
 using test::random_tensor;
+using test::rule_shows;
 using test::same;
 using test::to_array;
 using test::to_tensor;
@@ -51,11 +54,6 @@ Converted convert(const Numbers& columns, const Numbers& distances, int64_t end,
     if (before_one && !inside) c.columns.insert(j);
   }
   return c;
-}
-
-bool rule_shows(const Inputs& in, int64_t i, int64_t j) {
-  const int64_t p = in.k.size(2) - in.q.size(2) + i, left = in.rule.window_left.value_or(1 << 30);
-  return j <= p && (p - left <= j || j < in.rule.sinks);
 }
 
 // The `count` best places, the first `forced` before all others; sums compared in fp32, equal ones by place.
@@ -127,11 +125,7 @@ test::OracleResult oracle(const VerticalSlash& o, const std::vector<HeadPattern>
 }
 
 Inputs make_inputs(int64_t queries, int64_t keys, uint64_t seed = 1) {
-  Inputs in;
-  in.q = random_tensor({2, 4, queries, 8}, seed, at::kDouble);
-  in.k = random_tensor({2, 2, keys, 8}, seed + 1, at::kDouble);
-  in.v = random_tensor({2, 2, keys, 5}, seed + 2, at::kDouble);
-  return in;
+  return test::random_call(queries, keys, {.seed = seed});
 }
 
 std::vector<HeadPattern> uniform(const VerticalSlash& o) { return {4, {.vertical = o.vertical, .slash = o.slash}}; }
@@ -345,23 +339,8 @@ TEST(VerticalSlash, every_option_changes_the_result) {
 TEST(VerticalSlash, gradients_are_those_of_the_kept_keys) {
   const VerticalSlash o{
       .vertical = 4, .slash = 4, .last_queries = 8, .first_columns = 1, .first_distances = 2, .block = 16};
-  Inputs in = make_inputs(70, 70);
-  for (at::Tensor* part : {&in.q, &in.k, &in.v}) part->requires_grad_();
-  const auto loss = [&] { return o.attend(in).out.pow(2).sum(); };
-  loss().backward();
-  const at::NoGradGuard no_grad;
-  for (at::Tensor* part : {&in.q, &in.k, &in.v}) {
-    const at::Tensor flat = part->view({-1}), gradient = part->grad().view({-1});
-    for (const int64_t i : {0, 101, 333, 690}) {
-      const double value = flat[i].item<double>(), step = 1e-6;
-      flat[i].fill_(value + step);
-      const double up = loss().item<double>();
-      flat[i].fill_(value - step);
-      const double down = loss().item<double>();
-      flat[i].fill_(value);
-      EXPECT_NEAR(gradient[i].item<double>(), (up - down) / (2 * step), 1e-6) << i;
-    }
-  }
+  const Inputs in = make_inputs(70, 70);
+  test::expect_gradients([&] { return o.attend(in).out.pow(2).sum(); }, {in.q, in.k, in.v}, 1e-6, 8);
 }
 
 TEST(VerticalSlash, any_number_of_threads_gives_the_same_bits) {
@@ -370,24 +349,14 @@ TEST(VerticalSlash, any_number_of_threads_gives_the_same_bits) {
       .vertical = 12, .slash = 12, .last_queries = 16, .first_columns = 2, .first_distances = 3, .block = 16};
   Inputs in = make_inputs(300, 300);
   for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->to(at::kFloat);
-  const int before = at::get_num_threads();
-  at::set_num_threads(1);
-  const at::Tensor want = o.attend(in).out;
-  at::set_num_threads(2);
-  EXPECT_TRUE(o.attend(in).out.equal(want));
-  at::set_num_threads(before);
+  test::expect_same_bits_on_threads([&] { return o.attend(in).out; });
 }
 
 TEST(VerticalSlash, refuses_what_it_cannot_do) {
-  const auto message = [](const VerticalSlash& o, const Rule& rule) -> std::string {
-    try {
-      Inputs in = make_inputs(20, 20);
-      in.rule = rule;
-      o.attend(in);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "no error";
+  const auto message = [](const VerticalSlash& o, const Rule& rule) {
+    Inputs in = make_inputs(20, 20);
+    in.rule = rule;
+    return test::message_of([&] { o.attend(in); });
   };
   EXPECT_EQ(message({.vertical = 0}, {}), "vertical_slash: vertical must be >= 1, got 0");
   EXPECT_EQ(message({.first_distances = 0}, {}), "vertical_slash: first_distances must be >= 1, got 0");

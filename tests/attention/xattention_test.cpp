@@ -13,22 +13,20 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
 
 using test::Array;
 using test::random_tensor;
+using test::rule_shows;
 using test::same;
 using test::to_array;
 using test::to_tensor;
-
-bool rule_shows(const Inputs& in, int64_t i, int64_t j) {
-  const int64_t p = in.k.size(2) - in.q.size(2) + i, left = in.rule.window_left.value_or(1 << 30);
-  return j <= p && (p - left <= j || j < in.rule.sinks);
-}
 
 // One query head of one sample.
 struct HeadOracle {
@@ -127,10 +125,8 @@ test::OracleResult oracle(const XAttention& o, const Inputs& in, const std::vect
 }
 
 Inputs make_inputs(int64_t queries, int64_t keys, uint64_t seed = 1) {
-  Inputs in;
-  in.q = random_tensor({2, 4, queries, 6}, seed, at::kDouble) * 2;
-  in.k = random_tensor({2, 2, keys, 6}, seed + 1, at::kDouble) * 2;
-  in.v = random_tensor({2, 2, keys, 5}, seed + 2, at::kDouble);
+  Inputs in = test::random_call(queries, keys, {.dim = 6, .seed = seed});
+  in.q = in.q * 2, in.k = in.k * 2;
   return in;
 }
 
@@ -282,14 +278,9 @@ TEST(XAttention, generated_rows_are_dense_with_and_without_a_state) {
 }
 
 std::string message_of(const std::string& spec, const Rule& rule = {}) {
-  try {
-    Inputs in = make_inputs(200, 200);
-    in.rule = rule;
-    make_mechanism(parse_spec(spec)).attend(in);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
+  Inputs in = make_inputs(200, 200);
+  in.rule = rule;
+  return test::message_of([&] { make_mechanism(parse_spec(spec)).attend(in); });
 }
 
 TEST(XAttention, refuses_what_it_cannot_do) {

@@ -14,12 +14,14 @@
 #include "foveate/models/language/session.h"
 #include "tests/models/tiny.h"
 #include "tests/support/files.h"
+#include "tests/support/messages.h"
 
 namespace foveate::models {
 namespace {
 
 using attention::Inputs;
 using attention::Mechanism;
+using test::message_of;
 using test::same;
 
 // Dense attention times a learned factor, and a learned product of the hidden state beside it.
@@ -50,15 +52,6 @@ class AdapterFiles : public testing::Test {
   const Decoder decoder_ = test::tiny_decoder();
   const std::vector<Mechanism> plain_ = {Scaled{}, attention::Dense{}, Scaled{}};
 };
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no error";
-}
 
 TEST_F(AdapterFiles, a_saved_adapter_gives_the_same_parts_to_sessions_and_forwards) {
   const at::NoGradGuard no_grad;
@@ -125,6 +118,11 @@ TEST_F(AdapterFiles, what_is_missing_or_of_another_model_is_refused) {
   Session session(decoder_, mechanisms);
   session.prefill(tokens);
   session.save(path("s.safetensors"));
+  Session(decoder_, mechanisms).load(path("s.safetensors"));
+  EXPECT_NE(message_of([&] {
+              Session(decoder_, equip_anew(plain_, decoder_, 4)).load(path("s.safetensors"));
+            }).find(": choose the same --adapter"),
+            std::string::npos);
   EXPECT_NE(load({path("s.safetensors")}, decoder_).find("got 'session 1': this is no adapter"), std::string::npos);
 }
 

@@ -259,7 +259,7 @@ class CcaState final : public State {
             "cca: a state holds one causal text a row, got padding, documents or later keys; attend without a state");
     const int64_t start = raw_.length(), rows = in.q.size(2);
     raw_.append(in.k, in.v);
-    scale_ = scale_of(in), rotary_ = in.rotary;
+    scale_ = scale_of(in), rotary_ = in.rotary, type_ = in.q.scalar_type();
     if (cca_.keep_raw && cca_.pool == Cca::Pool::cca) queries_.append(in.q);  // others pool without queries
     add_cores(in.q, start);
     const Held held{raw_.k(),
@@ -330,8 +330,7 @@ class CcaState final : public State {
     if (count <= 0) return;
     const Tensor rows = ((at::arange(count, at::kLong) + from + 1) * g - 1 - start).clamp_min(0);
     const int64_t first = from * g - evicted();
-    const Tensor last_queries =
-        ops::is_quantised(q) ? ops::widened(q.index_select(2, rows), at::kFloat) : q.index_select(2, rows);
+    const Tensor last_queries = ops::widened(q.index_select(2, rows), type_);  // rows of keys where none are asked
     const CcaCores cores = cca_pool(cca_, last_queries, raw_.k().narrow(2, first, count * g),
                                     raw_.v().narrow(2, first, count * g), *scale_, rotary_, from * g);
     cores_k_.append(cores.k);
@@ -375,6 +374,7 @@ class CcaState final : public State {
   KvCache raw_;
   Rows cores_k_, cores_v_, queries_;
   std::optional<double> scale_;  // of the latest call
+  at::ScalarType type_ = at::kFloat;
   const ops::Rotary* rotary_ = nullptr;
 };
 

@@ -173,7 +173,8 @@ void append(std::vector<ops::BlockedKeys>& keys, const Hisa& hisa, const Tensor&
 
 void check_hidden(const Inputs& in) {
   require(!in.hidden || in.hidden->size(1) == in.k.size(2),
-          "hisa: without a state hidden must be of all {} keys, got {} rows", in.k.size(2), in.hidden->size(1));
+          "hisa: without a state hidden must be of all {} keys, got {} rows", in.k.size(2),
+          in.hidden ? in.hidden->size(1) : 0);
 }
 
 }  // namespace

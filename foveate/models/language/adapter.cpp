@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "foveate/base/error.h"
+#include "foveate/base/hash.h"
 #include "foveate/io/safetensors.h"
 #include "foveate/models/language/stored.h"
 
@@ -88,6 +89,20 @@ std::vector<attention::Mechanism> Adapter::equip(std::vector<attention::Mechanis
     m = m.with(found->second, shape);
   }
   return mechanisms;
+}
+
+std::string adapter_fingerprint(const std::vector<attention::Mechanism>& mechanisms) {
+  Hash hash;
+  bool has_any = false;
+  for (const attention::Mechanism& m : mechanisms) {
+    if (!m.learned()) continue;
+    has_any = true;
+    for (const auto& [name, part] : *m.learned()) {
+      const at::Tensor values = part.detach().to(at::kFloat).contiguous();
+      hash.add(values.const_data_ptr(), values.nbytes());
+    }
+  }
+  return has_any ? fmt::format("{:016x}", hash.value()) : "none";
 }
 
 std::vector<attention::Mechanism> equip_anew(std::vector<attention::Mechanism> mechanisms, const Decoder& decoder,

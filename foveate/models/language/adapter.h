@@ -31,6 +31,9 @@ class Adapter {
   std::map<std::pair<int64_t, std::string>, attention::Learned> parts_;
 };
 
+// Tells learned parts of layers apart: "none" where no mechanism has such.
+std::string adapter_fingerprint(const std::vector<attention::Mechanism>& mechanisms);
+
 // With parts as training begins; the same numbers for the same seed.
 std::vector<attention::Mechanism> equip_anew(std::vector<attention::Mechanism> mechanisms, const Decoder& decoder,
                                              uint64_t seed);

@@ -10,6 +10,7 @@
 #include <algorithm>
 
 #include "foveate/base/error.h"
+#include "foveate/base/hash.h"
 #include "foveate/ops/linear.h"
 
 namespace foveate::models {
@@ -39,19 +40,16 @@ int64_t Decoder::parameter_count() const {
 }
 
 std::string Decoder::fingerprint() const {
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  const auto add = [&](const void* data, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 0x100000001b3;
-  };
+  Hash hash;
   for (const int64_t size : {config_.width, config_.heads, config_.kv_heads, config_.head_dim, config_.value_dim,
                              config_.feed_forward, config_.vocabulary, layers()})
-    add(&size, sizeof size);
+    hash.add(&size, sizeof size);
   for (const auto& [name, tensor] : weights_.named()) {
     if (tensor.dim() != 1) continue;  // norms and biases: small, and no two models have the same
     const Tensor values = tensor.to(at::kFloat).contiguous();
-    add(values.const_data_ptr(), values.nbytes());
+    hash.add(values.const_data_ptr(), values.nbytes());
   }
-  return fmt::format("{}-{:016x}", config_.architecture, hash);
+  return fmt::format("{}-{:016x}", config_.architecture, hash.value());
 }
 
 Rule Decoder::rule_of(int64_t layer) const {

@@ -3,6 +3,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/io/safetensors.h"
+#include "foveate/models/language/adapter.h"
 #include "foveate/models/language/session.h"
 #include "foveate/models/language/stored.h"
 #include "foveate/ops/quantise/quantise.h"
@@ -40,6 +41,7 @@ void Session::save(const std::string& path) const {
                          {"model", decoder_.fingerprint()},
                          {"dtype", c10::toString(decoder_.weights().dtype)},
                          {"attention", attention_},
+                         {"adapter", adapter_fingerprint(mechanisms_)},
                          {"cache", std::string(enum_names(options_.cache)[size_t(options_.cache)])}});
 }
 
@@ -56,6 +58,8 @@ void Session::load(const std::string& path) {
   expect("model", decoder_.fingerprint(), ": the session is of another model");
   expect("dtype", c10::toString(decoder_.weights().dtype), ": choose the same --dtype");
   expect("attention", attention_, ": choose the same --attention");
+  if (file.metadata().contains("adapter") || adapter_fingerprint(mechanisms_) != "none")  // older files had none
+    expect("adapter", adapter_fingerprint(mechanisms_), ": choose the same --adapter");
   expect("cache", enum_names(options_.cache)[size_t(options_.cache)], ": choose the same --cache");
   std::vector<attention::State::Snapshot> snapshots(states_.size());
   for (size_t layer = 0; layer < states_.size(); ++layer) {
