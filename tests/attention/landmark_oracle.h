@@ -8,9 +8,11 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <functional>
 #include <map>
 
 #include "foveate/attention/sparse/landmark.h"
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -51,7 +53,7 @@ struct Oracle {
   Array q, k, v;  // not rotated
   Landmark options;
   bool rotates = true;
-  std::optional<int64_t> window;  // keys before a row's position that it sees
+  std::function<bool(int64_t b, int64_t h, int64_t i, int64_t j)> shows;  // what the model's own rule says
 
   Row row(const Array& x, int64_t b, int64_t h, int64_t i) const {
     Row out(static_cast<size_t>(x.shape[3]));
@@ -88,8 +90,7 @@ struct Oracle {
       const int64_t token = (c.oldest + j + 1) * options.block - 1;
       const int64_t slot = j < c.latest ? 0 : j - c.latest + 1;
       const int64_t place = stingy() ? slot * options.block + options.block - 1 : token;
-      const bool hidden = window && token < i - *window;
-      scores.push_back(hidden ? -INFINITY : score(b, h, i, query_place(i, c), token, place));
+      scores.push_back(shows(b, h, i, token) ? score(b, h, i, query_place(i, c), token, place) : -INFINITY);
     }
     return scores;
   }
@@ -97,7 +98,8 @@ struct Oracle {
     std::vector<double> s = landmark_scores(b, h, i, c);
     double sum = 0;
     for (const double x : s) sum += std::exp(x);
-    for (double& x : s) x = std::exp(x) / sum;
+    for (double& x : s)
+      if (x > -INFINITY) x = std::exp(x) / sum;
     return s;
   }
   // Candidates chosen for a row, oldest first.
@@ -133,7 +135,7 @@ struct Oracle {
     const int64_t block = options.block;
     std::vector<Seen> all;
     const auto take = [&](int64_t token, int64_t place, int64_t of) {
-      if (!window || token >= i - *window) all.push_back({place, token, of});
+      if (shows(b, h, i, token)) all.push_back({place, token, of});
     };
     const std::vector<int64_t> blocks = chosen(b, h, i, c);
     const int64_t empty = std::min(options.top_k, c.count) - std::ssize(blocks);  // slots before the first
@@ -195,13 +197,21 @@ struct Sample {
     in.q = rotary.rotate(q, positions), in.k = rotary.rotate(k, positions), in.v = v;
     in.rotary = &rotary;
   }
-  Inputs rows(int64_t first, int64_t count) const {
-    Inputs part = in;
-    part.q = in.q.narrow(2, first, count), part.k = in.k.narrow(2, first, count), part.v = in.v.narrow(2, first, count);
-    return part;
-  }
   Oracle oracle(const Landmark& options) const {
-    return {to_array(q), to_array(k), to_array(v), options, in.rotary != nullptr, in.rule.window_left};
+    const Rule& r = in.rule;
+    const auto number = [](const Tensor& t, int64_t b, int64_t h, int64_t i) {  // of [B|1, Hq|1, Lq]
+      return t[std::min(b, t.size(0) - 1)][std::min(h, t.size(1) - 1)][i].item<int64_t>();
+    };
+    const auto shows = [r, number](int64_t b, int64_t h, int64_t i, int64_t j) {
+      if (r.window_left && j < i - *r.window_left) return false;
+      if (r.head_window && (*r.head_window)[h].item<int64_t>() >= 0 && j < i - (*r.head_window)[h].item<int64_t>())
+        return false;
+      if (r.key_lengths && j >= (*r.key_lengths)[b].item<int64_t>()) return false;
+      if (r.key_documents && !(*r.key_documents)[b][j].equal((*r.query_documents)[b][i])) return false;
+      if (r.row_start && j < number(*r.row_start, b, h, i)) return false;
+      return j <= i && (!r.row_end || j < number(*r.row_end, b, h, i));
+    };
+    return {to_array(q), to_array(k), to_array(v), options, in.rotary != nullptr, shows};
   }
 };
 
@@ -211,11 +221,11 @@ inline Tensor generated(attention::State& state, const Sample& s, std::initializ
   std::vector<Tensor> outs;
   int64_t first = 0, number = 0;
   for (const int64_t count : parts) {
-    const Inputs part = s.rows(first, count);
+    const Inputs part = rows_of(s.in, first, count);
     outs.push_back((number++ < prompt_parts ? state.prefill(part) : state.decode(part)).out);
     first += count;
   }
-  for (; first < s.q.size(2); ++first) outs.push_back(state.decode(s.rows(first, 1)).out);
+  for (; first < s.q.size(2); ++first) outs.push_back(state.decode(rows_of(s.in, first, 1)).out);
   return at::cat(outs, 2);
 }
 

@@ -3,6 +3,7 @@
 
 #include "foveate/attention/registry.h"
 #include "tests/attention/landmark_oracle.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
@@ -97,6 +98,29 @@ TEST(Landmark, a_layers_own_window_hides_keys_and_landmarks) {
   }
 }
 
+// Padding behind some rows' texts, packed documents, ranges of keys, windows of some heads.
+TEST(Landmark, padding_and_documents_hide_keys_and_landmarks) {
+  const at::NoGradGuard no_grad;
+  Sample s(60);
+  std::vector<Rule> rules(4);
+  rules[0].key_lengths = at::tensor(std::vector<int64_t>{60, 33});
+  const Tensor documents = at::arange(60, at::kLong).div(23, "floor").expand({2, 60}).contiguous();
+  rules[1].query_documents = rules[1].key_documents = documents;
+  rules[2].row_start = (at::arange(60, at::kLong) - 27).clamp_min(3).view({1, 1, 60});
+  rules[2].row_end = at::arange(60, at::kLong).sub(at::tensor(std::vector<int64_t>{-1, 12}).view({2, 1, 1})) +
+                     at::tensor(std::vector<int64_t>{0, -11, 5, -3}).view({1, 4, 1});
+  rules[3].head_window = at::tensor(std::vector<int64_t>{-1, 9, 30, 0});
+  for (size_t n = 0; n < rules.size(); ++n)
+    for (const auto select :
+         {Landmark::Select::per_head_token, Landmark::Select::max_over_heads, Landmark::Select::max_over_tokens})
+      for (const auto positions : {Landmark::Positions::stingy, Landmark::Positions::text}) {
+        s.in.rule = rules[n];
+        const Landmark options{.block = 5, .top_k = 2, .chunk = 10, .select = select, .positions = positions};
+        EXPECT_TRUE(same(options.attend(s.in).out, s.oracle(options).out(), {1e-10, 1e-10}))
+            << n << " " << to_spec(options).text();
+      }
+}
+
 TEST(Landmark, fetching_all_blocks_is_the_grouped_softmax_over_the_whole_text) {
   const at::NoGradGuard no_grad;
   const Sample s(61);
@@ -182,28 +206,19 @@ TEST(Landmark, irregular_landmarks_group_but_are_not_fetched) {
 
 TEST(Landmark, gradients_of_fetched_rows_are_those_of_finite_differences) {
   Sample s(29, at::kDouble, 0, 1);
-  Tensor q = s.in.q.clone().requires_grad_(), k = s.in.k.clone().requires_grad_(), v = s.in.v.clone().requires_grad_();
+  for (Tensor* x : {&s.in.q, &s.in.k, &s.in.v}) *x = x->clone();
+  s.in.score.soft_cap = 3, s.in.score.sink = random_tensor({4}, 9, at::kDouble);
   const Tensor along = random_tensor({1, 4, 29, 5}, 8, at::kDouble);
   const Landmark options{.block = 4, .top_k = 2, .chunk = 6};
-  const auto loss = [&] {
-    Inputs in = s.in;
-    in.q = q, in.k = k, in.v = v;
-    return (options.attend(in).out * along).sum();
-  };
-  loss().backward();
+  test::expect_gradients([&] { return (options.attend(s.in).out * along).sum(); },
+                         {s.in.q, s.in.k, s.in.v, *s.in.score.sink}, 1e-6, 40);
+}
+
+TEST(Landmark, the_same_bits_on_any_threads) {
   const at::NoGradGuard no_grad;
-  for (Tensor* x : {&q, &k, &v}) {
-    const Tensor flat = x->view({-1}), gradient = x->grad().view({-1});
-    for (int64_t i = 0; i < flat.numel(); i += 23) {
-      const double value = flat[i].item<double>();
-      flat[i].fill_(value + 1e-6);
-      const double up = loss().item<double>();
-      flat[i].fill_(value - 1e-6);
-      const double down = loss().item<double>();
-      flat[i].fill_(value);
-      EXPECT_NEAR(gradient[i].item<double>(), (up - down) / 2e-6, 1e-6) << i;
-    }
-  }
+  const Sample s(600, at::kFloat, 0, 1);
+  const Landmark options{.block = 16, .top_k = 3, .chunk = 40};
+  test::expect_same_bits_on_threads([&] { return options.attend(s.in).out; });
 }
 
 TEST(Landmark, kernels_agree_with_the_loops) {  // blocks that kernels take side by side, gathered ones, all types
@@ -220,18 +235,13 @@ TEST(Landmark, kernels_agree_with_the_loops) {  // blocks that kernels take side
 
 TEST(Landmark, names_what_does_not_fit) {
   const auto message = [](const std::string& spec) {
-    try {
-      make_mechanism(parse_spec(spec));
-    } catch (const Error& error) {
-      return std::string(error.what());
-    }
-    return std::string();
+    return test::message_of([&] { make_mechanism(parse_spec(spec)); });
   };
   EXPECT_EQ(message("landmark:block=64,top_k=7,train_context=512"),
             "landmark: train_context must hold top_k + 2 blocks, got 512 for 9 blocks of 64; or set chunk");
-  EXPECT_NE(message("landmark:block=1"), "");
-  EXPECT_NE(message("landmark:top_k=0"), "");
-  EXPECT_NE(message("landmark:mode=grouped,offload=x"), "");
+  EXPECT_EQ(message("landmark:block=1"), "landmark: block must be >= 2, got 1");
+  EXPECT_EQ(message("landmark:top_k=0"), "landmark: top_k must be >= 1, got 0");
+  EXPECT_EQ(message("landmark:mode=grouped,offload=x"), "landmark: offload needs mode=landmark, got mode=grouped");
   EXPECT_EQ((Landmark{.block = 51, .top_k = 5}.chunk_length()), 204);  // 512 - 2 - 6 * 51
   Sample s(20);
   s.in.score.slopes = at::zeros({4}, at::kDouble);

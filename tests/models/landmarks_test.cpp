@@ -2,18 +2,23 @@
 #include "foveate/models/language/landmarks.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/Reduction.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
 #include "foveate/base/error.h"
 #include "foveate/models/language/generate.h"
 #include "tests/models/tiny.h"
+#include "tests/support/files.h"
+#include "tests/support/messages.h"
 
 namespace foveate::models {
 namespace {
 
+using test::message_of;
 using test::same;
 
 constexpr int32_t kLandmark = 258;  // behind the bytes, <s> and </s>
@@ -59,15 +64,13 @@ TEST(Landmarks, a_new_token_is_the_mean_of_all) {
 TEST(Landmarks, must_be_in_the_vocabulary) {
   const Decoder without = test::tiny_decoder();
   Session session(without, attention::make_mechanisms("landmark:block=4,chunk=4", 3));
-  try {
-    LandmarkSession(session, {.token = kLandmark, .block = 4});
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_STREQ(error.what(),
-                 "landmarks: the token must be in the model's vocabulary of 258, got 258; add_landmark adds one");
-  }
+  EXPECT_EQ(message_of([&] { LandmarkSession(session, {.token = kLandmark, .block = 4}); }),
+            "landmarks: the token must be in the model's vocabulary of 258, got 258; add_landmark adds one");
+  EXPECT_EQ(message_of([&] { LandmarkSession(session, {.token = 5, .block = 8}); }),
+            "landmarks: blocks must be those of the mechanism, got 8 for landmark:block=4,chunk=4");
   const auto tokenizer = test::byte_tokenizer();
-  EXPECT_THROW(find_landmark(*tokenizer), Error);
+  EXPECT_EQ(message_of([&] { find_landmark(*tokenizer); }),
+            "landmarks: the vocabulary must hold '<landmark>', got none; train a model with it (add_landmark)");
   EXPECT_EQ(find_landmark(*tokenizer, "</s>"), 257);
 }
 
@@ -98,6 +101,63 @@ TEST(Landmarks, a_session_reads_them_by_itself) {
       EXPECT_EQ(inner.length(), std::ssize(all));
     }
   }
+}
+
+TEST(Landmarks, training_moves_the_landmarks_embedding_and_every_parameter) {
+  for (const auto recipe : {Landmarks::Logits::before, Landmarks::Logits::own})
+    for (const char* spec : {"landmark:block=4,mode=grouped", "landmark:block=4,top_k=2,chunk=8"}) {
+      const Decoder model = decoder();
+      for (const auto& [name, weight] : model.weights().named()) weight.requires_grad_(true);
+      const Landmarks landmarks{.token = kLandmark, .block = 4, .logits = recipe};
+      const auto text = with_landmarks(some_tokens(40), landmarks);
+      const at::Tensor tokens = at::tensor(std::vector<int64_t>(text.begin(), text.end()), at::kLong).unsqueeze(0);
+      const at::Tensor targets = at::tensor(landmark_targets(text, landmarks), at::kLong);
+      const auto mechanisms = attention::make_mechanisms(spec, 3);
+      const auto loss = [&] {
+        const at::Tensor logits = model.logits(model.forward(tokens, mechanisms).squeeze(0));
+        return at::cross_entropy_loss(logits, targets, {}, at::Reduction::Mean, kNoTarget);
+      };
+      const at::Tensor before = loss();
+      before.backward();
+      const at::NoGradGuard no_grad;
+      for (const auto& [name, weight] : model.weights().named()) {
+        ASSERT_TRUE(weight.grad().defined()) << name;
+        EXPECT_GT(weight.grad().abs().max().item<float>(), 0) << name << " " << spec;
+        if (weight.is_same(model.weights().embedding)) {
+          EXPECT_GT(weight.grad()[kLandmark].abs().max().item<float>(), 0) << spec;
+        }
+        weight.sub_(weight.grad() * 0.05);
+      }
+      EXPECT_LT(loss().item<float>(), before.item<float>()) << spec;
+    }
+}
+
+// A disk that fills in the middle of the layers: none has read the call.
+TEST(Landmarks, a_full_disk_leaves_all_layers_where_they_were) {
+  const at::NoGradGuard no_grad;
+  const Decoder model = decoder();
+  const auto text = with_landmarks(some_tokens(60), {.token = kLandmark, .block = 4});
+  const std::span<const int32_t> given(text);
+  const std::string spec = "landmark:block=4,top_k=2,chunk=8,positions=text";
+  const auto on_disk = attention::make_mechanisms(spec + ",offload=" + testing::TempDir(), 3);
+  Session session(model, on_disk), other(model, attention::make_mechanisms(spec, 3));
+  session.prefill(given.first(20));
+  other.prefill(given.first(20));
+  size_t read = 20;
+  std::string message;
+  {
+    const test::FullDisk disk(4000);
+    message = message_of([&] {
+      for (; read < given.size(); ++read) session.decode(given.subspan(read, 1));
+    });
+  }
+  EXPECT_NE(message.find("offload: the disk of"), std::string::npos) << message;
+  EXPECT_EQ(session.length(), int64_t(read));
+  EXPECT_EQ(session.tokens(), std::vector(text.begin(), text.begin() + int64_t(read)));
+  other.prefill(given.subspan(20, read - 20));
+  for (; read < given.size(); ++read)
+    ASSERT_TRUE(same(session.decode(given.subspan(read, 1)), other.decode(given.subspan(read, 1)), {1e-4, 1e-4}))
+        << read;
 }
 
 TEST(Landmarks, are_never_generated) {

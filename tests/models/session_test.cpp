@@ -117,7 +117,10 @@ class SessionFile : public testing::Test {
 TEST_F(SessionFile, goes_on_with_the_same_bits) {
   const Decoder decoder = test::tiny_decoder();
   const auto tokens = some_tokens(60);
-  for (const char* spec : kSpecs)
+  std::vector<std::string> specs(std::begin(kSpecs), std::end(kSpecs));
+  for (const std::string more : {"", ",max_blocks=3", ",offload=" + testing::TempDir()})
+    specs.push_back("landmark:block=4,top_k=2,chunk=8" + more);
+  for (const std::string& spec : specs)
     for (const auto cache : {attention::CacheType::model, attention::CacheType::q8}) {
       Session session(decoder, attention::make_mechanisms(spec, 3), {.cache = cache});
       session.prefill(std::span(tokens).first(30));

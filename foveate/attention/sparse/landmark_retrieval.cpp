@@ -26,8 +26,8 @@ using at::Tensor;
 namespace {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
-constexpr int64_t kFewRows = 256;        // that read single keys as they lie
-constexpr int64_t kRowsTogether = 2048;  // bounds what is held for fetched rows: top_k queries for each of them
+constexpr int64_t kFewRows = 256;     // that read single keys as they lie
+constexpr int64_t kMostLists = 8192;  // top_k for each row; bounds what is held for fetched rows
 
 at::ScalarType wide_type(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
 
@@ -44,29 +44,33 @@ Inputs without_keys(const Inputs& in, int64_t first) {
   return rest;
 }
 
-// The keys that the rule's ranges show each row, by index: [B|1, Hq|1, n|1] int64; causality aside.
+// The keys that the rule shows each row, causality aside.
 struct Shown {
-  Tensor from, until;  // undefined: no limit
+  Tensor from, until;                       // by index: [B|1, Hq|1, n|1] int64; undefined: no limit
+  bool is_limited = false, is_cut = false;  // by anything; by more than a window
+};
 
-  explicit Shown(const Inputs& in) {
-    const Rule& rule = in.rule;
-    const int64_t start = rule.query_start.value_or(in.k.size(2) - in.q.size(2));
-    Tensor position;
-    if (rule.window_left || rule.head_window)
-      position = at::arange(start, start + in.q.size(2), at::kLong).view({1, 1, -1});
-    const auto raise = [&](const Tensor& t) { from = from.defined() ? at::maximum(from, t) : t; };
-    const auto lower = [&](const Tensor& t) { until = until.defined() ? at::minimum(until, t) : t; };
+Shown shown_of(const Inputs& in) {
+  const Rule& rule = in.rule;
+  const int64_t start = rule.query_start.value_or(in.k.size(2) - in.q.size(2));
+  Shown shown;
+  const auto raise = [&](const Tensor& t) { shown.from = shown.from.defined() ? at::maximum(shown.from, t) : t; };
+  const auto lower = [&](const Tensor& t) { shown.until = shown.until.defined() ? at::minimum(shown.until, t) : t; };
+  if (rule.window_left || rule.head_window) {
+    const Tensor position = at::arange(start, start + in.q.size(2), at::kLong).view({1, 1, -1});
     if (rule.window_left) raise(position - *rule.window_left);
     if (rule.head_window) {
       const Tensor window = rule.head_window->view({1, -1, 1});
       raise((position - window).masked_fill(window.lt(0), std::numeric_limits<int32_t>::min()));
     }
-    if (rule.row_start) raise(*rule.row_start);
-    if (rule.row_end) lower(*rule.row_end);
-    if (rule.key_lengths) lower(rule.key_lengths->view({-1, 1, 1}));
   }
-  bool limits() const { return from.defined() || until.defined(); }
-};
+  if (rule.row_start) raise(*rule.row_start);
+  if (rule.row_end) lower(*rule.row_end);
+  if (rule.key_lengths) lower(rule.key_lengths->view({-1, 1, 1}));
+  shown.is_cut = shown.until.defined() || rule.row_start || rule.key_documents;
+  shown.is_limited = shown.from.defined() || shown.is_cut;
+  return shown;
+}
 
 // The softmax over a row's own keys and the blocks it fetched, [B, Hq, n, Dv].
 Tensor joined(const ops::Attended& own, const ops::Attended& fetched) {
@@ -81,6 +85,12 @@ Tensor joined(const ops::Attended& own, const ops::Attended& fetched) {
   std::vector<ops::Attended> parts = {own};
   for (int64_t r = 0; r < each; ++r) parts.push_back({fetched.out.select(3, r), fetched.lse.select(3, r)});
   return ops::merge_by_lse(parts).out;
+}
+
+double scale_of(const Inputs& in) { return in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3)))); }
+
+Tensor capped(const Tensor& logits, const ops::Score& score) {
+  return score.soft_cap ? (logits / *score.soft_cap).tanh() * *score.soft_cap : logits;
 }
 
 // x [B, Hq, n, ..] of query heads -> [B, Hkv, Hq / Hkv * n, ..]
@@ -139,13 +149,14 @@ struct LandmarkRetrieval::Group {
   int64_t position = 0, rows = 0;    // in the text
   std::vector<int64_t> local_start;  // of each row, in the text
   bool fetches = false;
-  Tensor blocks;  // [B, Hq, rows, top_k] int64 numbers of chosen blocks, ascending, -1 behind the end
+  Shown shown;
+  Tensor blocks;  // [B, Hq, rows, top_k] int64 numbers of chosen blocks, -1 none
   Tensor moves;   // the same: by how many blocks each is moved towards the row
 };
 
 int64_t LandmarkRetrieval::rows_together(int64_t position, int64_t rows) const {
   const int64_t chunk = options_.chunk_length(), to_cut = chunk - position % chunk;
-  const int64_t room = std::max(kRowsTogether, to_cut);
+  const int64_t room = std::max(kMostLists / options_.top_k, to_cut);
   return std::min(rows, to_cut + (room - to_cut) / chunk * chunk);
 }
 
@@ -187,34 +198,39 @@ Tensor LandmarkRetrieval::best(const Tensor& scores, int64_t key_heads, bool by_
   return chosen.expand(full);
 }
 
+// Fills the group's blocks and moves.
 void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Group& group) {
-  const int64_t chunk = options_.chunk_length(), block = options_.block, key_heads = in.k.size(1);
-  const Shown shown(in);
+  const int64_t chunk = options_.chunk_length(), key_heads = in.k.size(1);
   const Tensor q = in.q.detach().to(wide_type(in.q));
-  const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3))));
   group.blocks = at::empty({q.size(0), q.size(1), group.rows, options_.top_k}, at::kLong);
   group.moves = at::empty_like(group.blocks);
   for (int64_t row = 0; row < group.rows;) {
     const int64_t position = group.position + row, before = options_.blocks_before(position);
-    const int64_t rows = std::min(group.rows - row, chunk - position % chunk);
-    const int64_t count = held_candidates(before), oldest = before - count;
+    const int64_t rows = std::min(group.rows - row, chunk - position % chunk), count = held_candidates(before);
     Tensor scores = by_key_head(q.narrow(2, row, rows), key_heads).matmul(moved(in, before).transpose(2, 3));
-    scores = scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(scale);  // [B, Hq, rows, candidates]
-    if (in.score.soft_cap) scores = (scores / *in.score.soft_cap).tanh_().mul_(*in.score.soft_cap);
-    const auto of_rows = [&](const Tensor& t) { return (t.size(2) == 1 ? t : t.narrow(2, row, rows)).unsqueeze(3); };
-    Tensor landmark;  // indices of keys
-    if (shown.limits() || in.rule.key_documents)
-      landmark = (at::arange(oldest + 1, before + 1, at::kLong) * block - 1 - first).view({1, 1, 1, -1});
-    if (shown.from.defined()) scores.masked_fill_(of_rows(shown.from).gt(landmark), kMinusInfinity);
-    if (shown.until.defined()) scores.masked_fill_(of_rows(shown.until).le(landmark), kMinusInfinity);
-    if (in.rule.key_documents) {
-      const Tensor theirs = in.rule.key_documents->index_select(1, landmark.flatten()).unsqueeze(1);
-      const Tensor own = in.rule.query_documents->narrow(1, row, rows).unsqueeze(2);
-      scores.masked_fill_(own.ne(theirs).unsqueeze(1), kMinusInfinity);
-    }
-    place(best(scores, key_heads, by_row), row, count, oldest, group);
+    scores = capped(scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(scale_of(in)), in.score);
+    if (group.shown.is_limited) hide(in, group, row, (before - count) * options_.block - first, scores);
+    const Tensor chosen = best(scores, key_heads, by_row);
+    place(chosen, row, count, before - count, group);
+    if (group.shown.is_limited)  // by others: nothing for who does not see the landmark
+      group.blocks.narrow(2, row, rows)
+          .masked_fill_(scores.gather(3, chosen.to(at::kLong).clamp_min_(0)).eq(kMinusInfinity), -1);
     row += rows;
   }
+}
+
+// Scores [B, Hq, n, candidates] of the group's rows from `row` on, -inf for landmarks that they do not see.  start:
+// index of the first candidate's first key.
+void LandmarkRetrieval::hide(const Inputs& in, const Group& group, int64_t row, int64_t start, Tensor& scores) const {
+  const int64_t rows = scores.size(2), block = options_.block;
+  const Tensor landmark = at::arange(1, scores.size(3) + 1, at::kLong) * block + (start - 1);
+  const auto of_rows = [&](const Tensor& t) { return (t.size(2) == 1 ? t : t.narrow(2, row, rows)).unsqueeze(3); };
+  if (group.shown.from.defined()) scores.masked_fill_(of_rows(group.shown.from).gt(landmark), kMinusInfinity);
+  if (group.shown.until.defined()) scores.masked_fill_(of_rows(group.shown.until).le(landmark), kMinusInfinity);
+  if (!in.rule.key_documents) return;
+  const Tensor theirs = in.rule.key_documents->index_select(1, landmark).unsqueeze(1);
+  const Tensor own = in.rule.query_documents->narrow(1, row, rows).unsqueeze(2);
+  scores.masked_fill_(own.ne(theirs).unsqueeze(1), kMinusInfinity);
 }
 
 // chosen [B, Hq, n, top_k] of `count` candidates, for the group's rows from `row` on.  Slot of the r-th of the chosen:
@@ -248,54 +264,53 @@ ops::Attended LandmarkRetrieval::local_part(const Inputs& in, int64_t first, con
   return ops::attend(near.q, near.k, near.v, near.rule, near.score);
 }
 
-// A plan of one block for each row: chosen [B, Hkv, (heads of a group, rows, top_k)].  A few rows list single keys; of
-// many those with one block stand side by side.
-Plan LandmarkRetrieval::plan_of(const Inputs& in, const Group& group, const Tensor& chosen, const Fetched& from) const {
-  const int64_t block = options_.block, each = options_.top_k, n = chosen.size(2), key_heads = in.k.size(1);
+// What the call's rule shows of the blocks fetched, as a rule of plan_of: chosen [B, Hkv, (heads of a group, rows,
+// top_k)].
+Rule LandmarkRetrieval::fetched_rule(const Inputs& in, const Group& group, const Tensor& chosen,
+                                     const Fetched& from) const {
+  const int64_t block = options_.block, each = options_.top_k, repeats = in.q.size(1) / in.k.size(1);
   Rule rule = Rule::full();
-  const Shown shown(in);
-  const bool limits = shown.limits() || in.rule.key_documents;
-  if (limits || n > kFewRows) {
-    rule.row_start = (from.places * block).clamp_min(0);
-    rule.row_end = *rule.row_start + (block - 1);
+  rule.row_start = (from.places * block).clamp_min(0);
+  rule.row_end = *rule.row_start + (block - 1);
+  require(from.holds_call || !group.shown.is_cut,
+          "landmark: padding, documents and ranges of keys need all keys in memory; leave offload out");
+  const auto by_list = [&](const Tensor& t) {
+    const Tensor of_rows = t.expand({chosen.size(0), in.q.size(1), group.rows}).unsqueeze(3);
+    return by_key_head(of_rows.expand({-1, -1, -1, each}), in.k.size(1)).flatten(2);
+  };
+  if (group.shown.from.defined()) {  // within the block, wherever it lies
+    Tensor low = by_list(group.shown.from);
+    if (!from.holds_call) low = low + (group.position - in.rule.query_start.value()) + (from.places - chosen) * block;
+    rule.row_start = at::maximum(*rule.row_start, low);
   }
-  if (limits) {
-    require(from.holds_call || !(shown.until.defined() || in.rule.key_documents || in.rule.row_start),
-            "landmark: padding, documents and ranges of keys need all keys in memory; leave offload out");
-    const auto by_list = [&](const Tensor& t) {
-      const Tensor of_rows = t.expand({chosen.size(0), in.q.size(1), group.rows}).unsqueeze(3);
-      return by_key_head(of_rows.expand({-1, -1, -1, each}), key_heads).flatten(2);
-    };
-    if (shown.from.defined()) {  // within the block, wherever it lies
-      Tensor low = by_list(shown.from);
-      if (!from.holds_call) low = low + (group.position - in.rule.query_start.value()) + (from.places - chosen) * block;
-      rule.row_start = at::maximum(*rule.row_start, low);
-    }
-    if (shown.until.defined()) rule.row_end = at::minimum(*rule.row_end, by_list(shown.until));
-    if (in.rule.key_documents) {
-      const int64_t repeats = in.q.size(1) / key_heads;
-      rule.key_documents = in.rule.key_documents;
-      rule.query_documents =
-          in.rule.query_documents->unsqueeze(1).unsqueeze(3).expand({-1, repeats, -1, each}).flatten(1);
-    }
+  if (group.shown.until.defined()) rule.row_end = at::minimum(*rule.row_end, by_list(group.shown.until));
+  if (in.rule.key_documents) {
+    rule.key_documents = in.rule.key_documents;
+    rule.query_documents =
+        in.rule.query_documents->unsqueeze(1).unsqueeze(3).expand({-1, repeats, -1, each}).flatten(1);
   }
-  const Tensor places = from.places.contiguous();
-  if (n > kFewRows)
-    return BlockPlan{1, block, places.ge(0).to(at::kInt), places.to(at::kInt).unsqueeze(3), {}, {}, rule};
-  const Tensor index = at::empty({chosen.size(0), key_heads, n, block - 1}, at::kInt);
-  const int64_t* place = places.const_data_ptr<int64_t>();
+  return rule;
+}
+
+// One block for each row, by places [B, Hkv, n].  A few rows list single keys; of many those with one block stand side
+// by side.
+Plan LandmarkRetrieval::plan_of(const Tensor& places, Rule rule) const {
+  const int64_t block = options_.block;
+  if (places.size(2) > kFewRows)
+    return BlockPlan{1, block, places.ge(0).to(at::kInt), places.to(at::kInt).unsqueeze(3), {}, {}, std::move(rule)};
+  const Tensor index = at::empty({places.size(0), places.size(1), places.size(2), block - 1}, at::kInt);
+  const Tensor given = places.contiguous();
+  const int64_t* place = given.const_data_ptr<int64_t>();
   int32_t* key = index.mutable_data_ptr<int32_t>();
   for (int64_t list = 0; list < places.numel(); ++list)
     for (int64_t u = 0; u < block - 1; ++u) *key++ = place[list] < 0 ? -1 : int32_t(place[list] * block + u);
-  return TokenPlan{1, index, rule};
+  return TokenPlan{1, index, std::move(rule)};
 }
 
 // For every chosen block its normal tokens' softmax, and the landmark's logit as its log-sum-exp: [B, Hq, rows, top_k,
 // Dv] and [B, Hq, rows, top_k].
 ops::Attended LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch) {
   const int64_t key_heads = in.k.size(1), each = options_.top_k, repeats = in.q.size(1) / key_heads;
-  const int64_t n = repeats * group.rows * each;
-  const std::vector<int64_t> lists{in.q.size(0), key_heads, n};
   const Tensor chosen = by_key_head(group.blocks, key_heads).flatten(2);  // [B, Hkv, (heads of a group, rows, each)]
   Tensor q = in.q.unsqueeze(3).expand({-1, -1, -1, each, -1});
   if (options_.positions == Landmark::Positions::stingy) {
@@ -303,17 +318,17 @@ ops::Attended LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& gr
     const ops::Rotation back{table_.cos.index_select(0, moves), table_.sin.index_select(0, moves).neg_()};
     q = back.rotate(q.reshape({1, 1, -1, in.q.size(3)}));
   }
-  q = q.reshape({lists[0], key_heads, n, in.q.size(3)});
+  q = q.reshape({in.q.size(0), key_heads, chosen.size(2), in.q.size(3)});
 
   const Fetched from = fetch(chosen);
   ops::Score score = in.score;
   score.sink = std::nullopt;  // joins once, with the local part
-  const ops::Attended parts = ops::attend(q, from.k, from.v, plan_of(in, group, chosen, from), score);
-  Tensor gates = ops::pair_scores(q, keys_.narrow(2, 0, count_), (first_ > 0 ? chosen - first_ : chosen).unsqueeze(3),
-                                  score.scale.value_or(1 / std::sqrt(double(q.size(3)))))
-                     .squeeze(3);
-  if (score.soft_cap) gates = (gates / *score.soft_cap).tanh() * *score.soft_cap;
-  if (Shown(in).limits() || in.rule.key_documents)  // else every landmark has keys
+  const bool needs_rule = group.shown.is_limited || chosen.size(2) > kFewRows;
+  const Plan plan = plan_of(from.places, needs_rule ? fetched_rule(in, group, chosen, from) : Rule::full());
+  const ops::Attended parts = ops::attend(q, from.k, from.v, plan, score);
+  const Tensor landmarks = (first_ > 0 ? chosen - first_ : chosen).unsqueeze(3);
+  Tensor gates = capped(ops::pair_scores(q, keys_.narrow(2, 0, count_), landmarks, scale_of(in)).squeeze(3), score);
+  if (group.shown.is_limited)  // else every landmark has keys
     gates = gates.masked_fill(parts.lse.detach().eq(kMinusInfinity), kMinusInfinity);
   const auto by_query = [&](const Tensor& t) { return t.unflatten(2, {repeats, group.rows, each}).flatten(1, 2); };
   return {by_query(parts.out), by_query(gates)};
@@ -351,6 +366,7 @@ Attended LandmarkRetrieval::attend(const Inputs& in, int64_t first, bool by_row,
       group.local_start.push_back(std::max(first, options_.local_start(group.position + group.rows)));
     if (group.rows == 0) group.local_start.push_back(first);  // no queries
     const Inputs part = narrow_rows(in, row, group.rows);
+    group.shown = shown_of(part);
     const ops::Attended own = local_part(part, first, group);
     if (group.fetches) choose(part, first, by_row, group);
     outs.push_back(group.fetches ? joined(own, fetched_parts(part, group, fetch)) : own.out);

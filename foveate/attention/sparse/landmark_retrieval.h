@@ -44,7 +44,9 @@ class LandmarkRetrieval {
   at::Tensor best(const at::Tensor& scores, int64_t key_heads, bool by_row) const;
   at::Tensor moved(const Inputs& in, int64_t before);
   void make_table(const Inputs& in, int64_t blocks);
-  Plan plan_of(const Inputs& in, const Group& group, const at::Tensor& chosen, const Fetched& from) const;
+  void hide(const Inputs& in, const Group& group, int64_t row, int64_t start, at::Tensor& scores) const;
+  Rule fetched_rule(const Inputs& in, const Group& group, const at::Tensor& chosen, const Fetched& from) const;
+  Plan plan_of(const at::Tensor& places, Rule rule) const;
   RunPlan runs_of(const Inputs& in, const Group& group) const;
   ops::Attended fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch);
 

@@ -85,7 +85,9 @@ class LandmarkState final : public State {
 
   Snapshot save() const override {
     Snapshot snapshot = cache_.save();
-    if (!disk_ || snapshot.empty()) return snapshot;
+    if (snapshot.empty()) return snapshot;
+    snapshot["block"] = at::tensor({options_.block}, at::kLong);
+    if (!disk_) return snapshot;
     const auto [k, v] = whole_blocks(kept_from(), held_from());
     snapshot["k"] = at::cat({k, cache_.k()}, 2), snapshot["v"] = at::cat({v, cache_.v()}, 2);
     snapshot["counts"] = at::tensor({cache_.length(), cache_.length() - kept_from(), int64_t{0}}, at::kLong);
@@ -94,6 +96,13 @@ class LandmarkState final : public State {
 
   void load(const Snapshot& snapshot) override {
     clear();
+    if (snapshot.empty()) return;
+    const auto saved = snapshot.find("block");
+    const bool has_block =
+        saved != snapshot.end() && saved->second.scalar_type() == at::kLong && saved->second.numel() == 1;
+    const int64_t block = has_block ? saved->second.item<int64_t>() : 0;
+    require(block == options_.block, "landmark: a saved state must be of blocks of {}, got {}", options_.block,
+            has_block ? std::to_string(block) : "another mechanism's");
     cache_.load(snapshot);
     const int64_t from = held_from(), needed = fetchable_from(cache_.length());
     if (cache_.head() != 0 || from % options_.block != 0 || from > needed) {

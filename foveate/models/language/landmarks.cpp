@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "foveate/attention/sparse/landmark.h"
 #include "foveate/base/error.h"
 
 namespace foveate::models {
@@ -64,6 +65,12 @@ LandmarkSession::LandmarkSession(Session& session, const Landmarks& landmarks)
   require(landmarks.token >= 0 && landmarks.token < vocabulary,
           "landmarks: the token must be in the model's vocabulary of {}, got {}; add_landmark adds one", vocabulary,
           landmarks.token);
+  for (const attention::Mechanism& m : session.mechanisms()) {
+    if (m.spec().name != attention::Landmark::name) continue;
+    const int64_t block = parse_options<attention::Landmark>(m.spec()).block;
+    require(block == landmarks.block, "landmarks: blocks must be those of the mechanism, got {} for {}",
+            landmarks.block, m.spec().text());
+  }
 }
 
 Tensor LandmarkSession::prefill(std::span<const int32_t> tokens, bool ends_prompt) {

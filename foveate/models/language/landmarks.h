@@ -38,7 +38,7 @@ Decoder add_landmark(const Decoder& decoder);
 class LandmarkSession {
  public:
   // The session must outlive this; nothing but landmarks' texts may have been read with it.  Throws Error: a token
-  // that is not in the model's vocabulary.
+  // that is not in the model's vocabulary, a mechanism `landmark` of other blocks.
   LandmarkSession(Session& session, const Landmarks& landmarks);
 
   // As the session's; tokens and hidden [1, n, width] are without landmarks.  Where logits are the landmark's own, the
