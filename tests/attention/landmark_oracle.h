@@ -165,7 +165,7 @@ struct Oracle {
     for (const auto& [of, g] : gate)
       if (block_sum[of] > 0) total += g;
     for (const Seen& s : all) {
-      if (is_landmark(s.token)) continue;
+      if (is_landmark(s.token) || total == 0) continue;
       const double share = s.block < 0 ? 1 : gate[s.block] / block_sum[s.block];
       w[size_t(s.token)] += e[size_t(s.token)] * share / total;
     }
