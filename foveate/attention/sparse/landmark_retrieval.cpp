@@ -15,6 +15,7 @@
 #include <cmath>
 #include <limits>
 
+#include "foveate/ops/fused.h"
 #include "foveate/ops/merge/merge.h"
 #include "foveate/ops/pairs/pair_scores.h"
 #include "foveate/ops/select/select.h"
@@ -307,18 +308,23 @@ Plan LandmarkRetrieval::plan_of(const Tensor& places, Rule rule) const {
   return TokenPlan{1, index, std::move(rule)};
 }
 
+// Queries where they see their chosen blocks: [B, Hq, rows, top_k, D].
+Tensor LandmarkRetrieval::moved_queries(const Tensor& q, const Group& group) const {
+  const Tensor each = q.unsqueeze(3).expand({-1, -1, -1, options_.top_k, -1});
+  if (options_.positions == Landmark::Positions::text) return each;
+  const bool is_fused = ops::can_fuse() && (q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16);
+  if (is_fused) return ops::rotated_for_each(q, group.moves, {table_.cos, table_.sin.neg()});
+  const Tensor moves = group.moves.flatten();
+  const ops::Rotation back{table_.cos.index_select(0, moves), table_.sin.index_select(0, moves).neg_()};
+  return back.rotate(each.reshape({1, 1, -1, q.size(3)})).view(each.sizes());
+}
+
 // For every chosen block its normal tokens' softmax, and the landmark's logit as its log-sum-exp: [B, Hq, rows, top_k,
 // Dv] and [B, Hq, rows, top_k].
 ops::Attended LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& group, const Fetch& fetch) {
   const int64_t key_heads = in.k.size(1), each = options_.top_k, repeats = in.q.size(1) / key_heads;
   const Tensor chosen = by_key_head(group.blocks, key_heads).flatten(2);  // [B, Hkv, (heads of a group, rows, each)]
-  Tensor q = in.q.unsqueeze(3).expand({-1, -1, -1, each, -1});
-  if (options_.positions == Landmark::Positions::stingy) {
-    const Tensor moves = group.moves.flatten();
-    const ops::Rotation back{table_.cos.index_select(0, moves), table_.sin.index_select(0, moves).neg_()};
-    q = back.rotate(q.reshape({1, 1, -1, in.q.size(3)}));
-  }
-  q = q.reshape({in.q.size(0), key_heads, chosen.size(2), in.q.size(3)});
+  const Tensor q = moved_queries(in.q, group).reshape({in.q.size(0), key_heads, chosen.size(2), in.q.size(3)});
 
   const Fetched from = fetch(chosen);
   ops::Score score = in.score;

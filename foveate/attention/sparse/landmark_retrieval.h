@@ -45,6 +45,7 @@ class LandmarkRetrieval {
   at::Tensor moved(const Inputs& in, int64_t before);
   void make_table(const Inputs& in, int64_t blocks);
   void hide(const Inputs& in, const Group& group, int64_t row, int64_t start, at::Tensor& scores) const;
+  at::Tensor moved_queries(const at::Tensor& q, const Group& group) const;
   Rule fetched_rule(const Inputs& in, const Group& group, const at::Tensor& chosen, const Fetched& from) const;
   Plan plan_of(const at::Tensor& places, Rule rule) const;
   RunPlan runs_of(const Inputs& in, const Group& group) const;
