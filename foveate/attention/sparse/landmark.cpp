@@ -35,6 +35,8 @@ at::Tensor regular_landmarks(int64_t first, int64_t length, int64_t block) {
   return at::arange(first + 1, first + length + 1, at::kLong).remainder(block).eq(0).unsqueeze(0);
 }
 
+bool cuts_texts(const Rule& rule) { return rule.key_lengths || rule.key_documents || rule.row_start || rule.row_end; }
+
 void Landmark::validate() const {
   check_options(*this);
   if (mode != Mode::landmark) {

@@ -19,6 +19,7 @@
 #include "foveate/ops/merge/merge.h"
 #include "foveate/ops/pairs/pair_scores.h"
 #include "foveate/ops/select/select.h"
+#include "foveate/plan/row_ranges.h"
 
 namespace foveate::attention {
 
@@ -45,31 +46,19 @@ Inputs without_keys(const Inputs& in, int64_t first) {
   return rest;
 }
 
-// The keys that the rule shows each row, causality aside.
-struct Shown {
-  Tensor from, until;                       // by index: [B|1, Hq|1, n|1] int64; undefined: no limit
-  bool is_limited = false, is_cut = false;  // by anything; by more than a window
-};
-
-Shown shown_of(const Inputs& in) {
-  const Rule& rule = in.rule;
-  const int64_t start = rule.query_start.value_or(in.k.size(2) - in.q.size(2));
-  Shown shown;
-  const auto raise = [&](const Tensor& t) { shown.from = shown.from.defined() ? at::maximum(shown.from, t) : t; };
-  const auto lower = [&](const Tensor& t) { shown.until = shown.until.defined() ? at::minimum(shown.until, t) : t; };
-  if (rule.window_left || rule.head_window) {
-    const Tensor position = at::arange(start, start + in.q.size(2), at::kLong).view({1, 1, -1});
-    if (rule.window_left) raise(position - *rule.window_left);
-    if (rule.head_window) {
-      const Tensor window = rule.head_window->view({1, -1, 1});
-      raise((position - window).masked_fill(window.lt(0), std::numeric_limits<int32_t>::min()));
-    }
+// What the rule shows each of the rows from `position` on, by positions in the text; unset: all before.  first:
+// position of the call's first key.  A window reaches keys that left memory.
+std::optional<RowRanges> shown_positions(const Inputs& in, int64_t position, int64_t first) {
+  Rule rule = in.rule;
+  const int64_t rows = in.q.size(2);
+  if (!cuts_texts(rule)) {
+    if (!rule.window_left && !rule.head_window) return std::nullopt;
+    rule.query_start = position;
+    return row_ranges(rule, rows, position + rows);
   }
-  if (rule.row_start) raise(*rule.row_start);
-  if (rule.row_end) lower(*rule.row_end);
-  if (rule.key_lengths) lower(rule.key_lengths->view({-1, 1, 1}));
-  shown.is_cut = shown.until.defined() || rule.row_start || rule.key_documents;
-  shown.is_limited = shown.from.defined() || shown.is_cut;
+  RowRanges shown = row_ranges(rule, rows, in.k.size(2));
+  require(shown.whole, "landmark: every query must see one range of keys, got documents in pieces; use mode=grouped");
+  shown.start = shown.start + first, shown.end = shown.end + first;
   return shown;
 }
 
@@ -150,9 +139,9 @@ struct LandmarkRetrieval::Group {
   int64_t position = 0, rows = 0;    // in the text
   std::vector<int64_t> local_start;  // of each row, in the text
   bool fetches = false;
-  Shown shown;
-  Tensor blocks;  // [B, Hq, rows, top_k] int64 numbers of chosen blocks, -1 none
-  Tensor moves;   // the same: by how many blocks each is moved towards the row
+  std::optional<RowRanges> shown;  // by positions in the text; unset: all before
+  Tensor blocks;                   // [B, Hq, rows, top_k] int64 numbers of chosen blocks, -1 none
+  Tensor moves;                    // the same: by how many blocks each is moved towards the row
 };
 
 int64_t LandmarkRetrieval::rows_together(int64_t position, int64_t rows) const {
@@ -200,7 +189,7 @@ Tensor LandmarkRetrieval::best(const Tensor& scores, int64_t key_heads, bool by_
 }
 
 // Fills the group's blocks and moves.
-void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Group& group) {
+void LandmarkRetrieval::choose(const Inputs& in, bool by_row, Group& group) {
   const int64_t chunk = options_.chunk_length(), key_heads = in.k.size(1);
   const Tensor q = in.q.detach().to(wide_type(in.q));
   group.blocks = at::empty({q.size(0), q.size(1), group.rows, options_.top_k}, at::kLong);
@@ -210,28 +199,21 @@ void LandmarkRetrieval::choose(const Inputs& in, int64_t first, bool by_row, Gro
     const int64_t rows = std::min(group.rows - row, chunk - position % chunk), count = held_candidates(before);
     Tensor scores = by_key_head(q.narrow(2, row, rows), key_heads).matmul(moved(in, before).transpose(2, 3));
     scores = capped(scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(scale_of(in)), in.score);
-    if (group.shown.is_limited) hide(in, group, row, (before - count) * options_.block - first, scores);
+    if (group.shown) hide(*group.shown, row, before - count, scores);
     const Tensor chosen = best(scores, key_heads, by_row);
     place(chosen, row, count, before - count, group);
-    if (group.shown.is_limited)  // by others: nothing for who does not see the landmark
+    if (group.shown)  // by others: nothing for who does not see the landmark
       group.blocks.narrow(2, row, rows)
           .masked_fill_(scores.gather(3, chosen.to(at::kLong).clamp_min_(0)).eq(kMinusInfinity), -1);
     row += rows;
   }
 }
 
-// Scores [B, Hq, n, candidates] of the group's rows from `row` on, -inf for landmarks that they do not see.  start:
-// index of the first candidate's first key.
-void LandmarkRetrieval::hide(const Inputs& in, const Group& group, int64_t row, int64_t start, Tensor& scores) const {
-  const int64_t rows = scores.size(2), block = options_.block;
-  const Tensor landmark = at::arange(1, scores.size(3) + 1, at::kLong) * block + (start - 1);
-  const auto of_rows = [&](const Tensor& t) { return (t.size(2) == 1 ? t : t.narrow(2, row, rows)).unsqueeze(3); };
-  if (group.shown.from.defined()) scores.masked_fill_(of_rows(group.shown.from).gt(landmark), kMinusInfinity);
-  if (group.shown.until.defined()) scores.masked_fill_(of_rows(group.shown.until).le(landmark), kMinusInfinity);
-  if (!in.rule.key_documents) return;
-  const Tensor theirs = in.rule.key_documents->index_select(1, landmark).unsqueeze(1);
-  const Tensor own = in.rule.query_documents->narrow(1, row, rows).unsqueeze(2);
-  scores.masked_fill_(own.ne(theirs).unsqueeze(1), kMinusInfinity);
+// Makes scores [B, Hq, n, candidates] of rows from `row` on -inf for landmarks that they do not see.
+void LandmarkRetrieval::hide(const RowRanges& shown, int64_t row, int64_t oldest, Tensor& scores) const {
+  const Tensor landmark = at::arange(oldest + 1, oldest + scores.size(3) + 1, at::kLong) * options_.block - 1;
+  const auto of_rows = [&](const Tensor& t) { return t.narrow(2, row, scores.size(2)).unsqueeze(3); };
+  scores.masked_fill_(of_rows(shown.start).gt(landmark).logical_or_(of_rows(shown.end).le(landmark)), kMinusInfinity);
 }
 
 // chosen [B, Hq, n, top_k] of `count` candidates, for the group's rows from `row` on.  Slot of the r-th of the chosen:
@@ -265,31 +247,20 @@ ops::Attended LandmarkRetrieval::local_part(const Inputs& in, int64_t first, con
   return ops::attend(near.q, near.k, near.v, near.rule, near.score);
 }
 
-// What the call's rule shows of the blocks fetched, as a rule of plan_of: chosen [B, Hkv, (heads of a group, rows,
-// top_k)].
+// What rows see of their blocks' normal tokens, wherever these lie: chosen [B, Hkv, (heads of a group, rows, top_k)].
 Rule LandmarkRetrieval::fetched_rule(const Inputs& in, const Group& group, const Tensor& chosen,
                                      const Fetched& from) const {
-  const int64_t block = options_.block, each = options_.top_k, repeats = in.q.size(1) / in.k.size(1);
   Rule rule = Rule::full();
-  rule.row_start = (from.places * block).clamp_min(0);
-  rule.row_end = *rule.row_start + (block - 1);
-  require(from.holds_call || !group.shown.is_cut,
-          "landmark: padding, documents and ranges of keys need all keys in memory; leave offload out");
-  const auto by_list = [&](const Tensor& t) {
+  rule.row_start = (from.places * options_.block).clamp_min(0);
+  rule.row_end = *rule.row_start + (options_.block - 1);
+  if (!group.shown) return rule;
+  const Tensor moved = (from.places - chosen) * options_.block;
+  const auto of_lists = [&](const Tensor& t) {
     const Tensor of_rows = t.expand({chosen.size(0), in.q.size(1), group.rows}).unsqueeze(3);
-    return by_key_head(of_rows.expand({-1, -1, -1, each}), in.k.size(1)).flatten(2);
+    return by_key_head(of_rows.expand({-1, -1, -1, options_.top_k}), in.k.size(1)).flatten(2) + moved;
   };
-  if (group.shown.from.defined()) {  // within the block, wherever it lies
-    Tensor low = by_list(group.shown.from);
-    if (!from.holds_call) low = low + (group.position - in.rule.query_start.value()) + (from.places - chosen) * block;
-    rule.row_start = at::maximum(*rule.row_start, low);
-  }
-  if (group.shown.until.defined()) rule.row_end = at::minimum(*rule.row_end, by_list(group.shown.until));
-  if (in.rule.key_documents) {
-    rule.key_documents = in.rule.key_documents;
-    rule.query_documents =
-        in.rule.query_documents->unsqueeze(1).unsqueeze(3).expand({-1, repeats, -1, each}).flatten(1);
-  }
+  rule.row_start = at::maximum(*rule.row_start, of_lists(group.shown->start));
+  rule.row_end = at::minimum(*rule.row_end, of_lists(group.shown->end));
   return rule;
 }
 
@@ -329,12 +300,12 @@ ops::Attended LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& gr
   const Fetched from = fetch(chosen);
   ops::Score score = in.score;
   score.sink = std::nullopt;  // joins once, with the local part
-  const bool needs_rule = group.shown.is_limited || chosen.size(2) > kFewRows;
+  const bool needs_rule = group.shown || chosen.size(2) > kFewRows;
   const Plan plan = plan_of(from.places, needs_rule ? fetched_rule(in, group, chosen, from) : Rule::full());
   const ops::Attended parts = ops::attend(q, from.k, from.v, plan, score);
   const Tensor landmarks = (first_ > 0 ? chosen - first_ : chosen).unsqueeze(3);
   Tensor gates = capped(ops::pair_scores(q, keys_.narrow(2, 0, count_), landmarks, scale_of(in)).squeeze(3), score);
-  if (group.shown.is_limited)  // else every landmark has keys
+  if (group.shown)  // else every landmark has keys
     gates = gates.masked_fill(parts.lse.detach().eq(kMinusInfinity), kMinusInfinity);
   const auto by_query = [&](const Tensor& t) { return t.unflatten(2, {repeats, group.rows, each}).flatten(1, 2); };
   return {by_query(parts.out), by_query(gates)};
@@ -372,9 +343,9 @@ Attended LandmarkRetrieval::attend(const Inputs& in, int64_t first, bool by_row,
       group.local_start.push_back(std::max(first, options_.local_start(group.position + group.rows)));
     if (group.rows == 0) group.local_start.push_back(first);  // no queries
     const Inputs part = narrow_rows(in, row, group.rows);
-    group.shown = shown_of(part);
+    group.shown = shown_positions(part, group.position, first);
     const ops::Attended own = local_part(part, first, group);
-    if (group.fetches) choose(part, first, by_row, group);
+    if (group.fetches) choose(part, by_row, group);
     outs.push_back(group.fetches ? joined(own, fetched_parts(part, group, fetch)) : own.out);
     attended.plans.push_back({row, group.rows, runs_of(part, group)});
     row += group.rows;

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "foveate/attention/sparse/landmark.h"
+#include "foveate/plan/row_ranges.h"
 
 namespace foveate::attention {
 
@@ -23,7 +24,6 @@ class LandmarkRetrieval {
   // Where fetched blocks lie: keys and values [B, Hkv, n, D], and for each chosen block the place in them, in blocks.
   struct Fetched {
     at::Tensor k, v, places;
-    bool holds_call = true;  // n is the call's keys, so that its rule goes by them
   };
   // chosen [B, Hkv, N] int64: numbers of blocks, -1 none.
   using Fetch = std::function<Fetched(const at::Tensor& chosen)>;
@@ -39,12 +39,12 @@ class LandmarkRetrieval {
   struct Group;
   int64_t held_candidates(int64_t before) const;
   ops::Attended local_part(const Inputs& in, int64_t first, const Group& group) const;
-  void choose(const Inputs& in, int64_t first, bool by_row, Group& group);
+  void choose(const Inputs& in, bool by_row, Group& group);
   void place(const at::Tensor& chosen, int64_t row, int64_t count, int64_t oldest, Group& group) const;
   at::Tensor best(const at::Tensor& scores, int64_t key_heads, bool by_row) const;
   at::Tensor moved(const Inputs& in, int64_t before);
   void make_table(const Inputs& in, int64_t blocks);
-  void hide(const Inputs& in, const Group& group, int64_t row, int64_t start, at::Tensor& scores) const;
+  void hide(const RowRanges& shown, int64_t row, int64_t oldest, at::Tensor& scores) const;
   at::Tensor moved_queries(const at::Tensor& q, const Group& group) const;
   Rule fetched_rule(const Inputs& in, const Group& group, const at::Tensor& chosen, const Fetched& from) const;
   Plan plan_of(const at::Tensor& places, Rule rule) const;

@@ -127,6 +127,9 @@ class LandmarkState final : public State {
   Attended run(const Inputs& in, bool by_row) {
     const int64_t before = cache_.length(), rows = in.k.size(2);
     options_.check_retrieval(in, before + rows);
+    require(
+        !cuts_texts(in.rule) || (options_.offload.empty() && options_.max_blocks == 0 && held_from() == 0),
+        "landmark: padding, documents and ranges of keys need all keys in memory; leave offload and max_blocks out");
     group_ = in.q.size(1) / std::max<int64_t>(in.k.size(1), 1);
     Attended attended{.out = {}, .lse = {}, .plans = {}};
     std::vector<Tensor> outs;
@@ -233,7 +236,7 @@ class LandmarkState final : public State {
         const int64_t used = std::ssize(blocks) * block;  // nobody reads the rest, but it must be numbers
         k[b][h].narrow(0, used, k.size(2) - used).zero_(), v[b][h].narrow(0, used, v.size(2) - used).zero_();
       }
-    return {k, v, places, false};
+    return {k, v, places};
   }
 
   static Tensor room(const Tensor& like, int64_t tokens) {
