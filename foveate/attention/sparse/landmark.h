@@ -29,9 +29,11 @@ namespace foveate::attention {
 // Inputs::score.landmarks names other places of landmarks; mode=landmark needs regular ones.  Attended::lse is absent
 // but in the baselines.  A model's own window, padding and documents hide keys as everywhere, by positions in the text.
 // Throws Error: a train_context too short for a chunk, stingy positions without rotary embedding, score terms other
-// than scale, soft cap and sink where blocks are fetched, rules that are not causal.
+// than scale, soft cap and sink where blocks are fetched, rules that are not causal, documents in pieces; in a state
+// that drops keys or keeps them on disk, padding and documents.
 // Deviations from the release: any number of blocks (there 16 or 64), equal heads need not be (there heads = key
-// heads).
+// heads).  Its context-miss token, and its dropout of groups and jumps of positions in training, are not here; the
+// cache of Transformer-XL that it compares with is window:block=.
 struct Landmark {
   static constexpr std::string_view name = "landmark";
   static constexpr std::string_view summary = "blocks fetched by the score of the landmark token that closes each";
