@@ -14,6 +14,7 @@
 #include "foveate/attention/sparse/flexprefill.h"
 #include "foveate/attention/sparse/hisa.h"
 #include "foveate/attention/sparse/hyper.h"
+#include "foveate/attention/sparse/landmark.h"
 #include "foveate/attention/sparse/nsa.h"
 #include "foveate/attention/sparse/quest.h"
 #include "foveate/attention/sparse/superlinear.h"
@@ -27,7 +28,7 @@ namespace foveate::attention {
 using AllMechanisms = std::tuple<                                         //
     Dense, Window, Triangle,                                              // fixed patterns
     Dhsa, DhsaBlocks, BlockTopk, XAttention, VerticalSlash, FlexPrefill,  // selection while prompts are read
-    Quest, Nsa, Hisa, Superlinear,                                        // selection for every query
+    Quest, Nsa, Hisa, Landmark, Superlinear,                              // selection for every query
     Cca, Hyper,                                                           // summaries, samples
     Duo, Flux>;                                                           // some heads or layers, others in full
 

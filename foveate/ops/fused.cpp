@@ -138,6 +138,38 @@ Tensor rotated_heads(const Tensor& rows, int64_t heads, const Tensor& norm, doub
   return out;
 }
 
+Tensor rotated_for_each(const Tensor& x, const Tensor& places, const Rotation& rotation) {
+  check_type(x, "rotated_for_each");
+  require(x.dim() == 4 && places.dim() == 4 && places.sizes().slice(0, 3) == x.sizes().slice(0, 3),
+          "rotated_for_each: places must be [B, H, L, N] of x [B, H, L, D], got [{}] and [{}]",
+          fmt::join(places.sizes(), ", "), fmt::join(x.sizes(), ", "));
+  const int64_t each = places.size(3), dim = x.size(3), count = rotation.cos.size(0);
+  rotation.check(count, dim);
+  const Tensor out = at::empty({x.size(0), x.size(1), x.size(2), each, dim}, x.options());
+  const Tensor cos = rotation.cos.to(at::kFloat).contiguous(), sin = rotation.sin.to(at::kFloat).contiguous();
+  const Tensor given = places.contiguous();
+  const int64_t* place = given.const_data_ptr<int64_t>();
+  require(std::all_of(place, place + given.numel(), [&](int64_t p) { return p >= 0 && p < count; }),
+          "rotated_for_each: places must be 0 .. {}, got others", count - 1);
+  const Rows from(x);
+  kernels::HeadRows common;
+  common.stride = dim, common.type = from.type(), common.heads = 1, common.dim = int(dim);
+  common.norm = nullptr, common.half = int(cos.size(1));
+  auto* to = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t bytes = dim * int64_t(kernels::bytes_of(common.type));
+  const kernels::Table& table = *kernel_table();
+  each_row(from.rows, from.width * each, [&](int64_t row) {
+    for (int64_t n = row * each; n < (row + 1) * each; ++n) {
+      kernels::HeadRows r = common;
+      r.from = from[row], r.to = to + n * bytes;
+      r.cos = cos.const_data_ptr<float>() + place[n] * common.half;
+      r.sin = sin.const_data_ptr<float>() + place[n] * common.half;
+      table.rotate_heads(r);
+    }
+  });
+  return out;
+}
+
 Tensor gated(const Tensor& gate, const Tensor& up, Gate activation) {
   check_type(gate, "gated");
   require(!up.defined() || (up.sizes() == gate.sizes() && up.scalar_type() == gate.scalar_type()),

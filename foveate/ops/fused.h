@@ -26,6 +26,10 @@ at::Tensor take_in(at::Tensor& x, const at::Tensor& branch, const RmsNorms& norm
 at::Tensor rotated_heads(const at::Tensor& rows, int64_t heads, const at::Tensor& norm, double epsilon,
                          const Rotation* rotation);
 
+// x [B, H, L, D] and places [B, H, L, N] int64 -> [B, H, L, N, D]: each row once for each of its places, rotated by
+// that row of the rotation.
+at::Tensor rotated_for_each(const at::Tensor& x, const at::Tensor& places, const Rotation& rotation);
+
 enum class Gate { silu, gelu_tanh };
 // act(gate) * up, or act(gate) where up is undefined; any two of a shape.
 at::Tensor gated(const at::Tensor& gate, const at::Tensor& up, Gate activation);

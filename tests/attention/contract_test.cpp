@@ -87,6 +87,8 @@ std::vector<Case> cases() {
        "superlinear:num_spans=1,sw_index=2,backward_factor=1000,forward_factor=1000,search_power=0.5"},
       {"superlinear:num_spans=16,sw_index=0,backward_factor=0.3,forward_factor=0,search=learned",
        "superlinear:search=learned"},
+      {"landmark:block=4,top_k=2,chunk=8", "landmark:block=1000,chunk=1000"},
+      {"landmark:block=4,top_k=2,chunk=8,select=max_over_tokens,positions=text", "landmark:mode=nomem"},
   };
 }
 

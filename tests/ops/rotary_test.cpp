@@ -7,7 +7,9 @@
 #include <cmath>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/fused.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::ops {
 namespace {
@@ -32,6 +34,21 @@ TEST(Rotary, rotations_add_up_also_backwards) {
   const Rotary rotary(8, 1e4);
   const at::Tensor x = random_tensor({1, 1, 4, 8}, 2, at::kDouble), p = at::arange(4, at::kLong) * 100;
   EXPECT_TRUE(same(rotary.rotate(rotary.rotate(x, p), p * -1 + 7), rotary.rotate(x, p * 0 + 7), {1e-12, 1e-12}));
+}
+
+TEST(Rotary, each_row_for_each_of_its_places_in_one_pass) {
+  const Rotation table = Rotary(6, 100).rotation(at::arange(9, at::kLong) * 5, at::kFloat);
+  const at::Tensor places = at::arange(2 * 3 * 4 * 2, at::kLong).mul(7).remainder(9).view({2, 3, 4, 2});
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const at::Tensor x = random_tensor({2, 3, 6, 8}, 4).to(type).narrow(2, 1, 4);
+    const at::Tensor got = rotated_for_each(x, places, table), flat = places.flatten();
+    const Rotation of_rows{table.cos.index_select(0, flat), table.sin.index_select(0, flat)};
+    const at::Tensor copies = x.unsqueeze(3).expand({2, 3, 4, 2, 8}).reshape({1, 1, -1, 8});
+    EXPECT_TRUE(same(got.flatten(), of_rows.rotate(copies).flatten(), {1e-6, type == at::kFloat ? 1e-6 : 4e-3}));
+  }
+  const at::Tensor x = random_tensor({2, 3, 4, 8}, 4);
+  EXPECT_EQ(test::message_of([&] { rotated_for_each(x, places + 1, table); }),
+            "rotated_for_each: places must be 0 .. 8, got others");
 }
 
 TEST(Rotary, one_rotation_serves_many_tensors) {

@@ -30,15 +30,12 @@ size_t open_stop(std::string_view text, const std::vector<std::string>& stops) {
   return open;
 }
 
-}  // namespace
+using Show = std::function<bool(std::string_view)>;
 
-at::Tensor log_probabilities(const Decoder& decoder, const at::Tensor& hidden) {
-  const at::NoGradGuard no_grad;
-  return at::log_softmax(decoder.logits(hidden), -1);
-}
-
-Generated generate(Session& session, const io::Tokenizer& tokenizer, at::Tensor hidden, const GenerateOptions& options,
-                   const std::function<bool(std::string_view)>& show) {
+// A session of either kind.
+template <class Reader, class Logits>
+Generated continue_text(Reader& session, const Logits& logits_of, const io::Tokenizer& tokenizer, at::Tensor hidden,
+                        const GenerateOptions& options, const Show& show) {
   options.sampling.validate();
   for (const std::string& stop : options.stop) require(!stop.empty(), "generate: a stop string must not be empty");
   const at::NoGradGuard no_grad;
@@ -51,7 +48,7 @@ Generated generate(Session& session, const io::Tokenizer& tokenizer, at::Tensor 
     return goes_on;
   };
   while (std::ssize(result.tokens) < options.max_tokens) {
-    const at::Tensor logits = session.decoder().logits(hidden).contiguous();
+    const at::Tensor logits = logits_of(hidden).contiguous();
     const int32_t token = sample({logits.const_data_ptr<float>(), size_t(logits.numel())}, options.sampling, random);
     if (tokenizer.is_end(token)) {
       result.reason = Generated::Reason::end_token;
@@ -74,6 +71,25 @@ Generated generate(Session& session, const io::Tokenizer& tokenizer, at::Tensor 
   }
   pass_on(result.text.size());
   return result;
+}
+
+}  // namespace
+
+at::Tensor log_probabilities(const Decoder& decoder, const at::Tensor& hidden) {
+  const at::NoGradGuard no_grad;
+  return at::log_softmax(decoder.logits(hidden), -1);
+}
+
+Generated generate(Session& session, const io::Tokenizer& tokenizer, at::Tensor hidden, const GenerateOptions& options,
+                   const Show& show) {
+  const auto logits = [&](const at::Tensor& h) { return session.decoder().logits(h); };
+  return continue_text(session, logits, tokenizer, std::move(hidden), options, show);
+}
+
+Generated generate(LandmarkSession& session, const io::Tokenizer& tokenizer, at::Tensor hidden,
+                   const GenerateOptions& options, const Show& show) {
+  const auto logits = [&](const at::Tensor& h) { return session.logits(h); };
+  return continue_text(session, logits, tokenizer, std::move(hidden), options, show);
 }
 
 }  // namespace foveate::models

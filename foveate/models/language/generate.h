@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "foveate/io/tokenizer.h"
+#include "foveate/models/language/landmarks.h"
 #include "foveate/models/language/sampling.h"
 #include "foveate/models/language/session.h"
 
@@ -29,6 +30,9 @@ struct Generated {
 // itself makes is passed on at the end.
 Generated generate(Session& session, const io::Tokenizer& tokenizer, at::Tensor hidden, const GenerateOptions& options,
                    const std::function<bool(std::string_view)>& show = {});
+// The same for a model that reads landmarks: a step that fills a block reads its landmark too.
+Generated generate(LandmarkSession& session, const io::Tokenizer& tokenizer, at::Tensor hidden,
+                   const GenerateOptions& options, const std::function<bool(std::string_view)>& show = {});
 
 // Log-probabilities [vocabulary] fp32 of one hidden state [width].
 at::Tensor log_probabilities(const Decoder& decoder, const at::Tensor& hidden);

@@ -32,7 +32,8 @@ at::Tensor Session::run(std::span<const int32_t> tokens, bool is_prompt, bool en
   const at::NoGradGuard no_grad;
   const std::vector<int64_t> wide(tokens.begin(), tokens.end());
   const at::Tensor ids = at::tensor(wide, at::kLong).unsqueeze(0);
-  const at::Tensor hidden = decoder_.forward(ids, length(), [&](attention::Inputs in) {
+  const int64_t before = length();
+  const auto attend = [&](attention::Inputs in) {
     in.ends_prompt = ends_prompt;
     in.learned = mechanisms_[size_t(in.layer)].learned();
     attention::State& state = *states_[in.layer];
@@ -41,9 +42,25 @@ at::Tensor Session::run(std::span<const int32_t> tokens, bool is_prompt, bool en
     attention_seconds_ += timer.seconds();
     if (options_.observe) options_.observe(in, attended);
     return attended;
-  });
-  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
-  return hidden;
+  };
+  try {
+    const at::Tensor hidden = decoder_.forward(ids, before, attend);
+    tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
+    return hidden;
+  } catch (const Error&) {
+    go_back(before);
+    throw;
+  }
+}
+
+void Session::go_back(int64_t length) {
+  try {
+    for (const auto& state : states_)
+      if (state->length() > length) state->truncate(length);
+  } catch (const Error&) {
+    for (const auto& state : states_) state->load({});
+    tokens_.clear();
+  }
 }
 
 void Session::truncate(int64_t length) {

@@ -28,6 +28,8 @@ class Session {
   at::Tensor prefill(std::span<const int32_t> tokens, bool ends_prompt = true);
   // Generated tokens, by the decode rule -> hidden [1, n, width].
   at::Tensor decode(std::span<const int32_t> tokens);
+  // Where a layer throws Error (a mechanism's disk is full), no layer has read anything of the call; where one of them
+  // has dropped what going back takes, the session is empty.
 
   // Forgets all tokens from `length` on.  Throws Error where a state has evicted what it needs.
   void truncate(int64_t length);
@@ -43,9 +45,11 @@ class Session {
   int64_t read_bytes() const;                                      // that the next decoded token reads of them
   int64_t chunk_multiple() const { return chunk_multiple_; }
   const Decoder& decoder() const { return decoder_; }
+  const std::vector<attention::Mechanism>& mechanisms() const { return mechanisms_; }
 
  private:
   at::Tensor run(std::span<const int32_t> tokens, bool is_prompt, bool ends_prompt);
+  void go_back(int64_t length);
 
   const Decoder& decoder_;
   SessionOptions options_;

@@ -1,7 +1,6 @@
 #include "foveate/ops/attend/prepared.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 
 #include <algorithm>
 #include <cmath>
@@ -28,9 +27,16 @@ kernels::View view_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.st
 int64_t landmark_block(const Problem& p) {
   const auto* blocks = std::get_if<BlockPlan>(&p.plan);
   if (!std::holds_alternative<Rule>(p.plan) && !(blocks && blocks->key_block % kernels::kPanelKeys == 0)) return 0;
-  const Tensor ends = at::arange(1, p.k.size(2) + 1, at::kLong);
+  const Tensor marks = p.score.landmarks->contiguous();
+  const auto closes = [&](int64_t block) {
+    const bool* mark = marks.const_data_ptr<bool>();
+    for (int64_t b = 0; b < marks.size(0); ++b)
+      for (int64_t key = 1; key <= marks.size(1); ++key, ++mark)
+        if (*mark != ((key & (block - 1)) == 0)) return false;
+    return true;
+  };
   for (const int64_t block : {16, 32, 64})
-    if (p.score.landmarks->eq(ends.remainder(block).eq(0)).all().item<bool>()) return block;
+    if (closes(block)) return block;
   return 0;
 }
 

@@ -110,9 +110,32 @@ void rank_all(const ScoreRow& row, std::vector<uint64_t>& ranks) {
   }
 }
 
+// As rank_all, but only the `count` best: few, in descending order while they are found.
+void rank_few(const ScoreRow& row, int64_t count, std::vector<uint64_t>& ranks) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  ranks.assign(size_t(count), 0);
+  float last = kLowest;  // the score of the last of them: one that is not above it comes behind, unless forced
+  for (int64_t i = 0; i < row.entries; ++i) {
+    if (!row.forced && ranks.back() > 0 && !(row.scores[i] > last)) continue;
+    const bool banned = row.banned && row.banned[i], forced = row.forced && row.forced[i] && !banned;
+    const uint64_t rank = rank_of(row.scores[i], i, forced, banned);
+    if (rank <= ranks.back()) continue;
+    size_t at = ranks.size() - 1;
+    for (; at > 0 && ranks[at - 1] < rank; --at) ranks[at] = ranks[at - 1];
+    ranks[at] = rank;
+    if (ranks.back() > 0) last = row.scores[index_of(ranks.back())];
+    if (std::isnan(last)) last = kLowest;
+  }
+  ranks.erase(std::ranges::find(ranks, 0u), ranks.end());
+}
+
 // Into a row of -1.
 void take_best(const ScoreRow& row, int64_t count, std::vector<uint64_t>& ranks, int32_t* out) {
-  rank_all(row, ranks);
+  constexpr int64_t kFew = 8;
+  if (0 < count && count <= kFew)
+    rank_few(row, count, ranks);
+  else
+    rank_all(row, ranks);
   const int64_t legal = std::ssize(ranks), taken = std::min(legal, count);
   if (taken < legal) std::nth_element(ranks.begin(), ranks.begin() + taken, ranks.end(), std::greater<>());
   for (int64_t i = 0; i < taken; ++i) out[i] = index_of(ranks[size_t(i)]);
