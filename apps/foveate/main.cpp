@@ -49,6 +49,7 @@ int main(int argc, char** argv) {
   foveate::app::add_embed(app);
   foveate::app::add_list(app);
   foveate::app::add_bench(app);
+  foveate::app::add_train(app);
   try {
     foveate::ops::avoid_faulty_products();
     app.parse(argc, argv);
