@@ -14,6 +14,7 @@ void add_run(CLI::App& app);
 void add_score(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_list(CLI::App& app);
+void add_find_patterns(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_embed(CLI::App& app);
 void add_train(CLI::App& app);

@@ -160,7 +160,7 @@ Options completed(Options options) {
           "compare: --ruler-lengths and --ruler-samples need --ruler TASKS");
   eval.ruler_tasks = ruler_tasks_of(options);
   if (options.wants_heat_map && eval.heat_map.lengths.empty())
-    eval.heat_map.lengths = eval::even_lengths(eval.context / 6, eval.context, 6);
+    eval.heat_map.lengths = eval::default_heat_lengths(eval.context);
   eval.validate();
   return options;
 }
@@ -207,10 +207,12 @@ void compare(const Options& given) {
       report.rows.push_back(make_row(entries[i], all[i], measured, dense, options.eval.seed));
     } catch (const Interrupted&) {
       stopped = true;
-    } catch (const Error& error) {  // the others go on
-      if (first_error.empty()) first_error = error.what();
+    } catch (const std::exception& error) {  // the others go on; torch's own says more than one line
+      const std::string text = error.what(), line = text.substr(0, text.find('\n'));
+      if (first_error.empty()) first_error = line;
       report.rows.push_back({.attention = entries[i].spec, .mechanism_class = class_of(all[i])});
-      report.rows.back().error = error.what();
+      report::CompareRow& row = report.rows.back();
+      row.sweep = entries[i].sweep, row.sweep_value = entries[i].value, row.error = line;
     }
     report.complete = report.rows.size() == all.size();
     write(options, report);  // after every row: what is finished is never lost

@@ -48,6 +48,7 @@ int main(int argc, char** argv) {
   foveate::app::add_tokenize(app);
   foveate::app::add_embed(app);
   foveate::app::add_list(app);
+  foveate::app::add_find_patterns(app);
   foveate::app::add_bench(app);
   foveate::app::add_train(app);
   try {

@@ -30,26 +30,46 @@ void print_token(const io::Tokenizer& tokenizer, int32_t token, std::optional<fl
   fmt::print("{}\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
-struct Scores {
-  std::vector<std::pair<size_t, float>> nll;  // index and loss of every token that was scored
-  eval::NllSum sum;
+// Prints what is scored as it comes, and sums it up.
+class Scores {
+ public:
+  Scores(const io::Tokenizer& tokenizer, std::span<const int32_t> tokens) : tokenizer_(tokenizer), tokens_(tokens) {}
 
   void add(int64_t first, std::span<const float> losses) {
-    for (size_t i = 0; i < losses.size(); ++i) nll.emplace_back(size_t(first) + i, losses[i]);
-    sum.add(first, losses);
+    if (scored_.empty()) print_token(tokenizer_, tokens_.front(), std::nullopt);  // nothing stands before it
+    for (size_t i = 0; i < losses.size(); ++i) {
+      scored_.push_back(tokens_[size_t(first) + i]);
+      print_token(tokenizer_, scored_.back(), -losses[i]);
+    }
+    std::fflush(stdout);
+    sum_.add(first, losses);
   }
+
+  void print_sum() const {
+    const int64_t bytes = std::ssize(tokenizer_.decode(scored_));
+    const nlohmann::ordered_json summary = {{"tokens", sum_.count()},
+                                            {"mean_nats", sum_.mean()},
+                                            {"perplexity", sum_.perplexity()},
+                                            {"bits_per_byte", sum_.bits_per_byte(std::max<int64_t>(bytes, 1))}};
+    fmt::print("{}\n", summary.dump());
+  }
+
+ private:
+  const io::Tokenizer& tokenizer_;
+  std::span<const int32_t> tokens_;
+  std::vector<int32_t> scored_;
+  eval::NllSum sum_;
 };
 
 using Mechanisms = std::vector<attention::Mechanism>;
 
 // Windows that overlap: every token is scored once, from what stands before it in its window; one that has nothing
 // before it is not.
-Scores score_windows(const Options& options, const LoadedModel& loaded, const Mechanisms& mechanisms,
-                     std::span<const int32_t> tokens) {
+void score_windows(const Options& options, const LoadedModel& loaded, const Mechanisms& mechanisms,
+                   std::span<const int32_t> tokens, Scores& scores) {
   const int64_t context = options.context > 0 ? options.context : loaded.decoder->config().context;
   require_context(*loaded.decoder, context, false);
   const int64_t stride = options.stride > 0 ? options.stride : std::max<int64_t>(context / 2, 1);
-  Scores scores;
   for (const eval::Window& window : eval::sliding_windows(std::ssize(tokens), context, stride)) {
     const std::span<const int32_t> read = tokens.subspan(size_t(window.begin), size_t(window.end - window.begin));
     models::Session session(*loaded.decoder, mechanisms, {.cache = options.cache});
@@ -59,16 +79,14 @@ Scores score_windows(const Options& options, const LoadedModel& loaded, const Me
                                                    read.subspan(size_t(first - window.begin)));
     scores.add(first, nll);
   }
-  return scores;
 }
 
 // Token by token through the decode rule and whatever the mechanism's cache keeps: 256 rows a call give what single
 // ones would.
-Scores score_stream(const Options& options, const LoadedModel& loaded, const Mechanisms& mechanisms,
-                    std::span<const int32_t> tokens) {
+void score_stream(const Options& options, const LoadedModel& loaded, const Mechanisms& mechanisms,
+                  std::span<const int32_t> tokens, Scores& scores) {
   constexpr size_t kRows = 256;
   models::Session session(*loaded.decoder, mechanisms, {.cache = options.cache});
-  Scores scores;
   const size_t last = tokens.size() - 1;  // predicts nothing
   for (size_t first = 0; first < last;) {
     const size_t count = first == 0 ? 1 : std::min(kRows, last - first);
@@ -79,7 +97,6 @@ Scores score_stream(const Options& options, const LoadedModel& loaded, const Mec
     scores.add(int64_t(first) + 1, nll);
     first += count;
   }
-  return scores;
 }
 
 void score(const Options& options) {
@@ -90,20 +107,9 @@ void score(const Options& options) {
   const auto mechanisms = make_mechanisms(options.attention, loaded, options.model);
   const std::vector<int32_t> tokens = loaded.tokenizer->encode(io::read_text(path));
   require(tokens.size() >= 2, "score: the text must have at least 2 tokens, got {}", tokens.size());
-  const Scores scores = options.is_streaming ? score_stream(options, loaded, mechanisms, tokens)
-                                             : score_windows(options, loaded, mechanisms, tokens);
-  print_token(*loaded.tokenizer, tokens.front(), std::nullopt);  // nothing stands before it
-  std::vector<int32_t> scored;
-  for (const auto& [index, nll] : scores.nll) {
-    print_token(*loaded.tokenizer, tokens[index], -nll);
-    scored.push_back(tokens[index]);
-  }
-  const int64_t bytes = std::ssize(loaded.tokenizer->decode(scored));
-  const nlohmann::ordered_json summary = {{"tokens", scores.sum.count()},
-                                          {"mean_nats", scores.sum.mean()},
-                                          {"perplexity", scores.sum.perplexity()},
-                                          {"bits_per_byte", scores.sum.bits_per_byte(std::max<int64_t>(bytes, 1))}};
-  fmt::print("{}\n", summary.dump());
+  Scores scores(*loaded.tokenizer, tokens);
+  (options.is_streaming ? score_stream : score_windows)(options, loaded, mechanisms, tokens, scores);
+  scores.print_sum();
 }
 
 }  // namespace
@@ -124,7 +130,8 @@ void add_score(CLI::App& app) {
   command->add_flag("--streaming", options->is_streaming,
                     "one token after the other by the decode rule, the mechanism's cache being all that is kept");
   command->footer(
-      "The first token has no logprob.  The last line sums up: tokens, mean_nats, perplexity, bits_per_byte.\n"
+      "Lines come as windows are read.  The first token has no logprob.  The last line sums up: tokens, mean_nats, "
+      "perplexity, bits_per_byte.\n"
       "Examples:\n  foveate score --model smollm2 notes.txt\n  cat notes.txt | foveate score --context 2048 -\n  "
       "foveate score --streaming --attention window:size=1020,positions=cache notes.txt");
   command->callback([options] { score(*options); });

@@ -1,5 +1,11 @@
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+
+#include <algorithm>
+
 #include "foveate/attention/mechanism.h"
 #include "foveate/base/error.h"
+#include "foveate/plan/row_ranges.h"
 
 namespace foveate::attention {
 
@@ -22,6 +28,54 @@ Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count) {
     relative.queries = relative.queries.narrow(1, first, count);
   }
   return part;
+}
+
+namespace {
+
+SeenKeys checked_ranges(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner, bool whole,
+                        bool causal) {
+  require(!rule.query_order, "{}: ordered queries are not supported, give queries as they come", owner);
+  require(rule.sinks == 0 || (!rule.window_left && !rule.head_window),
+          "{}: every query must see one range of keys, got {} sinks beside a window; use dense", owner, rule.sinks);
+  const RowRanges ranges = row_ranges(rule, queries, keys);
+  require(!whole || ranges.whole,
+          "{}: every query must see one range of keys, got documents or padding in pieces; use dense", owner);
+  const int64_t heads = std::max(ranges.start.size(1), ranges.end.size(1));
+  require(heads == 1, "{}: what a query sees must be the same for all heads, got ranges of {} heads; use dense", owner,
+          heads);
+  const SeenKeys seen{ranges.start.select(1, 0), ranges.end.select(1, 0)};
+  if (!causal || rule.window_right == 0) return seen;
+  const int64_t first = rule.query_start.value_or(keys - queries);
+  const at::Tensor behind = at::arange(first + 1, first + queries + 1, at::kLong);
+  require(seen.end.le(behind).logical_or_(seen.end.eq(seen.start)).all().item<bool>(),
+          "{}: attention must be causal, got a rule that shows later keys; use dense", owner);
+  return seen;
+}
+
+}  // namespace
+
+SeenKeys shown_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner) {
+  return checked_ranges(rule, queries, keys, owner, /*whole=*/false, /*causal=*/true);
+}
+
+SeenKeys seen_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner, bool causal) {
+  return checked_ranges(rule, queries, keys, owner, /*whole=*/true, causal);
+}
+
+Rule without_windows(Rule rule) {
+  rule.window_left = std::nullopt, rule.head_window = std::nullopt, rule.sinks = 0;
+  return rule;
+}
+
+at::Tensor text_positions(const Inputs& in, std::string_view owner) {
+  const int64_t queries = in.q.size(2), keys = in.k.size(2), start = in.rule.query_start.value_or(keys - queries);
+  if (!in.rule.row_start && !in.rule.key_documents) {
+    const int64_t first = in.first_position.value_or(start);
+    return at::arange(first, first + queries, at::kLong).unsqueeze(0);
+  }
+  const SeenKeys text =
+      checked_ranges(without_windows(in.rule), queries, keys, owner, /*whole=*/false, /*causal=*/false);
+  return at::arange(start, start + queries, at::kLong) - text.start;
 }
 
 const at::Tensor& learned(const Inputs& in, std::string_view owner, std::string_view name) {

@@ -54,6 +54,23 @@ inline bool is_generated_row(const Inputs& in) { return in.q.size(2) == 1 && in.
 // The rule must not order queries.
 Inputs narrow_rows(const Inputs& in, int64_t first, int64_t count);
 
+// Keys [start, end) that each query sees, each [B|1, Lq] int64 with 0 <= start <= end <= keys.
+struct SeenKeys {
+  at::Tensor start, end;
+};
+// What a rule shows at most, for mechanisms that need a range of keys for each query, the same for all heads.  Throws
+// Error, which names `owner`: a rule that orders queries, goes by head, has sinks beside a window or shows later keys.
+SeenKeys shown_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner);
+// The same where a query sees all keys of its range, and where not `causal` perhaps later ones.  Throws Error for
+// documents in pieces too.
+SeenKeys seen_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_view owner, bool causal = true);
+// The rule were there no windows: a query sees its text from its first key on.
+Rule without_windows(Rule rule);
+
+// Where the queries of a call stand in their texts, [B|1, Lq] int64: from first_position on, or counted from the first
+// key that padding and documents leave them.  Throws Error as seen_keys().
+at::Tensor text_positions(const Inputs& in, std::string_view owner);
+
 // The plan that served rows [first_row, first_row + rows) of a call.
 struct PlannedRows {
   int64_t first_row, rows;
@@ -97,6 +114,10 @@ class State {
   virtual int64_t read_bytes() const = 0;  // keys, values and summaries that the next decoded token will read
 };
 
+// A part of a snapshot that must be floating point of these sizes.  Throws Error, which names `owner`: it is not.
+const at::Tensor& saved_part(const State::Snapshot& snapshot, std::string_view owner, const std::string& name,
+                             at::IntArrayRef sizes);
+
 // Keys and values of one layer in order, grown in amortised steps.  May keep only the first and the latest tokens.
 class KvCache {
  public:
@@ -128,8 +149,7 @@ class CachedState : public State {
   struct Bound {
     int64_t head, tail;  // the first and the latest tokens that may still be seen
   };
-  CachedState(std::optional<Bound> bound, const StateOptions& options)
-      : cache_(options.cache), bound_(bound), rollback_(options.rollback) {}
+  CachedState(std::optional<Bound> bound, const StateOptions& options);
 
   void truncate(int64_t length) override;
   Snapshot save() const override { return cache_.save(); }
@@ -145,11 +165,12 @@ class CachedState : public State {
   void evict();
   // Appends the new rows one by one and attends each over everything held by then: decoding by what the cache says.
   Attended by_row(const Inputs& in, const std::function<Attended(const Inputs&)>& attend_row);
+  int64_t seen() const;  // held tokens that the next row may see
 
   KvCache cache_;
 
  private:
-  std::optional<Bound> bound_;
+  std::optional<Bound> bound_, shown_;  // of what is kept, and of what the model itself shows
   int64_t rollback_;
 };
 
@@ -173,20 +194,15 @@ class PlainState final : public CachedState {
 // The bound that a rule's own window sets, if any.
 std::optional<CachedState::Bound> bound_of(const Rule& rule);
 
-// The state of a mechanism for prompts alone: generated rows see all that the model itself shows.  A mechanism that
-// takes a call of one new row for a generated one has attend_prompt(), which takes it for a prompt.
+// The state of a mechanism for prompts alone: generated rows see all that the model itself shows.  Its attend() takes
+// one new row behind other keys for a generated one (is_generated_row); attend_prompt() takes it for a prompt.
 template <class Mechanism>
 class PromptState final : public CachedState {
  public:
   PromptState(Mechanism mechanism, const StateOptions& options)
       : CachedState(bound_of(options.rule), options), mechanism_(std::move(mechanism)) {}
   // Nothing is dropped between the chunks of a prompt: their plans count blocks from its first token.
-  Attended prefill(const Inputs& in) override {
-    if constexpr (requires { mechanism_.attend_prompt(in); })
-      return mechanism_.attend_prompt(appended(in));
-    else
-      return mechanism_.attend(appended(in));
-  }
+  Attended prefill(const Inputs& in) override { return mechanism_.attend_prompt(appended(in)); }
   Attended decode(const Inputs& in) override {
     const Inputs all = appended(in);
     const ops::Attended attended = ops::attend(all.q, all.k, all.v, all.rule, all.score);

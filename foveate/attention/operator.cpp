@@ -9,6 +9,8 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "foveate/attention/registry.h"
 #include "foveate/base/error.h"
 #include "foveate/ops/attend/flat.h"
@@ -66,6 +68,29 @@ std::optional<ops::Rotary> rotary_of(const std::vector<double>& numbers) {
   return ops::Rotary(int64_t(numbers[0]), numbers[1], numbers[2], {numbers.begin() + 3, numbers.end()});
 }
 
+// The call's learned parts.  Throws Error unless they are those that the mechanism has: parts that read hidden states
+// are checked where there are such; where there are none, the mechanism says so.
+Learned learned_of(const Call& c, const Mechanism& mechanism) {
+  const ops::Problem& p = c.problem;
+  require(c.names.size() == c.parts.size(), "mechanism: names and parts must be equally many, got {} and {}",
+          c.names.size(), c.parts.size());
+  if (c.hidden)
+    require(c.hidden->dim() == 3 && c.hidden->size(0) == p.q.size(0) && c.hidden->size(1) == p.q.size(2),
+            "mechanism: hidden must be [{}, {}, width], got [{}]", p.q.size(0), p.q.size(2),
+            fmt::join(c.hidden->sizes().begin(), c.hidden->sizes().end(), ", "));
+  Learned learned;
+  for (size_t i = 0; i < c.parts.size(); ++i)
+    require(learned.emplace(c.names[i], c.parts[i]).second, "mechanism: a part may be given once, got {} twice",
+            std::string(c.names[i]));
+  const auto parts_at = [&](int64_t width) {
+    return mechanism.learned_parts({width, p.q.size(1), p.k.size(1), p.q.size(3), p.v.size(3)});
+  };
+  const auto same_sizes = [](const LearnedPart& a, const LearnedPart& b) { return a.sizes == b.sizes; };
+  if (!learned.empty() && (c.hidden || std::ranges::equal(parts_at(1), parts_at(2), same_sizes)))
+    check_learned(learned, parts_at(c.hidden ? c.hidden->size(2) : 1), mechanism.spec().name);
+  return learned;
+}
+
 Attended run(const Call& c) {
   const ops::Problem& p = c.problem;
   const auto* rule = std::get_if<Rule>(&p.plan);
@@ -74,22 +99,19 @@ Attended run(const Call& c) {
   require(!p.pages, "mechanism: keys must be whole, got pages");
   ops::check_problem(p);
   const std::optional<ops::Rotary> rotary = rotary_of(c.rotary);
-  require(c.names.size() == c.parts.size(), "mechanism: names and parts must be equally many, got {} and {}",
-          c.names.size(), c.parts.size());
-  Learned learned;
-  for (size_t i = 0; i < c.parts.size(); ++i) learned.emplace(c.names[i], c.parts[i]);
-  return make_mechanism(parse_spec(c.spec))
-      .attend({.q = p.q,
-               .k = p.k,
-               .v = p.v,
-               .rule = *rule,
-               .score = p.score,
-               .layer = c.layer,
-               .rotary = rotary ? &*rotary : nullptr,
-               .first_position = c.first_position,
-               .ends_prompt = c.ends_prompt,
-               .hidden = c.hidden,
-               .learned = learned.empty() ? nullptr : &learned});
+  const Mechanism mechanism = make_mechanism(parse_spec(c.spec));
+  const Learned learned = learned_of(c, mechanism);
+  return mechanism.attend({.q = p.q,
+                           .k = p.k,
+                           .v = p.v,
+                           .rule = *rule,
+                           .score = p.score,
+                           .layer = c.layer,
+                           .rotary = rotary ? &*rotary : nullptr,
+                           .first_position = c.first_position,
+                           .ends_prompt = c.ends_prompt,
+                           .hidden = c.hidden,
+                           .learned = learned.empty() ? nullptr : &learned});
 }
 
 // lse is NaN where the mechanism has none (it changed logits): an operator's results do not come and go.

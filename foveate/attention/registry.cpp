@@ -30,6 +30,7 @@ Mechanism Mechanism::with(Learned parts, const LayerShape& shape) const {
 }
 
 Attended Mechanism::attend(const Inputs& in) const {
+  if (in.q.size(0) == 0) return Dense{}.attend(in);  // an empty batch: nothing to choose
   if (in.learned || !learned_) return self_->attend(in);
   Inputs all = in;
   all.learned = learned_.get();

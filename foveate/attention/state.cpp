@@ -13,7 +13,29 @@ namespace {
 
 constexpr int64_t kStep = 64;  // capacities are multiples of so many tokens
 
+// The first keys of all in rule and score that goes by key.
+void narrow_keys(Inputs& in, int64_t keys) {
+  const auto by_key = [&](std::optional<at::Tensor>& t, int64_t axis) {
+    if (t && t->size(axis) != 1) t = t->narrow(axis, 0, keys);
+  };
+  by_key(in.rule.key_documents, 1);
+  by_key(in.score.bias, 3);
+  by_key(in.score.landmarks, 1);
+  if (in.score.relative) in.score.relative->keys = in.score.relative->keys.narrow(1, 0, keys);
+}
+
 }  // namespace
+
+const at::Tensor& saved_part(const State::Snapshot& snapshot, std::string_view owner, const std::string& name,
+                             at::IntArrayRef sizes) {
+  const auto found = snapshot.find(name);
+  require(found != snapshot.end(), "{}: a saved state must have {}, got none", owner, name);
+  const at::Tensor& t = found->second;
+  require(t.sizes() == sizes && t.is_floating_point(), "{}: a saved {} must be floating point [{}], got {} [{}]", owner,
+          name, fmt::join(sizes, ", "), c10::toString(t.scalar_type()),
+          fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
+  return t;
+}
 
 void KvCache::append(const at::Tensor& new_k, const at::Tensor& new_v) {
   const bool quantises = type_ == CacheType::q8;
@@ -89,13 +111,20 @@ void KvCache::load(const State::Snapshot& snapshot) {
   const int64_t* numbers = counts.const_data_ptr<int64_t>();
   const int64_t length = numbers[0], held = numbers[1], head = numbers[2];
   require(0 <= head && head <= held && held <= length && k.dim() == 4 && v.dim() == 4 && k.size(2) == held &&
-              v.size(2) == held && ops::is_quantised(k) == (type_ == CacheType::q8),
+              v.size(2) == held && ops::is_quantised(k) == (type_ == CacheType::q8) &&
+              ops::is_quantised(v) == (type_ == CacheType::q8),
           "cache: k and v must hold the {} of {} tokens that counts says, in {}, got {} and {} in {}", held, length,
           type_ == CacheType::q8 ? "8 bits" : "the model's dtype", k.dim() == 4 ? k.size(2) : -1,
           v.dim() == 4 ? v.size(2) : -1, c10::toString(k.scalar_type()));
+  require(k.size(0) == v.size(0) && k.size(1) == v.size(1),
+          "cache: k and v must have the same batch and heads, got [{}, {}] and [{}, {}]", k.size(0), k.size(1),
+          v.size(0), v.size(1));
   k_ = k.clone(), v_ = v.clone();
   length_ = length, held_ = held, head_ = head;
 }
+
+CachedState::CachedState(std::optional<Bound> bound, const StateOptions& options)
+    : cache_(options.cache), bound_(bound), shown_(bound_of(options.rule)), rollback_(options.rollback) {}
 
 Inputs CachedState::appended(const Inputs& in) {
   Inputs all = in;
@@ -110,9 +139,10 @@ Attended CachedState::by_row(const Inputs& in, const std::function<Attended(cons
   Attended all{.out = {}, .lse = {}, .plans = {}};
   std::vector<at::Tensor> outs, lses;
   for (int64_t row = 0; row < in.q.size(2); ++row) {
-    Inputs one = in;
-    one.q = in.q.narrow(2, row, 1), one.k = in.k.narrow(2, row, 1), one.v = in.v.narrow(2, row, 1);
-    if (in.hidden) one.hidden = in.hidden->narrow(1, row, 1);
+    Inputs one = narrow_rows(in, row, 1);
+    one.rule.query_start.reset();  // the last of the keys held by then
+    one.k = in.k.narrow(2, row, 1), one.v = in.v.narrow(2, row, 1);
+    narrow_keys(one, cache_.held() + 1);
     Attended part = attend_row(appended(one));
     outs.push_back(part.out);
     if (part.lse) lses.push_back(*part.lse);
@@ -144,10 +174,12 @@ void CachedState::evict() {
 
 void CachedState::truncate(int64_t length) { cache_.truncate(length, bound_ ? bound_->tail : 0); }
 
-int64_t CachedState::read_bytes() const {
-  const int64_t seen = bound_ ? std::min(cache_.held(), bound_->head + bound_->tail) : cache_.held();
-  return seen * cache_.token_bytes();
+int64_t CachedState::seen() const {
+  const std::optional<Bound>& bound = bound_ ? bound_ : shown_;
+  return bound ? std::min(cache_.held(), bound->head + bound->tail) : cache_.held();
 }
+
+int64_t CachedState::read_bytes() const { return seen() * cache_.token_bytes(); }
 
 std::optional<CachedState::Bound> bound_of(const Rule& rule) {
   if (!rule.window_left) return std::nullopt;

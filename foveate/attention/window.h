@@ -12,6 +12,8 @@ namespace foveate::attention {
 // A query at position p sees key j iff p - j < size or j < sinks (and the model's own rule allows it).
 // With block > 1 rows see whole blocks, as block kernels for streaming do: all rows of block r the first sinks / block
 // blocks and the latest size / block, r among them (Flux Attention's streaming, 2604.07394).
+// Where padding or documents hide the first keys, sinks and blocks count from a query's first key.  Inside a wider
+// window of the model's own, sinks end with it.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  The state holds O(sinks + size) keys however long the text gets.
 // Throws Error: size < 1, sinks < 0, either no multiple of block, positions=cache without rotary embedding or by block.
 struct Window {
@@ -42,9 +44,13 @@ struct Window {
   std::unique_ptr<State> make_state(const StateOptions& options) const;
 
  private:
-  Rule narrowed(const Inputs& in) const;
   RunPlan by_block(const Inputs& in) const;
-  Attended attend_repositioned(const Inputs& in, const Rule& rule) const;
 };
+
+// The same for some of the query heads: `heads` says which, for each of them; the others see all that the model shows.
+// Unset: all heads.
+Attended attend_window(const Window& window, const Inputs& in, const std::optional<std::vector<bool>>& heads = {});
+// What it sees as one rule, where every text begins with key 0.
+Rule window_rule(const Window& window, const Inputs& in, const std::optional<std::vector<bool>>& heads = {});
 
 }  // namespace foveate::attention

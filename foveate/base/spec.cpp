@@ -38,22 +38,10 @@ std::string_view without_brackets(std::string_view text) {
   return trim(text.substr(1, text.size() - 2));
 }
 
-int64_t parse_layer(std::string_view text, std::string_view part) {
-  int64_t layer = 0;
-  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), layer);
-  require(status == std::errc() && end == text.data() + text.size() && layer >= 0,
-          "spec: layers must be numbers or ranges like 0-3,7, got '{}' in '{}'", text, part);
-  return layer;
-}
-
 // Gives `spec` to the layers that `ranges` ("0-1,29") names.
 void assign(std::string_view ranges, std::string_view part, const Spec& spec,
             std::vector<std::optional<Spec>>& by_layer) {
-  for (const std::string_view range : split(ranges, ',')) {
-    const auto dash = range.find('-');
-    const int64_t first = parse_layer(trim(range.substr(0, dash)), part);
-    const int64_t last = dash == std::string_view::npos ? first : parse_layer(trim(range.substr(dash + 1)), part);
-    require(first <= last, "spec: a layer range must ascend, got {}-{} in '{}'", first, last, part);
+  for (const auto [first, last] : parse_ranges(ranges, "spec: layers")) {
     require(last < std::ssize(by_layer), "spec: layer must be < {} (the model's layers), got {} in '{}'",
             by_layer.size(), last, part);
     for (int64_t layer = first; layer <= last; ++layer) {
@@ -93,6 +81,25 @@ Spec parse_spec(std::string_view text) {
     spec.options.emplace_back(std::move(key), without_brackets(trim(option.substr(equals + 1))));
   }
   return spec;
+}
+
+std::vector<NumberRange> parse_ranges(std::string_view text, std::string_view what) {
+  const auto number = [&](std::string_view digits) {
+    int64_t value = 0;
+    const auto [end, status] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    require(status == std::errc() && end == digits.data() + digits.size() && value >= 0,
+            "{} must be numbers or ranges like 0-3,7, got '{}' in '{}'", what, digits, text);
+    return value;
+  };
+  std::vector<NumberRange> ranges;
+  for (const std::string_view range : split(text, ',')) {
+    const auto dash = range.find('-');
+    const int64_t first = number(trim(range.substr(0, dash)));
+    const int64_t last = dash == std::string_view::npos ? first : number(trim(range.substr(dash + 1)));
+    require(first <= last, "{} must be ranges that ascend, got {}-{} in '{}'", what, first, last, text);
+    ranges.push_back({first, last});
+  }
+  return ranges;
 }
 
 std::vector<Spec> parse_layered_spec(std::string_view text, int64_t layers) {

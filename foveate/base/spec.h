@@ -22,6 +22,13 @@ struct Spec {
 // One mechanism without layers.  Throws Error: empty name, option without '=', a key given twice, unbalanced brackets.
 Spec parse_spec(std::string_view text);
 
+// Numbers and ascending ranges of them, "0-3,7", both ends included.  Throws Error, which begins with `what`: something
+// else.
+struct NumberRange {
+  int64_t first, last;
+};
+std::vector<NumberRange> parse_ranges(std::string_view text, std::string_view what);
+
 // The spec of every layer of a model with `layers` layers.  A part without '@' serves the layers that no other part
 // names; where there is none, they are dense.  Throws Error: a layer out of range or named twice, two parts without
 // '@'.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "foveate/base/error.h"
 
@@ -16,7 +17,8 @@ bool parse(std::string_view text, Number& number) {
 
 template <class Number>
 void add_doubled(Number low, Number high, std::vector<std::string>& values) {
-  for (Number value = low; value < high; value *= 2) values.push_back(fmt::format("{}", value));
+  values.push_back(fmt::format("{}", low));
+  for (Number value = low; value < high - value; values.push_back(fmt::format("{}", value))) value *= 2;
   values.push_back(fmt::format("{}", high));
 }
 
@@ -30,7 +32,7 @@ void add_values(std::string_view item, std::vector<std::string>& values) {
   const std::string_view from = item.substr(0, dots), to = item.substr(dots + 2);
   int64_t whole_low = 0, whole_high = 0;
   double low = 0, high = 0;
-  require(parse(from, low) && parse(to, high) && low > 0 && low < high,
+  require(parse(from, low) && parse(to, high) && low > 0 && low < high && std::isfinite(high),
           "sweep: a range must be two ascending numbers above 0, like 256..4096, got '{}'", item);
   if (parse(from, whole_low) && parse(to, whole_high))
     add_doubled(whole_low, whole_high, values);

@@ -15,6 +15,7 @@
 #include "foveate/base/random.h"
 #include "foveate/base/timer.h"
 #include "foveate/eval/bench_cases.h"
+#include "foveate/eval/relative_error.h"
 #include "foveate/ops/attend/definition.h"
 #include "foveate/ops/attend/explain.h"
 #include "foveate/ops/level.h"
@@ -58,11 +59,6 @@ std::vector<double> time_runs(double seconds, const std::function<void()>& run) 
   return times;
 }
 
-double error_of(const Tensor& got, const Tensor& want) {
-  const Tensor a = got.to(at::kFloat), b = want.to(at::kFloat);
-  return std::sqrt((a - b).square().sum().item<double>() / std::max(b.square().sum().item<double>(), 1e-30));
-}
-
 // The first key head's group of a case.
 AttentionCase first_group(const AttentionCase& c) {
   AttentionCase one = c;
@@ -81,7 +77,7 @@ void check(const AttentionCase& c, const Inputs& all, const ops::Attended& whole
   const ops::Problem high{exactly(low.q), exactly(low.k), exactly(low.v), c.plan, low.score, {}, {}};
   const double bound = c.type == at::kFloat ? 1e-5 : c.type == at::kHalf ? 2e-3 : 1e-2;
   const auto expect = [&](const char* what, const Tensor& got, const Tensor& want) {
-    const double error = error_of(got, want);
+    const double error = relative_error(got, want);
     require(error <= bound, "bench: {}: {} differs from the definition by {:.2g} (relative), allowed {:.2g}", c.name,
             what, error, bound);
   };

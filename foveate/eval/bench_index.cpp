@@ -40,7 +40,7 @@ IndexTiming bench_index(int64_t length, const IndexBenchOptions& o) {
   ops::IndexKeys alone(o.dim, {o.type, {}});
   ops::BlockedKeys keys(o.dim, {o.type, {}}, o.block);
   alone.append(k), keys.append(k);
-  const ops::HisaOptions all{.block_topk = length / o.block + 1, .topk = o.hisa.topk, .force_ends = o.hisa.force_ends};
+  const ops::HisaOptions all{.block_topk = length / o.block + 2, .topk = o.hisa.topk, .force_ends = o.hisa.force_ends};
   require(ops::hisa_index(queries, keys, all).equal(ops::index_top(queries, keys.keys(), o.hisa.topk)),
           "bench: all blocks and the flat indexer must give the same lists");
   for (int64_t i = 0; i < o.repeats; ++i) {

@@ -13,6 +13,7 @@
 #include "foveate/base/error.h"
 #include "foveate/base/timer.h"
 #include "foveate/eval/kept_mass.h"
+#include "foveate/eval/relative_error.h"
 
 namespace foveate::eval {
 namespace {
@@ -41,8 +42,7 @@ constexpr Budget kBudgets[] = {
     {"nsa", "blocks=n/2048,window=n/32", "gates=selected,phi=mean,blocks=n"},
     {"duo", "size=n/16,full_heads=none", "full_heads=all"},
     {"flux", "cheap=(window:size=n/16),route=cheap", "route=full"},
-    {"hisa", "topk=n/16,heads=4,dim=64,rope_dims=64",
-     "topk=n"},  // an indexer a third as wide as the layer, as in DeepSeek V3.2
+    {"hisa", "topk=n/16,heads=4,dim=64", "topk=n"},  // an indexer a third as wide as the layer, as in DeepSeek V3.2
     {"landmark", "", "mode=nomem"},
     {"cca", "window=n/32", "group=1"},
     {"hyper", "min_seq_len=n/32,block_size=n/128,sample_size=n/128", "min_seq_len=n"},
@@ -57,11 +57,6 @@ const Budget* budget_of(std::string_view mechanism) {
 double median(std::vector<double> numbers) {
   std::ranges::sort(numbers);
   return numbers[numbers.size() / 2];
-}
-
-double relative_error(const Tensor& got, const Tensor& want) {
-  const Tensor a = got.to(at::kFloat), b = want.to(at::kFloat);
-  return std::sqrt((a - b).square().sum().item<double>() / std::max(b.square().sum().item<double>(), 1e-30));
 }
 
 Inputs rows_of(const Inputs& all, int64_t first, int64_t count) {

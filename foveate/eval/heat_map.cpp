@@ -1,5 +1,7 @@
 #include "foveate/eval/heat_map.h"
 
+#include <algorithm>
+
 #include "foveate/base/error.h"
 
 namespace foveate::eval {
@@ -11,6 +13,12 @@ std::vector<int64_t> even_lengths(int64_t low, int64_t high, int64_t count) {
   std::vector<int64_t> lengths;
   for (int64_t i = 0; i < count; ++i) lengths.push_back(low + (2 * (high - low) * i + count - 1) / (2 * (count - 1)));
   return lengths;
+}
+
+std::vector<int64_t> default_heat_lengths(int64_t context) {
+  constexpr int64_t kShortest = 256, kMost = 6;
+  const int64_t low = std::min(std::max(context / kMost, kShortest), context);
+  return even_lengths(low, context, std::min(kMost, context - low + 1));
 }
 
 void HeatMapOptions::validate() const {

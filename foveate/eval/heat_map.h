@@ -22,6 +22,9 @@ struct HeatMapOptions {
 // round(linspace(low, high, count)).  Throws Error: count < 1, low > high.
 std::vector<int64_t> even_lengths(int64_t low, int64_t high, int64_t count);
 
+// Up to six even ones from a sixth of the context on, but none too short for a question and its needles.
+std::vector<int64_t> default_heat_lengths(int64_t context);
+
 struct HeatPrompts {
   std::vector<NeedleSet> needles;              // one for each length; a haystack holds a needle at every depth
   std::vector<std::vector<Passkey>> passkeys;  // of each length: all depths, each with all its prompts

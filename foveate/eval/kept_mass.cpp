@@ -15,9 +15,8 @@ std::optional<double> kept_mass(const attention::Inputs& in, const attention::At
   for (int64_t part = 1; part <= kParts; ++part) {
     const int64_t end = length * part / kParts, rows = std::min(kRows, end), first = end - rows;
     if (rows == 0) continue;
-    Rule rule = in.rule;
-    rule.query_start = in.rule.query_start.value_or(in.k.size(2) - length) + first;
-    const ops::Attended dense = ops::attend(in.q.narrow(2, first, rows), in.k, in.v, rule, in.score);
+    const attention::Inputs some = attention::narrow_rows(in, first, rows);
+    const ops::Attended dense = ops::attend(some.q, some.k, some.v, some.rule, some.score);
     mass += (attended.lse->narrow(2, first, rows) - dense.lse).exp().mean().item<double>();
     ++parts;
   }

@@ -52,6 +52,8 @@ constexpr std::string_view kNouns[] = {
     "turtle",  "umbrella", "valley",  "velvet",   "village",  "violin",  "volcano",  "wagon",   "wallet",  "walnut",
     "weapon",  "whale",    "wheel",   "whistle",  "willow",   "window",  "winter",   "wolf",    "yarn",    "zebra"};
 
+static_assert(std::size(kNouns) == kCommonNouns);
+
 }  // namespace
 
 std::span<const std::string_view> city_names() { return kCities; }

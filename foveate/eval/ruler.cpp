@@ -23,18 +23,20 @@ constexpr std::string_view kAdjectives[] = {
     "royal",  "rusty",   "sharp",  "shiny", "silent", "simple", "small",  "smooth", "steady", "sweet",
     "tall",   "tiny",    "tough",  "warm",  "wide",   "wild",   "wise",   "yellow", "young",  "zesty"};
 
+constexpr int64_t kPairs = int64_t(std::size(kAdjectives)) * kCommonNouns;
+
 // As in synthetic.yaml of NVIDIA/RULER: tokens to generate.
 constexpr Task kTasks[] = {
     {"niah_single_1", 128, 1, make_needle_task, 0, false},
     {"niah_single_2", 128, 1, make_needle_task, 1, true},
     {"niah_single_3", 128, 1, make_needle_task, 2, true},
     {"niah_multikey_1", 128, 4, make_needle_task, 3, true},
-    {"niah_multikey_2", 128, 2, make_needle_task, 4, false},
+    {"niah_multikey_2", 128, 2, make_needle_task, 4, false, kPairs - 1},  // the key of one needle more
     {"niah_multikey_3", 128, 2, make_needle_task, 5, false},
     {"niah_multivalue", 128, 4, make_needle_task, 6, true},
     {"niah_multiquery", 128, 4, make_needle_task, 7, true},
     {"vt", 30, 5, make_variables, 0, false},
-    {"cwe", 120, 10, make_common_words, 0, false},
+    {"cwe", 120, 10, make_common_words, 0, false, kPairs - 50},  // words that repeat, and those of the example
     {"fwe", 50, 150, make_frequent_words, 0, false},
 };
 
@@ -134,11 +136,14 @@ RulerSample make_ruler(const Codec& codec, std::string_view prose, const RulerOp
   require(least <= room, "ruler: length must be >= {} tokens for {}, got {}", least + task.answer_budget + bos,
           task.name, options.length);
   int64_t fits = task.minimum, too_many = 2 * task.minimum;
-  while (tokens_of(too_many) <= room) fits = too_many, too_many *= 2;
+  while (too_many <= task.most && tokens_of(too_many) <= room) fits = too_many, too_many *= 2;
+  too_many = std::min(too_many - 1, task.most) + 1;
   while (too_many - fits > 1) {
     const int64_t middle = fits + (too_many - fits) / 2;
     (tokens_of(middle) <= room ? fits : too_many) = middle;
   }
+  require(fits < task.most, "ruler: length must be <= {} tokens for {}, which has no more different words, got {}",
+          tokens_of(fits) + task.answer_budget + bos, task.name, options.length);
   Random random(options.seed, stream + (uint64_t{1} << 31));
   return ruler::finished(codec, task, options, draft(fits), random);
 }

@@ -30,6 +30,7 @@ struct Task {
   Draft (*make)(const Source& source, int64_t units, Random& random, int variant);
   int variant;
   bool needs_prose;
+  int64_t most = INT64_MAX;  // units: for more there are not enough different words
 };
 
 Draft make_needle_task(const Source& source, int64_t units, Random& random, int variant);  // 0 .. 7

@@ -42,6 +42,14 @@ Rotary Rotary::thinned(int64_t dim) const {
 bool Rotary::operator==(const Rotary& other) const { return frequency_.equal(other.frequency_); }
 
 at::Tensor Rotary::rotate(const at::Tensor& x, const at::Tensor& positions) const {
+  if (positions.dim() == 2) {
+    if (positions.size(0) == 1 || x.size(0) == 0) return rotate(x, positions.flatten().narrow(0, 0, positions.size(1)));
+    require(positions.size(0) == x.size(0), "rotary: positions must be of each of {} sequences, got {}", x.size(0),
+            positions.size(0));
+    std::vector<at::Tensor> parts;
+    for (int64_t b = 0; b < x.size(0); ++b) parts.push_back(rotate(x.narrow(0, b, 1), positions[b]));
+    return at::cat(parts);
+  }
   return rotation(positions, at::promote_types(x.scalar_type(), at::kFloat)).rotate(x);
 }
 

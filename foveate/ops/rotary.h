@@ -22,11 +22,14 @@ class Rotary {
   // (divisors: dim / 2, or empty for 1).  Throws Error: dim odd or < 2, anything not > 0, another count of divisors.
   Rotary(int64_t dim, double base, double factor = 1, const std::vector<double>& divisors = {});
 
-  // x [B, H, L, D >= dim], positions [L] int64 -> the same shape and dtype; angles in fp64, products in fp32 or wider.
-  // Rotations add up: rotating by p and then by d is rotating by p + d, so a key or query can be moved afterwards.
+  // x [B, H, L, D >= dim], positions [L], [1, L] or [B, L] int64 -> the same shape and dtype; angles in fp64, products
+  // in fp32 or wider. Rotations add up: rotating by p and then by d is rotating by p + d, so a key or query can be
+  // moved afterwards.
   at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions) const;
   // positions [L] int64; angles in fp64, their cos and sin rounded to `type`.
   Rotation rotation(const at::Tensor& positions, at::ScalarType type) const;
+
+  int64_t dim() const { return 2 * frequency_.size(0); }
 
   // Rotates the first `dim` channels by every so manieth of the angles, from the fastest to the slowest.  Throws Error:
   // dim / 2 that does not divide the angles.

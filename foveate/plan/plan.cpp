@@ -1,13 +1,12 @@
 #include "foveate/plan/plan.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
-#include <ATen/ops/full_like.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/minimum.h>
 
 #include "foveate/base/error.h"
 #include "foveate/plan/pieces.h"
+#include "foveate/plan/row_ranges.h"
 
 namespace foveate {
 namespace {
@@ -123,22 +122,15 @@ namespace {
 // another plan.
 std::optional<double> pairs_of_ranges(const Plan& plan, const at::Tensor& q, const at::Tensor& k) {
   const auto* runs = std::get_if<RunPlan>(&plan);
-  if (!runs || runs->query_block != 1 || q.numel() == 0) return std::nullopt;
-  const Rule& rule = runs->rule;
-  if (rule.sinks > 0 || rule.head_window || rule.key_documents || rule.query_order) return std::nullopt;
-  const int64_t queries = q.size(2), keys = k.size(2), first = rule.query_start.value_or(keys - queries);
-  const at::Tensor position = at::arange(first, first + queries, at::kLong).view({1, 1, -1, 1});
-  at::Tensor low = position - rule.window_left.value_or(first + queries), high = position + 1;
-  high = rule.window_right ? high + *rule.window_right : at::full_like(high, keys);
-  if (rule.row_start) low = at::maximum(low, rule.row_start->unsqueeze(3));
-  if (rule.row_end) high = at::minimum(high, rule.row_end->unsqueeze(3));
-  if (rule.key_lengths) high = at::minimum(high, rule.key_lengths->view({-1, 1, 1, 1}));
+  if (!runs || runs->query_block != 1 || q.numel() == 0 || runs->rule.query_order) return std::nullopt;
+  const RowRanges seen = row_ranges(runs->rule, q.size(2), k.size(2));
+  if (!seen.whole) return std::nullopt;
   const auto by_head = [&](const at::Tensor& t) {
     return t.size(1) == 1 ? t : t.repeat_interleave(q.size(1) / t.size(1), 1);
   };
-  const at::Tensor begin = at::maximum(by_head(runs->start), low.clamp_min(0));
-  const at::Tensor seen = (at::minimum(by_head(runs->end), high.clamp_max(keys)) - begin).clamp_min(0);
-  return double(seen.sum().item<int64_t>()) * double(q.size(0) / seen.size(0)) * double(q.size(1) / seen.size(1));
+  const at::Tensor begin = at::maximum(by_head(runs->start), seen.start.unsqueeze(3));
+  const at::Tensor pairs = (at::minimum(by_head(runs->end), seen.end.unsqueeze(3)) - begin).clamp_min(0);
+  return double(pairs.sum().item<int64_t>()) * double(q.size(0) / pairs.size(0)) * double(q.size(1) / pairs.size(1));
 }
 
 }  // namespace

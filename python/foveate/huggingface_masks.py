@@ -7,7 +7,7 @@ mask by pairs can be (its third axis is Lq or 1):
     row 0            position of query 0 in the text, and among the keys
     row 1            Lk, and the window in keys before the query (-1: none)
     row 2            1 if rows end at their own position (causal), and 1 if they say no more than causality and that window
-    rows 3 ..        [start, end) of the keys that each query sees
+    rows 3 ..        [start, end) of the keys that each query sees inside of that window
     rows 3 + Lq ..   (only where padding has holes) 1 for keys that are no padding
 """
 
@@ -27,7 +27,7 @@ CELLS = 1 << 22  # of a mask by pairs that are held at a time
 
 @dataclasses.dataclass(eq=False)
 class Ranges:
-    """What a mask shows: keys [start, end) of each query, less those that `visible` says are padding."""
+    """What a mask shows: keys [start, end) of each query, less those in front of its window and those that `visible` says are padding."""
 
     start: Tensor  # [B|1, Lq] int64
     end: Tensor
@@ -47,7 +47,7 @@ def shown_by_bidirectional(p: Tensor) -> Ranges:
 
 
 def shown_by_window(p: Tensor, sliding_window: int) -> Ranges:
-    return Ranges(p - (sliding_window - 1), shown_by_bidirectional(p).end, window=sliding_window - 1, plain=True)
+    return dataclasses.replace(shown_by_bidirectional(p), window=sliding_window - 1, plain=True)
 
 
 def shown_by_window_both_ways(p: Tensor, sliding_window: int) -> Ranges:
@@ -139,6 +139,7 @@ def numbered(start: Tensor, end: Tensor, positions: Tensor, keys: int) -> Ranges
     window = torch.where(start > 0, positions - start, -1).amax()  # the only one there can be
     same = start == torch.where(window < 0, 0, (positions - window).clamp(min=0))
     plain = same.all() & (end == (positions + 1).clamp(max=keys)).all()
+    start = torch.where(same.all(), 0, start)
     return Ranges(start, end, None, torch.where(same.all(), window, -1), (end <= positions + 1).all(), plain)
 
 
@@ -173,10 +174,17 @@ def is_packed(mask: Tensor, queries: int) -> bool:
     return mask.dtype == torch.int64 and mask.dim() == 4 and mask.size(3) == 2 and mask.size(2) >= HEADER + queries
 
 
-def rule_of_mask(mask: Tensor, queries: int, keys: int) -> Rule:
-    """A packed mask as a rule over ranges of keys; nothing in it depends on values, so that it can be compiled."""
+def rule_of_mask(mask: Tensor, queries: int, keys: int, windowed: bool = True) -> Rule:
+    """A packed mask as a rule over ranges of keys; nothing in it depends on values, so that it can be compiled.
+
+    windowed: ranges end with the window; else it is left to the caller
+    """
     rows = mask[:, :, HEADER : HEADER + queries]
-    rule = Rule(window_right=None, row_start=rows[..., 0], row_end=rows[..., 1])
+    start = rows[..., 0]
+    if windowed:
+        window, position = mask[:, :, 1, 1:], mask[:, :, 0, 1:] + torch.arange(queries, device=mask.device)
+        start = torch.maximum(start, torch.where(window < 0, 0, position - window))
+    rule = Rule(window_right=None, row_start=start, row_end=rows[..., 1])
     if mask.size(2) > HEADER + queries:
         rule.key_documents = mask[:, 0, HEADER + queries :, 0]
         rule.query_documents = torch.ones_like(rows[:, 0, :, 0])
@@ -196,7 +204,7 @@ def causal_rule_of_mask(mask: Tensor, queries: int, keys: int) -> tuple[Rule, in
     (first_position, query_start), (_, window), (causal, plain) = mask[0, 0, :HEADER].tolist()
     if not causal:
         return None
-    rule = Rule() if plain else dataclasses.replace(rule_of_mask(mask, queries, keys), window_right=0)
+    rule = Rule() if plain else dataclasses.replace(rule_of_mask(mask, queries, keys, windowed=False), window_right=0)
     return dataclasses.replace(rule, query_start=query_start, window_left=None if window < 0 else window), first_position
 
 

@@ -1,7 +1,6 @@
 """Mechanisms in models of transformers: the one of each layer, how the layer rotates, and attention by it, which torch.compile sees as one
 operator: what a mask says in numbers (where the first query stands, how many keys are held) is read when the operator runs."""
 
-import functools
 import math
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from foveate.huggingface_masks import causal_rule_of_mask
 from foveate.plans import Rule, rule_arguments
-from foveate.registry import Mechanism, mechanism, mechanisms
+from foveate.registry import Mechanism, mechanisms
 
 NAME = "foveate"
 known: dict[tuple[str, int], tuple[Mechanism, ...]] = {}  # (layered spec, layers): the mechanism of each layer
@@ -69,12 +68,6 @@ def llama3_divisors(rope: dict, pairs: int, base: float) -> list[float]:
     return divisors
 
 
-@functools.cache
-def decodes_densely(spec: str) -> bool:
-    made = mechanism(spec)
-    return made.kind != "row" and getattr(made, "decode", "dense") == "dense"
-
-
 def operator_call(
     query: Tensor,
     key: Tensor,
@@ -103,8 +96,6 @@ def operator_call(
     held = keys if rule.query_start is None else min(keys, rule.query_start + queries)
     if rule.key_documents is not None:
         rule.key_documents = rule.key_documents[:, :held]
-    if queries == 1 and held > 1 and decodes_densely(spec):
-        spec = "dense"
     return dict(
         spec=spec, layer=layer, first_position=first, ends_prompt=True, rotary=rotation, hidden=None, names=[], parts=[], q=query, k=key[:, :, :held], v=value[:, :, :held],
         sink=sink, scale=scale, soft_cap=soft_cap, dropout=dropout, dropout_seed=dropout_seed, **rule_arguments(rule),

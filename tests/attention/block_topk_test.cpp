@@ -149,7 +149,7 @@ TEST(BlockTopk, refuses_what_it_cannot_do) {
   EXPECT_EQ(message_of("block_topk:blocks=0", {}), "block_topk: blocks must be >= 1, got 0");
   EXPECT_EQ(message_of("block_topk:block=0", {}), "block_topk: block must be >= 1, got 0");
   EXPECT_EQ(message_of("block_topk", Rule::full()),
-            "block_topk: the rule must be causal, got one that shows later keys");
+            "block_topk: attention must be causal, got a rule that shows later keys; use dense");
 }
 
 }  // namespace

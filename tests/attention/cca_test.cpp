@@ -358,7 +358,7 @@ TEST(Cca, says_what_it_cannot_do) {
   };
   const Cca o{.group = 4, .window = 6};
   Inputs in = sample(40);
-  in.rule.key_documents = in.rule.query_documents = at::zeros({2, 40}, at::kLong);
+  in.rule.key_documents = in.rule.query_documents = at::arange(40, at::kLong).remainder(2).expand({2, 40});
   fails(in, o, "documents");
   in = sample(40), in.rule = Rule::full();
   fails(in, o, "causal");

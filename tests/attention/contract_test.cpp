@@ -2,9 +2,17 @@
 // chunks and decode, the leak rule, gradients, truncation.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+
+#include <set>
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
@@ -160,6 +168,43 @@ TEST_P(Contract, decoding_one_by_one_equals_several_at_once) {
   EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
 }
 
+// `before` tokens in front of the call and `behind` after it, NaN wherever attention must not look.
+Inputs padded(const Inputs& in, int64_t before, int64_t behind) {
+  Inputs out = in;
+  for (auto [from, to] : {std::pair{&in.q, &out.q}, {&in.k, &out.k}, {&in.v, &out.v}})
+    *to = at::constant_pad_nd(*from, {0, 0, before, behind}, from == &in.q ? 0.0 : NAN);
+  out.hidden = at::constant_pad_nd(*in.hidden, {0, 0, before, behind});
+  return out;
+}
+
+TEST_P(Contract, a_text_between_padding_gives_the_same_rows) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  constexpr int64_t kLength = 70, kPadding = 240, kRows = kLength + kPadding;  // whole blocks of all cases
+  if (m.spec().name == "hyper") {
+    Inputs in = make_inputs(m, kLength);
+    in.rule.row_start = at::zeros({1, 1, kLength}, at::kLong);
+    EXPECT_THROW(m.attend(in), Error);
+    return;
+  }
+  for (const std::optional<int64_t> window_left : {std::optional<int64_t>(), std::optional<int64_t>(30)}) {
+    const Inputs alone = make_inputs(m, kLength, {.window_left = window_left});
+    const at::Tensor want = m.attend(alone).out;
+    Inputs in = padded(alone, kPadding, 0);
+    in.rule.row_start = at::full({1, 1, kRows}, kPadding, at::kLong);
+    EXPECT_TRUE(same(m.attend(in).out.narrow(2, kPadding, kLength), want, {1e-4, 1e-4})) << "row_start";
+    in.rule.row_start = std::nullopt;
+    in.rule.query_documents = at::ones({1, kRows}, at::kLong);
+    in.rule.key_documents = at::arange(kRows, at::kLong).ge(kPadding).to(at::kLong).unsqueeze(0);
+    EXPECT_TRUE(same(m.attend(in).out.narrow(2, kPadding, kLength), want, {1e-4, 1e-4})) << "documents";
+    if (m.kind() == Kind::prompt) continue;  // what follows would be the prompt's end
+    in = padded(alone, 0, kPadding);
+    in.rule.key_lengths = at::full({1}, kLength, at::kLong);
+    const int64_t whole = kLength / m.chunk_multiple() * m.chunk_multiple();  // rows whose block has no padding
+    EXPECT_TRUE(same(m.attend(in).out.narrow(2, 0, whole), want.narrow(2, 0, whole), {1e-4, 1e-4})) << "key_lengths";
+  }
+}
+
 TEST(RowMechanisms, decode_equals_prefill) {
   const at::NoGradGuard no_grad;
   for (const Case& c : cases()) {
@@ -171,6 +216,31 @@ TEST(RowMechanisms, decode_equals_prefill) {
     std::vector<at::Tensor> outs = {state->prefill(rows_of(in, 0, 20)).out};
     for (int64_t row = 20; row < 90; ++row) outs.push_back(state->decode(rows_of(in, row, 1)).out);
     EXPECT_TRUE(same(at::cat(outs, 2), m.attend(in).out, {1e-5, 1e-5}));
+  }
+}
+
+// Whether generated rows see all that the model itself shows, as the docs of mechanisms have it.
+bool decodes_densely(const Spec& spec) {
+  const bool has_option = std::ranges::any_of(spec.options, [](const auto& o) { return o.first == "decode"; });
+  if (spec.name == "dhsa" || spec.name == "block_topk") return has_option == (spec.name == "block_topk");
+  const std::set<std::string> names = {"dense",          "triangle",    "dhsa_blocks", "xattention",
+                                       "vertical_slash", "flexprefill", "hyper"};
+  return names.contains(spec.name);
+}
+
+TEST_P(Contract, one_row_behind_other_keys_is_a_generated_row_with_and_without_a_state) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  // flux's prompt decides, hisa reads the hidden states of all keys, cca their queries: a single row knows none of them
+  if (std::set<std::string>{"flux", "hisa", "cca"}.contains(m.spec().name)) return;
+  for (const Rule& rule : {Rule{}, Rule{.window_left = 31}}) {
+    const Inputs in = make_inputs(m, 90, rule);
+    const Inputs last = narrow_rows(in, 89, 1);
+    const at::Tensor dense = Dense{}.attend(last).out, got = m.attend(last).out;
+    EXPECT_EQ(same(got, dense, {1e-6, 1e-6}), decodes_densely(m.spec())) << "dense at the last row of 90";
+    const auto state = m.make_state({.rule = rule});
+    state->prefill(rows_of(in, 0, 89));
+    EXPECT_TRUE(same(state->decode(rows_of(in, 89, 1)).out, got, {1e-5, 1e-5}));
   }
 }
 
@@ -214,16 +284,41 @@ TEST_P(Contract, a_saved_state_goes_on_with_the_same_bits) {
     const auto wrong = m.make_state({.cache = cache == CacheType::model ? CacheType::q8 : CacheType::model});
     EXPECT_THROW(wrong->load(state->save()), Error);
     State::Snapshot short_of = state->save();  // tokens that later ones see are missing
-    const at::Tensor counts = short_of["counts"].clone();
-    counts[1] = counts[2] = 1;
-    short_of["counts"] = counts, short_of["k"] = short_of["k"].narrow(2, 0, 1),
-    short_of["v"] = short_of["v"].narrow(2, 0, 1);
+    for (auto& [part, tensor] : short_of) {
+      if (part == "k" || part == "v" || part.ends_with(".k") || part.ends_with(".v")) tensor = tensor.narrow(2, 0, 1);
+      if (!part.ends_with("counts")) continue;
+      tensor = tensor.clone();
+      tensor[1] = tensor[2] = 1;
+    }
     EXPECT_THROW(other->load(short_of), Error);
     EXPECT_EQ(other->length(), 0);
-    State::Snapshot cut = state->save();
-    cut.erase("v");
-    EXPECT_THROW(other->load(cut), Error);
   }
+}
+
+TEST_P(Contract, a_saved_state_with_a_part_missing_or_cut_is_refused_as_a_whole) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(m, 62);
+  const auto state = m.make_state({}), other = m.make_state({});
+  state->prefill(rows_of(in, 0, 60));
+  const State::Snapshot whole = state->save();
+  const auto expect_refused = [&](const State::Snapshot& snapshot, const std::string& what) {
+    EXPECT_THROW(other->load(snapshot), Error) << what;
+    EXPECT_EQ(other->length(), 0) << what;
+    EXPECT_EQ(other->bytes(), 0) << what;
+  };
+  for (const auto& [part, tensor] : whole) {
+    State::Snapshot damaged = whole;
+    damaged.erase(part);
+    expect_refused(damaged, part + " missing");
+    const bool is_cache = part.ends_with(".k") || part.ends_with(".v") || part == "k" || part == "v";
+    for (int64_t axis = 0; axis < tensor.dim() - is_cache; ++axis) {  // their dim is the model's: a session knows it
+      damaged[part] = tensor.narrow(axis, 0, tensor.size(axis) - 1);
+      expect_refused(damaged, fmt::format("{} cut along {}", part, axis));
+    }
+  }
+  other->load(whole);
+  EXPECT_TRUE(other->decode(rows_of(in, 60, 2)).out.equal(state->decode(rows_of(in, 60, 2)).out));
 }
 
 TEST_P(Contract, later_tokens_change_no_earlier_row) {
@@ -272,6 +367,25 @@ TEST_P(Contract, truncation_forgets_and_rollback_is_kept) {
   EXPECT_THROW(state->truncate(-1), Error);
 }
 
+TEST_P(Contract, after_truncation_other_tokens_are_as_the_first_ones_there) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const Inputs in = make_inputs(m, 60);
+  Inputs other = in;  // the same up to token 43
+  for (at::Tensor* part : {&other.q, &other.k, &other.v}) {
+    *part = part->clone();
+    part->narrow(2, 43, 17).neg_();
+  }
+  const auto state = m.make_state({.rule = {}, .rollback = 20}), fresh = m.make_state({});
+  for (const auto& s : {&state, &fresh}) (*s)->prefill(rows_of(in, 0, 40)), (*s)->decode(rows_of(in, 40, 3));
+  state->decode(rows_of(in, 43, 17));
+  state->truncate(43);
+  for (int64_t row = 43; row < 60; ++row) {
+    const at::Tensor got = state->decode(rows_of(other, row, 1)).out;
+    EXPECT_TRUE(same(got, fresh->decode(rows_of(other, row, 1)).out, {1e-6, 1e-6})) << row;
+  }
+}
+
 TEST_P(Contract, counts_its_bytes) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
@@ -287,6 +401,19 @@ TEST_P(Contract, counts_its_bytes) {
   EXPECT_LE(state->bytes(), 2 * 400 * token);
 }
 
+TEST_P(Contract, reads_no_more_than_a_models_own_window_shows) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  const std::set<std::string> others = {"nsa", "hisa", "superlinear", "cca"};  // count what they chose from
+  if (others.contains(m.spec().name)) return;
+  const Rule rule{.window_left = 2};  // fewer than any of these keeps
+  const auto state = m.make_state({.rule = rule}), wide = m.make_state({});
+  const Inputs in = make_inputs(m, 200, rule);
+  state->prefill(rows_of(in, 0, 200));
+  wide->prefill(rows_of(make_inputs(m, 200), 0, 200));
+  EXPECT_LT(state->read_bytes(), wide->read_bytes());
+}
+
 TEST_P(Contract, plans_cover_every_row) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();
@@ -298,6 +425,15 @@ TEST_P(Contract, plans_cover_every_row) {
     next = std::max(next, part.first_row + part.rows);
   }
   EXPECT_EQ(next, 45);
+}
+
+TEST_P(Contract, a_batch_of_none_gives_none) {
+  const at::NoGradGuard no_grad;
+  const Mechanism m = mechanism();
+  Inputs in = make_inputs(m, 45);
+  for (at::Tensor* part : {&in.q, &in.k, &in.v}) *part = part->narrow(0, 0, 0);
+  in.hidden = in.hidden->narrow(0, 0, 0);
+  EXPECT_EQ(m.attend(in).out.sizes(), (std::vector<int64_t>{0, kHeads, 45, kDim + 4}));
 }
 
 TEST_P(Contract, spec_gives_the_same_mechanism_back) {

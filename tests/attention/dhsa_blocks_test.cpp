@@ -214,7 +214,7 @@ std::vector<DhsaBlocks> variants() {
 }
 
 void expect_oracle(const DhsaBlocks& o, const Inputs& in) {
-  const Attended got = o.attend(in);
+  const Attended got = o.attend_prompt(in);
   const auto want = oracle(o, in);
   EXPECT_TRUE(same(got.out, to_tensor(want.out), {1e-10, 1e-10}))
       << to_spec(o).text() << " " << in.q.size(2) << " of " << in.k.size(2);
@@ -223,7 +223,7 @@ void expect_oracle(const DhsaBlocks& o, const Inputs& in) {
 
 // Kept blocks of a planned call, [b, h, block of queries]; asks that lists ascend and that full blocks are full.
 std::vector<std::set<int64_t>> planned_blocks(const DhsaBlocks& o, const Inputs& in) {
-  const Attended got = o.attend(in);
+  const Attended got = o.attend_prompt(in);
   const int64_t start = in.k.size(2) - in.q.size(2), heads = in.q.size(1);
   const int64_t rows = (in.q.size(2) + o.query_block - 1) / o.query_block;
   std::vector<std::set<int64_t>> all(size_t(in.q.size(0) * heads * rows));
@@ -473,7 +473,7 @@ TEST(DhsaBlocks, refuses_what_it_cannot_do) {
   EXPECT_EQ(message_of("dhsa_blocks:key_block=48"), "dhsa_blocks: key_block must be 16, 32, 64 or 128, got 48");
   EXPECT_EQ(message_of("dhsa_blocks:mask=b"), "dhsa_blocks: mask must be topk | a | vs | vsb, got 'b'");
   EXPECT_EQ(message_of("dhsa_blocks", Rule::full()),
-            "dhsa_blocks: the rule must be causal, got one that shows later keys");
+            "dhsa_blocks: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message_of("dhsa_blocks"), "no error");
 }
 

@@ -121,7 +121,7 @@ TEST(Dhsa, every_variant_equals_the_plain_loops) {
   for (const Dhsa& o : variants())
     for (const auto& [queries, keys] : std::vector<std::pair<int64_t, int64_t>>{{61, 61}, {24, 61}, {1, 40}, {5, 5}}) {
       const Inputs in = make_inputs(queries, keys);
-      const Attended got = o.attend(in);
+      const Attended got = o.attend_prompt(in);
       const auto want = oracle(o, in);
       EXPECT_TRUE(same(got.out, to_tensor(want.out), {1e-10, 1e-10}))
           << to_spec(o).text() << " " << queries << " of " << keys;
@@ -241,9 +241,9 @@ TEST(Dhsa, golden_scores_lists_and_outputs) {
     EXPECT_NEAR(scores[0][0][1][c].item<double>(), row1[c], 1e-6);
     EXPECT_NEAR(scores[0][0][2][c].item<double>(), row2[c], 1e-6);
   }
-  const std::vector<ops::Candidates> candidates = {o.candidates({}, 0, 4), o.candidates({}, 4, 8),
-                                                   o.candidates({}, 8, 12)};
-  const at::Tensor index = ops::select_tokens(scores, g.cuts, candidates, 6);
+  Inputs in;
+  in.q = g.q, in.k = g.k, in.v = g.v;
+  const at::Tensor index = ops::select_tokens(scores, g.cuts, o.candidates(in, 4), 6);
   const int64_t lists[3][6] = {{0, 1, 2, 3, -1, -1}, {0, 1, 4, 5, 6, 7}, {0, 1, 2, 3, 10, 11}};
   for (int64_t b = 0; b < 3; ++b)
     for (int64_t n = 0; n < 6; ++n) EXPECT_EQ(index[0][0][b][n].item<int64_t>(), lists[b][n]) << b << " " << n;

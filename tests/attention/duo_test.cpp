@@ -91,7 +91,6 @@ TEST(Duo, a_pattern_file_ranks_all_layers_together) {
                     broken = folder / "foveate_duo_broken.tsv";
   std::ofstream(lines) << "0.9\t0.1\t0.8\n0.2\t0.3\t0.25\n";
   std::ofstream(json) << " [[0.9, 0.1, 0.8], [0.2, 0.3, 0.25]]\n";
-  std::ofstream(broken) << "0.9\tx\t0.8\n";
   Inputs in = make_inputs(4, 4);
   for (const std::string& path : {lines, json}) {
     const Duo duo{.sparsity = 0.5, .pattern = path};  // 0.1 0.2 0.25 | 0.3 0.8 0.9
@@ -99,12 +98,23 @@ TEST(Duo, a_pattern_file_ranks_all_layers_together) {
     EXPECT_EQ(duo.is_full(in), (std::vector<bool>{true, false, true}));
     in.layer = 1;
     EXPECT_EQ(duo.is_full(in), (std::vector<bool>{false, true, false}));
-    in.layer = 2;
-    EXPECT_THROW(duo.is_full(in), Error);
+    for (const int64_t outside : {-1, 2}) {
+      in.layer = outside;
+      EXPECT_EQ(test::message_of([&] { duo.is_full(in); }),
+                fmt::format("duo: pattern must have 3 numbers for layer {}, got 2 layers and 0 numbers", outside));
+    }
   }
   in.layer = 0;
-  EXPECT_THROW((Duo{.pattern = broken}.is_full(in)), Error);
+  const auto message = [&](const std::string& text) {
+    std::ofstream(broken, std::ios::trunc) << text;
+    return test::message_of([&] { Duo{.pattern = broken}.is_full(in); });
+  };
+  EXPECT_EQ(message("0.9\tx\t0.8\n"), "duo: pattern " + broken + " must have numbers, got 'x' in line 1");
+  EXPECT_EQ(message("0.9 \x1b\n"), "duo: pattern " + broken + " must have numbers, got '\\x1b' in line 1");
+  EXPECT_EQ(message("[0.9]"), "duo: pattern " + broken + " must be a JSON list of lists of numbers");
+  EXPECT_NE(message("[[0.9, 1,").find(broken + ": "), std::string::npos) << message("[[0.9, 1,");
   EXPECT_THROW((Duo{.pattern = "/nowhere/at/all"}.is_full(in)), Error);
+  EXPECT_THROW((Duo{.pattern = folder}.is_full(in)), Error);
   for (const std::string& path : {lines, json, broken}) std::filesystem::remove(path);
 }
 
@@ -149,11 +159,15 @@ TEST(Duo, a_state_says_which_heads_it_was_made_for) {
   const auto state = duo.make_state({}), other = duo.make_state({});
   state->prefill(rows_of(in, 0, 30));
   State::Snapshot snapshot = state->save();
-  EXPECT_EQ(snapshot.at("k").size(1), 1);
+  EXPECT_EQ(snapshot.at("full.k").size(1), 1);
   EXPECT_EQ(snapshot.at("streaming.k").size(1), 2);
   State::Snapshot cut = snapshot;
   cut.erase("streaming.k");
   EXPECT_THROW(other->load(cut), Error);
+  EXPECT_EQ(other->length(), 0);
+  cut = snapshot;
+  cut["full_heads"] = at::tensor({1, 1, 0}, at::kLong);
+  EXPECT_EQ(test::message_of([&] { other->load(cut); }), "duo: full.k must be of 2 heads, got 4 axes and 1");
   EXPECT_EQ(other->length(), 0);
   cut = snapshot;
   cut.erase("full_heads");
@@ -170,7 +184,10 @@ TEST(Duo, says_what_does_not_fit) {
   EXPECT_EQ(message_of("duo"), "duo: has learned parts, got no adapter; give the file that training wrote");
   EXPECT_EQ(message_of("duo:full_heads=(0,3)"), "duo: full_heads must be key heads 0 .. 2, got 3");
   EXPECT_EQ(message_of("duo:full_heads=(0,x)"),
-            "duo: full_heads must be numbers or ranges like (0-1,5), all or none, got '0,x'");
+            "duo: full_heads other than all or none must be numbers or ranges like 0-3,7, got 'x' in '0,x'");
+  EXPECT_EQ(message_of("duo:full_heads=(1-0)"),
+            "duo: full_heads other than all or none must be ranges that ascend, got 1-0 in '1-0'");
+  EXPECT_EQ(message_of("duo:full_heads=(0-99999999999)"), "duo: full_heads must be key heads 0 .. 2, got 99999999999");
   EXPECT_EQ(message_of("duo:full_heads=0,pattern=a"), "duo: full_heads or pattern, got both");
   EXPECT_EQ(message_of("duo:full_heads=0,phase=train"),
             "duo: phase=train learns the gates, so full_heads and pattern must be empty");

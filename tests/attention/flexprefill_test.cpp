@@ -186,7 +186,7 @@ Inputs make_inputs(int64_t queries, int64_t keys, double sharpness = 1, uint64_t
 }
 
 int64_t expect_oracle(const FlexPrefill& o, const Inputs& in) {
-  const Attended got = o.attend(in);
+  const Attended got = o.attend_prompt(in);  // a single row too
   const Oracle want = oracle(o, in);
   EXPECT_TRUE(same(got.out, to_tensor(want.result.out), {1e-10, 1e-10}))
       << to_spec(o).text() << " " << in.q.size(2) << " of " << in.k.size(2);
@@ -297,8 +297,32 @@ TEST(FlexPrefill, refuses_what_it_cannot_do) {
   EXPECT_EQ(message({.tau = -1}, {}), "flexprefill: tau must be 0 .. 1, got -1");
   EXPECT_EQ(message({.min_budget = 0}, {}), "flexprefill: min_budget must be >= 1, got 0");
   EXPECT_EQ(message({.max_budget = 512}, {}), "flexprefill: max_budget must be 0 or >= min_budget, got 512 and 1024");
-  EXPECT_EQ(message({}, Rule::full()), "flexprefill: the rule must be causal, got one that shows later keys");
+  EXPECT_EQ(message({}, Rule::full()),
+            "flexprefill: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message({}, {}), "no error");
+  const FlexPrefill sparse{.gamma = 0.3, .tau = 0, .min_budget = 1, .block = 4};
+  EXPECT_EQ(message(sparse, {.query_start = 1000}),
+            "flexprefill: queries must sit at keys 0 .. 19, got 20 from 1000 on");
+  EXPECT_EQ(message(sparse, {.query_start = -1}), "flexprefill: queries must sit at keys 0 .. 19, got 20 from -1 on");
+}
+
+TEST(FlexPrefill, the_first_and_the_nearest_blocks_stay_where_sums_are_no_numbers) {
+  const at::NoGradGuard no_grad;
+  const FlexPrefill o{.gamma = 0.3, .tau = 0, .min_budget = 1, .block = 4};
+  Inputs in = make_inputs(20, 20);
+  in.q.select(2, 19).fill_(NAN);  // all that the last queries look at
+  const BlockPlan plan = std::get<BlockPlan>(o.attend(in).plans[0].plan);
+  for (int64_t row = 0; row < 5; ++row)
+    for (int64_t head = 0; head < in.q.size(1); ++head) {
+      std::set<int64_t> listed;
+      const auto add = [&](const at::Tensor& index, const at::Tensor& count) {
+        for (int64_t i = 0; i < count[0][head][row].item<int64_t>(); ++i)
+          listed.insert(index[0][head][row][i].item<int64_t>());
+      };
+      add(plan.index, plan.count);
+      if (plan.full_index) add(*plan.full_index, *plan.full_count);
+      EXPECT_TRUE(listed.contains(0) && listed.contains(row)) << "row " << row << " of head " << head;
+    }
 }
 
 }  // namespace

@@ -324,6 +324,72 @@ TEST(Flux, cheap_layers_hold_and_read_a_bounded_number_of_keys) {
   }
 }
 
+TEST(Flux, a_fixed_route_holds_one_memory_from_the_first_chunk_on) {
+  const at::NoGradGuard no_grad;
+  const Inputs in = make_inputs(1, 500, nullptr);
+  const auto state = make_mechanism(parse_spec("flux:route=cheap,cheap=(window:size=5,sinks=2)")).make_state({}),
+             own = make_mechanism(parse_spec("window:size=5,sinks=2")).make_state({});
+  for (int64_t first = 0; first < 500; first += 100) {
+    Inputs part = rows_of(in, first, 100);
+    part.ends_prompt = first == 400;
+    EXPECT_TRUE(state->prefill(part).out.equal(own->prefill(part).out));
+    EXPECT_EQ(state->bytes(), own->bytes()) << first;
+  }
+}
+
+TEST(Flux, an_open_prompt_is_kept_as_a_whole_or_forgotten) {
+  const at::NoGradGuard no_grad;
+  Inputs in = make_inputs(2, 40, nullptr);
+  const Learned parts = as_begun(routed());
+  in.learned = &parts;
+  const auto state = routed().make_state({}), other = routed().make_state({});
+  Inputs part = rows_of(in, 0, 20);
+  part.ends_prompt = false;
+  state->prefill(part);
+  EXPECT_EQ(test::message_of([&] { state->truncate(7); }),
+            "flux: an open prompt can only be forgotten as a whole, got 7 of 20 tokens; end it first");
+  EXPECT_EQ(test::message_of([&] { state->save(); }),
+            "flux: a state can be saved when its prompt has ended, got 20 open tokens");
+  EXPECT_EQ(test::message_of([&] { state->decode(rows_of(in, 20, 1)); }),
+            "flux: a prompt must end before tokens are generated, got 20 open tokens");
+  state->truncate(20);
+  EXPECT_EQ(state->length(), 20);
+  state->truncate(0);
+  EXPECT_EQ(state->length(), 0);
+  EXPECT_TRUE(state->prefill(in).out.equal(other->prefill(in).out)) << "nothing of the first prompt is left";
+}
+
+// z of a soft choice tells what the router read.
+TEST(Flux, padding_is_not_read_by_the_router) {
+  const at::NoGradGuard no_grad;
+  Flux flux = routed();
+  flux.phase = Flux::Phase::train, flux.blend = Flux::Blend::soft, flux.noise = false, flux.pool_size = 3;
+  Inputs in = make_inputs(2, 12, nullptr);
+  Learned parts = as_begun(flux);
+  parts["head_out"] = random_tensor({2, kDim}, 8, at::kDouble), parts["head_out_bias"] = at::zeros({2}, at::kDouble);
+  in.learned = &parts, in.rotary = nullptr;
+  const auto alone = [&](int64_t b, int64_t first, int64_t count) {
+    return flux_decision(flux, sequence(rows_of(in, first, count), b)).item<double>();
+  };
+  const auto expect = [&](const Rule& rule, int64_t first, int64_t count) {  // of the second sequence
+    in.rule = rule;
+    const at::Tensor z = flux_decision(flux, in);
+    in.rule = {};
+    EXPECT_NEAR(z[0].item<double>(), alone(0, 0, 12), 1e-12);
+    EXPECT_NEAR(z[1].item<double>(), alone(1, first, count), 1e-12);
+    EXPECT_GT(std::abs(alone(1, first, count) - alone(1, 0, 12)), 1e-6);
+  };
+  const auto by_row = [](int64_t first, int64_t second) {
+    return at::tensor({first, second}, at::kLong).view({2, 1, 1}).expand({2, 1, 12});
+  };
+  expect({.row_start = by_row(0, 4)}, 4, 8);
+  expect({.row_end = by_row(12, 7)}, 0, 7);
+  expect({.row_start = by_row(0, 2), .row_end = by_row(12, 9)}, 2, 7);
+  Rule padded;
+  padded.key_lengths = at::tensor({12, 5}, at::kLong);
+  expect(padded, 0, 5);
+}
+
 TEST(Flux, learned_parts_of_nested_mechanisms_have_a_prefix) {
   const at::NoGradGuard no_grad;
   const Flux flux{.full = "nsa:phi=mean,compress=4,stride=2,block=4,blocks=3,window=3", .route = Flux::Route::full};

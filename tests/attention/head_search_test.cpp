@@ -114,6 +114,16 @@ TEST(HeadSearch, equal_cost_is_used_up_and_not_exceeded) {
   EXPECT_THROW(search_heads(s, in), Error);
 }
 
+TEST(HeadSearch, candidates_must_keep_something) {
+  for (const HeadPattern& none : {HeadPattern{0, 0}, HeadPattern{0, 3}, HeadPattern{3, 0}, HeadPattern{-1, 3}}) {
+    HeadSearch s = search();
+    s.density = 0.5;
+    s.candidates.push_back(none);
+    EXPECT_EQ(test::message_of([&] { search_heads(s, constructed()); }),
+              fmt::format("head search: candidates must have counts >= 1, got {} and {}", none.vertical, none.slash));
+  }
+}
+
 TEST(HeadSearch, what_it_writes_the_mechanism_reads) {
   const at::NoGradGuard no_grad;
   Inputs in = constructed();

@@ -7,6 +7,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -15,6 +16,7 @@
 #include "foveate/attention/dense.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::attention {
 namespace {
@@ -283,17 +285,35 @@ TEST(Hisa, refuses_what_it_can_not_do) {
   EXPECT_THROW(c.hisa.attend(in), Error);
   in = c.in, in.q = in.q.narrow(2, 50, 10), in.hidden = in.hidden->narrow(1, 50, 10);
   EXPECT_THROW(c.hisa.attend(in), Error) << "older keys have no index vectors";
-  in = c.in, in.rule.key_documents = in.rule.query_documents = at::zeros({1, kLength}, at::kLong);
+  in = c.in, in.q = in.q.narrow(2, 50, 10);
+  EXPECT_EQ(
+      test::message_of([&] { c.hisa.attend(in); }),
+      fmt::format("hisa: without a state queries, keys and hidden [{}, tokens, width] must be of the same tokens, "
+                  "got 10, {} and [{}, {}, {}]",
+                  in.q.size(0), kLength, in.q.size(0), kLength, kWidth))
+      << "index vectors of the wrong rows";
+  in = c.in, in.hidden = in.hidden->narrow(0, 0, 1).squeeze(0);
+  EXPECT_THROW(c.hisa.attend(in), Error);
+  in = c.in, in.rule.key_documents = in.rule.query_documents = at::arange(kLength, at::kLong).remainder(2).unsqueeze(0);
   EXPECT_THROW(c.hisa.attend(in), Error);
   in = c.in, in.rule.window_left = 3, in.rule.sinks = 2;
   EXPECT_THROW(c.hisa.attend(in), Error);
   in = c.in, in.score.leaky = 0.5;
   EXPECT_THROW(c.hisa.loss(in, Hisa::Stage::dense), Error);
-  ops::Rotary wide(32, 100);
-  in = c.in, in.rotary = &wide;
-  Hisa all = c.hisa;
+}
+
+TEST(Hisa, rotates_all_dims_where_the_model_rotates_more_than_an_index_vector_has) {
+  const at::NoGradGuard no_grad;
+  Case c;
+  const ops::Rotary wide(4 * c.hisa.dim, 100);
+  Inputs in = c.in;
+  in.rotary = &wide;
+  Hisa all = c.hisa, half = c.hisa;
+  all.rope_dims = c.hisa.dim, half.rope_dims = c.hisa.dim / 2;
+  const at::Tensor want = all.attend(in).out;
+  EXPECT_FALSE(half.attend(in).out.equal(want));
   all.rope_dims = 0;
-  EXPECT_THROW(all.attend(in), Error) << "the model rotates more dims than an index vector has";
+  EXPECT_TRUE(all.attend(in).out.equal(want));
 }
 
 }  // namespace

@@ -127,6 +127,19 @@ TEST(HyperAnalysis, mask_mass_and_kappa_equal_plain_loops) {
     EXPECT_NEAR(mass[b][h].item<double>(), share, 1e-12);
     EXPECT_NEAR(kappa[b][h].item<double>(), most / least, 1e-10);
   });
+  const Tensor causal = heavy_mass(p.q, p.k, mask, Rule{}, p.score);
+  p.for_heads([&](int64_t b, int64_t h, const HeadOracle& o) {
+    double share = 0;
+    for (int64_t i = 0; i < o.n; ++i) {
+      double inside = 0, total = 0;
+      for (int64_t j = 0; j <= i; ++j) {
+        total += o.a[size_t(i)][size_t(j)];
+        inside += o.masked(i, j) ? o.a[size_t(i)][size_t(j)] : 0;
+      }
+      share += inside / total / double(o.n);
+    }
+    EXPECT_NEAR(causal[b][h].item<double>(), share, 1e-12);
+  });
   EXPECT_THROW(hyper_kappa({.lsh_num_projs = 3, .block_size = 23}, p.q, p.k, p.projections), Error);
   EXPECT_THROW(sortlsh_mask({.lsh_num_projs = 3, .block_size = 0}, p.q, p.k, p.projections), Error);
 }
@@ -171,6 +184,15 @@ TEST(HyperAnalysis, the_mechanisms_sums_are_those_of_approx_d) {
   const Tensor want = approx_d(p.options, p.q, p.k, p.projections, drawn, at::arange(23, at::kLong), p.score);
   EXPECT_TRUE(same(lse, want, {1e-12, 0}));
   EXPECT_FALSE(got.lse.equal(lse));
+}
+
+TEST(HyperAnalysis, lists_by_key_head_serve_the_query_heads_that_read_them) {
+  const Problem p;
+  TokenPlan mask = sortlsh_mask(p.options, p.q, p.k, p.projections);
+  ASSERT_EQ(mask.index.size(1), 2);
+  const Tensor got = attention_norm(p.q, p.k, mask, p.score);
+  mask.index = mask.index.repeat_interleave(2, 1);
+  EXPECT_TRUE(same(got, attention_norm(p.q, p.k, mask, p.score), {1e-9, 0}));
 }
 
 TEST(HyperAnalysis, norms_equal_those_of_full_matrices) {

@@ -1,4 +1,4 @@
-// HyperAttention against its specification as plain loops: how much each key counts for each query, pair by pair.
+// HyperAttention against its specification as plain loops (hyper_oracle.h).
 #include "foveate/attention/sparse/hyper.h"
 
 #include <ATen/Parallel.h>
@@ -7,6 +7,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
+#include <ATen/ops/logaddexp.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/softmax.h>
@@ -21,151 +22,18 @@
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
 #include "tests/attention/calls.h"
+#include "tests/attention/hyper_oracle.h"
 #include "tests/support/compare.h"
 
 namespace foveate::attention {
 namespace {
 
-using at::Tensor;
-using test::random_tensor;
 using test::same;
-using Residual = Hyper::Residual;
 
-// The place of a bin: exact, by writing the reflected code out; reference, as released.
-int64_t place_of(int64_t bin, int64_t bits, Hyper::Gray gray) {
-  if (gray == Hyper::Gray::reference) return bin ^ (bin >> 1);
-  std::vector<int64_t> codes = {0};
-  for (int64_t bit = 0; bit < bits; ++bit)
-    for (int64_t i = std::ssize(codes) - 1; i >= 0; --i) codes.push_back(codes[size_t(i)] + (int64_t{1} << bit));
-  return std::find(codes.begin(), codes.end(), bin) - codes.begin();
-}
-
-// weights [Lq, Lk] of one head of one sample: a logit counts weight * exp(logit).
-struct HeadOracle {
-  const Hyper& o;
-  Tensor q, k, v, projections;  // [L, D] fp64, [D, r]
-  std::vector<Tensor> samples;  // of each group [rectangles, m]
-  Tensor weights;
-  std::vector<int64_t> used = std::vector<int64_t>(16);  // rectangles of each group so far
-
-  double& weight(int64_t i, int64_t j) { return weights.mutable_data_ptr<double>()[i * k.size(0) + j]; }
-
-  std::vector<int64_t> sorted(const Tensor& x, int64_t first, int64_t count) const {
-    std::vector<std::pair<int64_t, int64_t>> order;
-    for (int64_t row = first; row < first + count; ++row) {
-      int64_t bin = 0;
-      for (int64_t c = 0; c < projections.size(1); ++c) {
-        double sum = 0;
-        for (int64_t d = 0; d < x.size(1); ++d) sum += x[row][d].item<double>() * projections[d][c].item<double>();
-        if (sum > 0) bin += int64_t{1} << c;
-      }
-      order.emplace_back(place_of(bin, projections.size(1), o.gray), row);
-    }
-    std::sort(order.begin(), order.end());
-    std::vector<int64_t> rows;
-    for (const auto& [place, row] : order) rows.push_back(row);
-    return rows;
-  }
-
-  void rectangle(int64_t first_query, int64_t queries, int64_t first_key, int64_t keys, int64_t query_block,
-                 size_t group) {
-    const auto by_query = sorted(q, first_query, queries), by_key = sorted(k, first_key, keys);
-    const int64_t number = used[group]++;
-    const bool has_blocks = o.block_size > 0;
-    for (int64_t a = 0; a < queries && has_blocks; ++a)
-      for (int64_t c = 0; c < keys; ++c)
-        if (a / query_block == c / o.block_size) weight(by_query[size_t(a)], by_key[size_t(c)]) += 1;
-    if (o.sample_size == 0 || (has_blocks && keys <= o.block_size)) return;
-    const int64_t m = samples[group].size(1);
-    double norms = 0;
-    for (int64_t c = 0; c < keys; ++c) norms += v[by_key[size_t(c)]].square().sum().item<double>();
-    for (int64_t a = 0; a < queries; ++a)
-      for (int64_t l = 0; l < m; ++l) {
-        const int64_t u = samples[group][number][l].item<int64_t>();
-        if (has_blocks && o.same_block_mask && a / query_block == u / o.block_size) continue;
-        const double norm = v[by_key[size_t(u)]].square().sum().item<double>();
-        weight(by_query[size_t(a)], by_key[size_t(u)]) +=
-            o.residual == Residual::vnorm ? norms / (double(m) * norm) : double(keys) / double(m);
-      }
-  }
-
-  void causal(int64_t first, int64_t length, int64_t start, size_t depth) {
-    const int64_t half = length / 2 + length % 2;
-    if (length <= o.min_seq_len || half < o.min_seq_len) {
-      for (int64_t i = first; i < first + length; ++i)
-        for (int64_t j = first; j <= i; ++j) weight(i, start + j) += 1;
-      return;
-    }
-    rectangle(first + half, length - half, start + first, half, o.block_size, depth);
-    causal(first, half, start, depth + 1);
-    causal(first + half, length - half, start, depth + 1);
-  }
-
-  void run(bool is_causal) {
-    const int64_t queries = q.size(0), keys = k.size(0), start = keys - queries;
-    weights = at::zeros({queries, keys}, at::kDouble);
-    if (!is_causal) {
-      const int64_t blocks = (keys + o.block_size - 1) / o.block_size;
-      const int64_t padded = (queries + o.block_size - 1) / o.block_size * o.block_size;
-      return rectangle(0, queries, 0, keys, queries == keys ? o.block_size : (padded + blocks - 1) / blocks, 0);
-    }
-    if (start > 0) {
-      const int64_t blocks = (start + o.block_size - 1) / o.block_size;
-      const int64_t padded = (queries + o.block_size - 1) / o.block_size * o.block_size;
-      rectangle(0, queries, 0, start, (padded + blocks - 1) / blocks, 0);
-    }
-    causal(0, queries, start, start > 0 ? 1 : 0);
-  }
-};
-
-struct Problem {
-  Inputs in;
-  HyperDraws draws;
-};
-
-// `groups`: rectangles and keys of the smallest of them, for each group.
-Problem make_problem(const Hyper& o, int64_t queries, int64_t keys, const Rule& rule,
-                     const std::vector<std::pair<int64_t, int64_t>>& groups, int64_t samples = 5) {
-  Problem p;
-  p.in.q = random_tensor({2, 4, queries, 6}, 1, at::kDouble);
-  p.in.k = random_tensor({2, 2, keys, 6}, 2, at::kDouble);
-  p.in.v = random_tensor({2, 2, keys, 3}, 3, at::kDouble);
-  p.in.rule = rule;
-  p.draws.projections = random_tensor({6, o.lsh_num_projs}, 4, at::kDouble);
-  Random random(5);
-  for (const auto& [rectangles, fewest] : groups) {
-    const Tensor places = at::zeros({2, 2, rectangles, samples}, at::kLong);
-    for (int64_t i = 0; i < places.numel(); ++i)
-      places.mutable_data_ptr<int64_t>()[i] = int64_t(random.below(uint64_t(fewest)));
-    p.draws.samples.push_back(places);
-  }
-  return p;
-}
-
-// log of the weights of all heads, [B, Hq, Lq, Lk].
-Tensor oracle_log_weights(const Hyper& o, const Problem& p) {
-  const Inputs& in = p.in;
-  const Tensor all = at::zeros({in.q.size(0), in.q.size(1), in.q.size(2), in.k.size(2)}, at::kDouble);
-  const int64_t group = in.q.size(1) / in.k.size(1);
-  for (int64_t b = 0; b < in.q.size(0); ++b)
-    for (int64_t h = 0; h < in.q.size(1); ++h) {
-      const auto of = [&](const Tensor& t, int64_t head) { return t.detach()[b][head].to(at::kDouble); };
-      HeadOracle head{o, of(in.q, h), of(in.k, h / group), of(in.v, h / group), p.draws.projections, {}, {}};
-      for (const Tensor& places : p.draws.samples) head.samples.push_back(places[b][h / group]);
-      head.run(in.rule.window_right.has_value());
-      all[b][h].copy_(head.weights);
-    }
-  return all.log();
-}
-
-// The softmax over weighted logits, dense and in fp64: {out, lse}, differentiable.
-ops::Attended weighted_attention(const Inputs& in, const Tensor& log_weights) {
-  const int64_t group = in.q.size(1) / in.k.size(1);
-  const Tensor k = in.k.to(at::kDouble).repeat_interleave(group, 1),
-               v = in.v.to(at::kDouble).repeat_interleave(group, 1);
-  const Tensor logits =
-      at::matmul(in.q.to(at::kDouble), k.transpose(2, 3)) / std::sqrt(double(in.q.size(3))) + log_weights;
-  return {at::matmul(logits.softmax(-1), v), logits.logsumexp(-1)};
+Tensor gradient_of(const Tensor& loss, const Tensor& leaf) {
+  leaf.mutable_grad() = Tensor();
+  loss.backward();
+  return leaf.grad().clone();
 }
 
 // Output, lse and all gradients equal the loops'.
@@ -241,6 +109,45 @@ TEST(Hyper, full_calls_and_chunks_over_a_cache_equal_plain_loops) {
   expect_loops_in_both(o, make_problem(o, 13, 41, Rule::full(), {{1, 41}}));
   expect_loops_in_both(o, make_problem(o, 41, 13, Rule::full(), {{1, 13}}));
   expect_loops_in_both(o, make_problem(o, 22, 43, Rule{}, {{1, 21}, {1, 11}, {2, 5}}));
+}
+
+TEST(Hyper, capped_residuals_equal_plain_loops) {
+  const at::NoGradGuard no_grad;
+  for (const auto& [epsilon, kappa] : {std::pair(1.0, 0.0), {2.0, 1.5}, {0.5, 3.0}}) {
+    const Hyper o{.lsh_num_projs = 3,
+                  .block_size = 4,
+                  .sample_size = 50,  // as many rows are asked: all
+                  .min_seq_len = 5,
+                  .residual = Residual::capped,
+                  .epsilon = epsilon,
+                  .kappa = kappa};
+    for (const Problem& p :
+         {make_problem(o, 43, 43, Rule{}, {{1, 22}, {2, 11}, {4, 5}}), make_problem(o, 30, 30, Rule::full(), {{1, 30}}),
+          make_problem(o, 22, 43, Rule{}, {{1, 21}, {1, 11}, {2, 5}})}) {
+      const ops::Attended want = weighted_attention(p.in, oracle_log_weights(o, p)),
+                          got = hyper_attention(o, p.in, p.draws);
+      EXPECT_TRUE(same(got.out, want.out, {1e-10, 1e-10})) << epsilon << " " << p.in.q.size(2);
+      EXPECT_TRUE(same(got.lse, want.lse, {1e-10, 1e-10})) << epsilon << " " << p.in.q.size(2);
+    }
+  }
+}
+
+TEST(Hyper, a_sink_joins_every_call_once) {
+  for (const Residual residual : {Residual::uniform, Residual::vnorm, Residual::capped})
+    for (const Rule& rule : {Rule{}, Rule::full()}) {
+      const Hyper o{.lsh_num_projs = 3, .block_size = 4, .sample_size = 5, .min_seq_len = 5, .residual = residual};
+      Inputs in = make_problem(o, 43, 43, rule, {}).in;
+      const HyperDraws draws = hyper_draws(o, 6, 0);
+      const ops::Attended bare = hyper_attention(o, in, draws);
+      const Tensor sink = random_tensor({4}, 7, at::kDouble).requires_grad_(), by_row = sink.view({1, 4, 1});
+      in.score.sink = sink;
+      const ops::Attended got = hyper_attention(o, in, draws);
+      const Tensor lse = at::logaddexp(bare.lse, by_row);
+      EXPECT_TRUE(same(got.lse, lse, {1e-12, 1e-12}));
+      EXPECT_TRUE(same(got.out, bare.out * (bare.lse - lse).exp().unsqueeze(3), {1e-12, 1e-12}));
+      const Tensor want = gradient_of((bare.out * (bare.lse - lse).exp().unsqueeze(3)).sum() + lse.sum(), sink);
+      EXPECT_TRUE(same(gradient_of(got.out.sum() + got.lse.sum(), sink), want, {1e-10, 1e-10}));
+    }
 }
 
 TEST(Hyper, is_exact_where_nothing_is_left_to_estimate) {

@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -81,11 +82,13 @@ TEST(SparseMla, equals_plain_loops_forward_and_backward) {
     for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{6, 6, 6, 6, 6, 6}, {2, 1, 6, 0, 3, 5}}) {
       SparseMlaOptions o{.scale = 0.3, .value_dim = kValues};
       if (lengths[0] != 6) o.topk_length = at::tensor(lengths, at::kLong);
+      EXPECT_FALSE(sparse_mla(q, kv, index, o).max.has_value());
+      o.wants_max = true;
       const SparseMla got = sparse_mla(q, kv, index, o);
       const Loops want = by_loops(q, kv, index, d, 0.3, lengths);
       EXPECT_TRUE(same(got.out, to_tensor(want.out).squeeze(3), bound));
       EXPECT_TRUE(same(got.lse, to_tensor(want.lse).view({kRows, kHeads}), bound));
-      EXPECT_TRUE(same(got.max, to_tensor(want.max).view({kRows, kHeads}), bound));
+      EXPECT_TRUE(same(*got.max, to_tensor(want.max).view({kRows, kHeads}), bound));
       q.mutable_grad() = Tensor(), kv.mutable_grad() = Tensor();
       (got.out * d).sum().backward();
       EXPECT_TRUE(same(q.grad(), to_tensor(want.d_q).squeeze(3), bound));
@@ -202,6 +205,32 @@ Tensor layer_by_loops(const Layer& layer, const Tensor& hidden) {
     outs.push_back(matrix("out").mv(at::cat(heads)));
   }
   return at::stack(outs);
+}
+
+// A bf16 number has 8 bits, the leading one among them: one rounding is off by at most a 256th.
+TEST(Mla, norms_and_rotations_of_bf16_round_once) {
+  Layer layer;
+  for (auto& [name, part] : layer.parts) part = part.to(at::kBFloat16);
+  const Tensor hidden = random_tensor({50, 20}, 1).to(at::kBFloat16);
+  const MlaRows rows = layer.rows(hidden, 3000);
+  const auto product = [&](const Tensor& x, const char* name) {
+    return at::linear(x, layer.parts.at(name)).to(at::kDouble);
+  };
+  const auto norm = [&](const Tensor& x, const char* name) {
+    return x / (x.square().mean(-1, true) + layer.shape.epsilon).sqrt() * layer.parts.at(name).to(at::kDouble);
+  };
+  const auto expect_rounded = [](const Tensor& got, const Tensor& want) {
+    const Tensor allowed = want.abs() * std::ldexp(1.0, -8) * 1.001 + 1e-6;
+    EXPECT_TRUE((got.to(at::kDouble) - want).abs().le(allowed).all().item<bool>())
+        << ((got.to(at::kDouble) - want).abs() / allowed).max().item<double>();
+  };
+  expect_rounded(rows.low_rank, norm(product(hidden, "q_down"), "q_norm"));
+  const Tensor down = product(hidden, "kv_down");
+  expect_rounded(rows.kv.narrow(1, 0, 16), norm(down.narrow(1, 0, 16), "kv_norm"));
+  const Tensor angle = at::arange(3000, 3050, at::kDouble).unsqueeze(1) * at::tensor({1.0, 0.1}, at::kDouble);
+  const Tensor a = down.narrow(1, 16, 4).slice(1, 0, 4, 2), b = down.narrow(1, 16, 4).slice(1, 1, 4, 2);
+  const Tensor turned = at::stack({a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()}, 2).flatten(1);
+  expect_rounded(rows.kv.narrow(1, 16, 4), turned);
 }
 
 TEST(Mla, both_forms_equal_plain_loops_and_each_other_with_caches) {

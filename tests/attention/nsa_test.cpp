@@ -289,6 +289,30 @@ TEST(Nsa, respects_the_models_window_and_padding) {
   }
 }
 
+TEST(Nsa, the_first_blocks_are_those_of_the_text_behind_its_padding) {
+  const at::NoGradGuard no_grad;
+  constexpr int64_t kPadding = 16, kLength = 72;  // of 9 blocks 2 are padding
+  const Nsa o{.compress = 4,
+              .stride = 2,
+              .block = 8,
+              .blocks = 3,
+              .first_blocks = 1,
+              .local_blocks = 1,
+              .phi = Nsa::Phi::mean,
+              .gates = Nsa::Gates::selected};
+  Inputs in = test::random_call(kLength, kLength);
+  in.rule.row_start = at::zeros({2, 1, kLength}, at::kLong);
+  in.rule.row_start->narrow(0, 0, 1).fill_(kPadding);
+  Inputs bare = in;
+  bare.rule = {};
+  for (at::Tensor* t : {&bare.q, &bare.k, &bare.v}) *t = t->narrow(2, kPadding, kLength - kPadding);
+  const at::Tensor got = o.attend(in).out, want = o.attend(bare).out;
+  EXPECT_TRUE(same(got[0].narrow(1, kPadding, kLength - kPadding), want[0], kClose));
+  in.rule = {};
+  EXPECT_TRUE(same(got[1], o.attend(in).out[1], kClose));
+  EXPECT_FALSE(same(got[0], o.attend(in).out[0], {1e-3, 1e-3}));
+}
+
 TEST(Nsa, golden_counts_of_the_published_sizes) {
   // All probability of two heads on one window after the other.
   const Nsa o;
@@ -361,7 +385,8 @@ TEST(Nsa, refuses_rules_and_score_terms_that_windows_can_not_follow) {
   refused(Rule::full());
   refused({.window_left = 3, .sinks = 2});
   refused({.head_window = at::full({4}, 3, at::kLong)});
-  refused({.query_documents = at::zeros({2, 12}, at::kLong), .key_documents = at::zeros({2, 12}, at::kLong)});
+  const at::Tensor in_pieces = at::arange(12, at::kLong).remainder(2).expand({2, 12});
+  refused({.query_documents = in_pieces, .key_documents = in_pieces});
   const NsaBranches branches{{o.summed(c.raw.k, {}), o.summed(c.raw.v, {})}, c.selected, c.window};
   EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.leaky = 0.5}), Error);
   EXPECT_THROW(nsa(c.q, branches, c.gates, o, {}, {.landmarks = at::zeros({1, 12}, at::kBool)}), Error);

@@ -204,7 +204,7 @@ TEST(Quest, refuses_what_it_cannot_do) {
   };
   EXPECT_EQ(message_of("quest:page=0", {}), "quest: page must be >= 1, got 0");
   EXPECT_EQ(message_of("quest:rows=each,budget=16", Rule::full()),
-            "quest: the rule must be causal, got one that shows later keys");
+            "quest: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message_of("quest:rows=each,budget=16", {.query_start = 3}),
             "quest: queries must sit at keys 0 .. 99, got 100 from 3 on");
 }

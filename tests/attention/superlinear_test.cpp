@@ -351,7 +351,7 @@ TEST(Superlinear, a_learned_search_query_is_rotated_as_queries_are) {
 TEST(Superlinear, says_what_it_cannot_do) {
   const Superlinear o = variants()[0];
   Inputs in = sample(40);
-  in.rule.key_documents = in.rule.query_documents = at::zeros({2, 40}, at::kLong);
+  in.rule.key_documents = in.rule.query_documents = at::arange(40, at::kLong).remainder(2).expand({2, 40});
   EXPECT_THROW(o.attend(in), Error);
   in = sample(40), in.rule = Rule::full();
   EXPECT_THROW(o.attend(in), Error);

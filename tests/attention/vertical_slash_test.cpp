@@ -131,7 +131,7 @@ Inputs make_inputs(int64_t queries, int64_t keys, uint64_t seed = 1) {
 std::vector<HeadPattern> uniform(const VerticalSlash& o) { return {4, {.vertical = o.vertical, .slash = o.slash}}; }
 
 void expect_oracle(const VerticalSlash& o, const Inputs& in) {
-  const Attended got = o.attend(in);
+  const Attended got = o.attend_prompt(in);
   const auto want = oracle(o, uniform(o), in);
   EXPECT_TRUE(same(got.out, to_tensor(want.out), {1e-10, 1e-10}))
       << to_spec(o).text() << " " << in.q.size(2) << " of " << in.k.size(2);
@@ -360,7 +360,8 @@ TEST(VerticalSlash, refuses_what_it_cannot_do) {
   };
   EXPECT_EQ(message({.vertical = 0}, {}), "vertical_slash: vertical must be >= 1, got 0");
   EXPECT_EQ(message({.first_distances = 0}, {}), "vertical_slash: first_distances must be >= 1, got 0");
-  EXPECT_EQ(message({}, Rule::full()), "vertical_slash: the rule must be causal, got one that shows later keys");
+  EXPECT_EQ(message({}, Rule::full()),
+            "vertical_slash: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message({}, {.key_lengths = at::full({2}, 20, at::kLong)}),
             "vertical_slash: padded keys and ordered queries are not supported, choose rows of one length");
   EXPECT_EQ(message({}, {}), "no error");

@@ -5,6 +5,7 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -109,6 +110,55 @@ TEST(Window, inside_a_layers_own_window_sinks_end_with_it) {
       outs.push_back(state->decode(one).out);
     }
     EXPECT_TRUE(same(at::cat(outs, 2), to_tensor(want.out), {1e-11, 1e-11})) << "decode, " << size;
+  }
+}
+
+TEST(Window, blocks_inside_a_layers_own_window_lose_their_sinks_with_it) {
+  const at::NoGradGuard no_grad;
+  Sample s(50);
+  s.in.rule.window_left = 20;
+  const auto want = test::oracle_attention(
+      to_array(s.in.q), to_array(s.in.k), to_array(s.v),
+      [&](int64_t, int64_t, int64_t i, int64_t j) {
+        return int(j <= i && i - j <= 20 && (j / 4 > i / 4 - 2 || j < 4));  // two blocks, and the first
+      },
+      {.scale = 1 / std::sqrt(8.0), .soft_cap = {}, .bias = {}, .sink = {}});
+  const Window window{.size = 8, .sinks = 4, .block = 4};
+  EXPECT_TRUE(same(window.attend(s.in).out, to_tensor(want.out), {1e-11, 1e-11}));
+  const auto state = window.make_state({.rule = s.in.rule});
+  std::vector<at::Tensor> outs;
+  for (int64_t row = 0; row < 50; ++row) {
+    Inputs one = s.in;
+    one.q = s.in.q.narrow(2, row, 1), one.k = s.in.k.narrow(2, row, 1), one.v = s.v.narrow(2, row, 1);
+    outs.push_back(state->decode(one).out);
+  }
+  EXPECT_TRUE(same(at::cat(outs, 2), to_tensor(want.out), {1e-11, 1e-11})) << "decode";
+}
+
+TEST(Window, sinks_are_those_of_each_rows_text) {
+  const at::NoGradGuard no_grad;
+  Sample s(40);
+  const std::vector<int64_t> begins = {9, 0};  // padding at the front, by sequence
+  s.in.rule.row_start = at::tensor(begins, at::kLong).view({2, 1, 1}).expand({2, 1, 40});
+  for (const std::optional<int64_t> own : {std::optional<int64_t>(), std::optional<int64_t>(15)}) {
+    s.in.rule.window_left = own;
+    const auto shows = [&](int64_t b, int64_t h, int64_t i, int64_t j) {
+      const int64_t text = begins[size_t(b)];
+      if (j > i || j < text || (own && i - j > *own)) return 0;
+      return int(h < 2 || i - j < 5 || j < text + 2);  // heads 0 and 1 see everything
+    };
+    s.in.score = {.scale = 0.4, .sink = at::tensor({0.3, -1.0, 0.7, 1.1}, at::kDouble)};
+    const auto want =
+        test::oracle_attention(to_array(s.in.q), to_array(s.in.k), to_array(s.v), shows,
+                               {.scale = 0.4, .soft_cap = {}, .bias = {}, .sink = {{0.3, -1.0, 0.7, 1.1}}});
+    const Attended got = attend_window({.size = 5, .sinks = 2}, s.in, std::vector<bool>{false, false, true, true});
+    EXPECT_TRUE(same(got.out, to_tensor(want.out), {1e-11, 1e-11}));
+    double pairs = 0;
+    for (int64_t b = 0; b < 2; ++b)
+      for (int64_t h = 0; h < 4; ++h)
+        for (int64_t i = 0; i < 40; ++i)
+          for (int64_t j = 0; j < 40; ++j) pairs += shows(b, h, i, j);
+    EXPECT_EQ(visible_pairs(got.plans[0].plan, s.in.q, s.in.k), pairs);
   }
 }
 

@@ -13,6 +13,7 @@
 
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
+#include "foveate/base/random.h"
 #include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
@@ -37,6 +38,15 @@ struct HeadOracle {
   int64_t queries = q.shape[2], keys = k.shape[2], start = keys - queries;
   int64_t rows = (queries + o.block - 1) / o.block, blocks = (keys + o.block - 1) / o.block;
 
+  // Which query of a group meets key s: the antidiagonal's, shuffled by the seed where it is random.
+  std::vector<int64_t> order = [&] {
+    std::vector<int64_t> places;
+    for (int64_t s = 0; s < o.stride; ++s)
+      places.push_back(o.select == XAttention::Select::slash ? s : o.stride - 1 - s);
+    if (o.select == XAttention::Select::random) Random(uint64_t(o.seed)).shuffle(std::span(places));
+    return places;
+  }();
+
   double product(int64_t i, int64_t j) const {
     if (i >= queries || j >= keys) return 0;
     double sum = 0;
@@ -48,7 +58,7 @@ struct HeadOracle {
     const int64_t stride = o.stride;
     double sum = 0;
     for (int64_t s = 0; s < stride; ++s) {
-      const int64_t i = a * stride + (o.select == XAttention::Select::slash ? s : stride - 1 - s);
+      const int64_t i = a * stride + order[size_t(s)];
       const auto key = [&](int64_t off) { return product(i, c * stride + (s + off + stride) % stride); };
       switch (o.select) {
         case XAttention::Select::two_lines:
@@ -169,8 +179,8 @@ TEST(XAttention, golden_shares_and_blocks) {
 
 TEST(XAttention, equals_the_plain_loops) {
   const at::NoGradGuard no_grad;
-  for (const auto select : {XAttention::Select::antidiagonal, XAttention::Select::slash, XAttention::Select::two_lines,
-                            XAttention::Select::three_lines})
+  for (const auto select : {XAttention::Select::antidiagonal, XAttention::Select::slash, XAttention::Select::random,
+                            XAttention::Select::two_lines, XAttention::Select::three_lines})
     for (const auto& [block, stride] : std::vector<std::pair<int64_t, int64_t>>{{8, 4}, {12, 2}, {8, 8}, {5, 1}})
       for (const double tau : {0.3, 0.7})
         for (const auto& [queries, keys] :
@@ -292,7 +302,7 @@ TEST(XAttention, refuses_what_it_cannot_do) {
   EXPECT_EQ(message_of("xattention:head_tau=0.5/0.6"),
             "xattention: head_tau must be one for each of 4 query heads, got 2");
   EXPECT_EQ(message_of("xattention", Rule::full()),
-            "xattention: the rule must be causal, got one that shows later keys");
+            "xattention: attention must be causal, got a rule that shows later keys; use dense");
   EXPECT_EQ(message_of("xattention"), "no error");
 }
 

@@ -1,8 +1,12 @@
 #include "foveate/eval/bench_mechanisms.h"
 
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "foveate/base/error.h"
+#include "foveate/eval/relative_error.h"
 
 namespace foveate::eval {
 namespace {
@@ -53,6 +57,30 @@ TEST(BenchMechanisms, checks_times_and_counts) {
   EXPECT_EQ(timings[2].density, 0);
   EXPECT_EQ(timings[5].error, "");  // 383 keys do
   EXPECT_LT(timings[5].density, 0.13);
+}
+
+TEST(BenchMechanisms, says_where_a_full_budget_is_not_dense) {
+  std::vector<MechanismTiming> timings;
+  bench_mechanisms({.attention = {"flux:full=(window:size=8)"},
+                    .lengths = {256},
+                    .type = at::kFloat,
+                    .repeats = 1,
+                    .decoded = 1,
+                    .peers = false},
+                   [&](const MechanismTiming& t) { timings.push_back(t); });
+  ASSERT_EQ(timings.size(), 1u);
+  EXPECT_NE(timings[0].error.find("must equal dense at 256 tokens"), std::string::npos) << timings[0].error;
+  EXPECT_EQ(timings[0].density, 0);
+}
+
+TEST(RelativeError, is_a_ratio_of_norms_and_never_lost_in_a_maximum) {
+  const at::Tensor want = at::tensor({3.0, 0.0, 4.0});
+  EXPECT_NEAR(relative_error(at::tensor({3.0, 1.0, 4.0}), want), 0.2, 1e-7);
+  EXPECT_EQ(relative_error(want, want), 0);
+  for (const double bad : {double(NAN), double(INFINITY)}) {
+    EXPECT_EQ(std::max(0.0, relative_error(at::tensor({3.0, bad, 4.0}), want)), INFINITY);
+    EXPECT_EQ(std::max(0.0, relative_error(want, at::tensor({3.0, bad, 4.0}))), INFINITY);
+  }
 }
 
 TEST(BenchMechanisms, refuses_before_anything_runs) {

@@ -1,6 +1,7 @@
 #include "foveate/eval/kept_mass.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -43,6 +44,20 @@ TEST(KeptMass, is_the_share_of_the_dense_softmax_on_visited_keys) {
   attention::Attended without = window.attend(in);
   without.lse.reset();
   EXPECT_EQ(kept_mass(in, without), std::nullopt);
+}
+
+// What goes by row must be that of the rows that are looked at.
+TEST(KeptMass, of_dense_attention_is_all_whatever_goes_by_row) {
+  attention::Inputs in;
+  in.q = test::random_tensor({2, 4, 203, 8}, 1), in.k = test::random_tensor({2, 2, 203, 8}, 2);
+  in.v = test::random_tensor({2, 2, 203, 8}, 3);
+  const at::Tensor row = at::arange(203, at::kLong);
+  in.rule.row_start = (row / 3).to(at::kLong).view({1, 1, 203});
+  in.rule.row_end = (row + 1 - row.remainder(2)).view({1, 1, 203});
+  in.rule.query_documents = in.rule.key_documents = row.div(50, "floor").expand({2, 203});
+  in.score.bias = 3 * test::random_tensor({1, 1, 203, 203}, 4);
+  const double mass = kept_mass(in, attention::Dense{}.attend(in)).value();
+  EXPECT_NEAR(mass, 1, 1e-5);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "foveate/eval/ruler.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -176,6 +177,18 @@ TEST(RulerTasks, scores_are_shares_of_contained_references) {
   EXPECT_EQ(ruler_score("xALPHAx", references), 0.5);
   EXPECT_EQ(ruler_score("beta alpha", references), 1);
   EXPECT_THROW(ruler_score("x", {}), Error);
+}
+
+TEST(RulerTasks, say_where_words_run_out) {
+  // 70 adjectives before 210 nouns, one of them the key that is asked for
+  for (const auto& [task, length] : {std::pair("niah_multikey_2", 400'000), {"cwe", 600'000}}) {
+    const std::string error = error_of(word_codec(), {.task = task, .length = length}, "");
+    EXPECT_NE(error.find(fmt::format("for {}, which has no more different words, got {}", task, length)),
+              std::string::npos)
+        << error;
+  }
+  const RulerSample sample = make_ruler(word_codec(), "", {.task = "niah_multikey_2", .length = 150'000});
+  EXPECT_GT(std::ssize(sample.tokens), 149'000);  // twice as many lines as fit would need more words than there are
 }
 
 TEST(RulerTasks, refuse_what_they_do_not_know) {

@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
@@ -44,6 +45,48 @@ struct Scaled {
     return std::make_unique<attention::PlainState<Scaled>>(*this, std::nullopt, options);
   }
 };
+
+// Dense attention that keeps what it was given: rows, and the values of these rows.
+struct Watching {
+  static constexpr std::string_view name = "watching";
+  static constexpr attention::Kind kind = attention::Kind::row;
+  struct Seen {
+    int64_t layer;
+    at::Tensor hidden, values;
+  };
+  static std::vector<Seen>& seen() {
+    static std::vector<Seen> all;
+    return all;
+  }
+  static void fields(auto&, auto&&) {}
+  void validate() const {}
+  attention::Attended attend(const Inputs& in) const {
+    const int64_t rows = in.q.size(2);
+    seen().push_back({in.layer, in.hidden->clone(), in.v.narrow(2, in.v.size(2) - rows, rows).clone()});
+    return attention::Dense{}.attend(in);
+  }
+  std::unique_ptr<attention::State> make_state(const attention::StateOptions& options) const {
+    return std::make_unique<attention::PlainState<Watching>>(*this, std::nullopt, options);
+  }
+};
+
+TEST(Hidden, is_what_the_layers_projections_read_of_a_sessions_new_rows) {
+  for (const bool gemma : {false, true}) {
+    const Decoder decoder = test::tiny_decoder(gemma);
+    Session session(decoder, std::vector<Mechanism>(3, Watching{}));
+    const std::vector<int32_t> tokens = {5, 6, 7, 8, 9, 10};
+    Watching::seen().clear();
+    session.prefill(std::span(tokens).first(3), /*ends_prompt=*/false);
+    session.prefill(std::span(tokens).subspan(3, 1));
+    session.decode(std::span(tokens).last(2));
+    ASSERT_EQ(Watching::seen().size(), 9u);
+    for (const auto& [layer, hidden, values] : Watching::seen()) {
+      const at::Tensor want =
+          at::linear(hidden, decoder.weights().layers[size_t(layer)].value.weight);  // [1, n, 2 * 8]
+      EXPECT_TRUE(same(values, want.unflatten(2, {2, 8}).transpose(1, 2), {1e-5, 1e-5})) << layer;
+    }
+  }
+}
 
 class AdapterFiles : public testing::Test {
  protected:

@@ -10,9 +10,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "foveate/base/error.h"
+#include "foveate/base/spec.h"
+#include "foveate/models/language/adapter.h"
 #include "foveate/models/language/generate.h"
 #include "tests/models/tiny.h"
 #include "tests/support/compare.h"
@@ -114,16 +117,47 @@ class SessionFile : public testing::Test {
   }
 };
 
+// Every mechanism with something to save: beside the cache where it keeps more.
+const char* kSaved[] = {"dense",
+                        "window:size=7,sinks=2,positions=cache",
+                        "triangle:size=7,sinks=2,last=5",
+                        "dhsa:query_block=4,budget=8,global_tokens=1,local_tokens=2,chunk=2,decode=sparse",
+                        "dhsa_blocks:density=0.5,query_block=16,key_block=16",
+                        "block_topk:query_block=4,block=4,blocks=3",
+                        "xattention:block=8,stride=2,tau=0.5",
+                        "vertical_slash:vertical=4,slash=3,last_queries=8,first_columns=1,first_distances=2,block=8",
+                        "flexprefill:gamma=0.3,min_budget=1,block=8",
+                        "quest:page=4,budget=8,least_pages=1",
+                        "nsa:compress=8,stride=4,block=8,blocks=3,window=6,phi=weighted",
+                        "hisa:topk=9,block=4,block_topk=3,heads=3,dim=16",
+                        "superlinear:num_spans=2,sw_index=2,search_power=0.5",
+                        "cca:group=4,window=6,keep_raw=true",
+                        "hyper:min_seq_len=6,block_size=4,sample_size=5",
+                        "duo:size=7,sinks=2,full_heads=1",
+                        "duo:size=7,sinks=2,full_heads=none",
+                        "duo:size=7,sinks=2",
+                        "flux:cheap=(duo:size=7,sinks=2,full_heads=1)",
+                        "flux:route=cheap,cheap=(window:size=7,sinks=2)",
+                        "dense@0;window:size=5@2;duo:size=7,full_heads=0@1"};
+
+TEST_F(SessionFile, of_every_mechanism_is_tried_here) {
+  for (const attention::MechanismInfo& info : attention::list_mechanisms())
+    EXPECT_TRUE(std::ranges::any_of(kSaved, [&](const char* spec) {
+      return parse_layered_spec(spec, 3)[0].name == info.name;
+    })) << info.name;
+}
+
 TEST_F(SessionFile, goes_on_with_the_same_bits) {
   const Decoder decoder = test::tiny_decoder();
   const auto tokens = some_tokens(60);
-  for (const char* spec : kSpecs)
+  for (const char* spec : kSaved)
     for (const auto cache : {attention::CacheType::model, attention::CacheType::q8}) {
-      Session session(decoder, attention::make_mechanisms(spec, 3), {.cache = cache});
+      const auto mechanisms = equip_anew(attention::make_mechanisms(spec, 3), decoder, 4);
+      Session session(decoder, mechanisms, {.cache = cache});
       session.prefill(std::span(tokens).first(30));
       session.decode(std::span(tokens).subspan(30, 10));
       session.save(path_);
-      Session other(decoder, attention::make_mechanisms(spec, 3), {.cache = cache});
+      Session other(decoder, mechanisms, {.cache = cache});
       other.load(path_);
       EXPECT_EQ(other.length(), 40);
       EXPECT_EQ(other.tokens(), std::vector(tokens.begin(), tokens.begin() + 40));

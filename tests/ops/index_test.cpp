@@ -338,6 +338,16 @@ TEST(Index, no_keys_and_no_queries_are_limits_not_errors) {
   EXPECT_EQ(hisa_index({at::zeros({0, 1, 4}), at::zeros({0, 1}), nothing, nothing}, keys, {.topk = 3}).size(0), 0);
 }
 
+TEST(Index, no_rows_have_no_scales) {
+  IndexKeys keys(4, {IndexType::e4m3});
+  keys.append(random_tensor({9, 4}, 1));
+  for (const int64_t first : {0, 5, 9}) {
+    EXPECT_EQ(keys.rows(first, 0).codes.sizes(), (std::vector<int64_t>{0, 4}));
+    EXPECT_EQ(keys.rows(first, 0).scales.numel(), 0);
+    EXPECT_EQ(keys.values(first, 0).sizes(), (std::vector<int64_t>{0, 4}));
+  }
+}
+
 // 1 - 2 <a, b> / (|a|^2 + |b|^2)
 double difference(const Tensor& a, const Tensor& b) {
   const Tensor x = a.to(at::kDouble), y = b.to(at::kDouble);

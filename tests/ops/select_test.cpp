@@ -218,6 +218,36 @@ TEST(Select, the_best_entries_of_many_rows_are_each_rows_own) {
   EXPECT_THROW(select_top(scores, 1, {.forced = at::ones({7}, at::kBool), .banned = {}}), Error);
 }
 
+TEST(Select, rows_may_take_counts_of_their_own) {
+  const at::Tensor scores = random_tensor({2, 3, 50}, 5, at::kBFloat16);
+  const at::Tensor counts = at::tensor({4, 0, 17, 1, 60, 9}, at::kLong).view({2, 3});
+  const at::Tensor index = select_top(scores, counts);
+  ASSERT_EQ(index.sizes(), at::IntArrayRef({2, 3, 50}));
+  for (int64_t row = 0; row < 6; ++row) {
+    const int64_t count = std::min<int64_t>(counts.view({6})[row].item<int64_t>(), 50);
+    const at::Tensor own = index.view({6, 50})[row];
+    EXPECT_TRUE(own.narrow(0, 0, count).equal(select_top(scores.view({6, 50})[row], count)));
+    EXPECT_TRUE(own.narrow(0, count, 50 - count).eq(-1).all().item<bool>());
+  }
+  EXPECT_TRUE(select_top(scores, at::tensor({2, 5}, at::kLong).view({2, 1}))[1][2].equal(select_top(scores[1][2], 5)));
+  EXPECT_THROW(select_top(scores, at::tensor({2, 5}, at::kLong)), Error) << "no axis of 2 at the end";
+  EXPECT_THROW(select_top(scores, counts.to(at::kInt)), Error);
+  const at::Tensor forced = at::zeros({2, 3, 50}, at::kBool);
+  forced[0][1][7] = true;  // of a row that may take none
+  EXPECT_THROW(select_top(scores, counts, {.forced = forced, .banned = {}}), Error);
+}
+
+TEST(Select, tokens_of_sequences_have_candidates_of_their_own) {
+  const std::vector<int64_t> cuts = {0, 4, 8, 12};
+  const at::Tensor scores = random_tensor({2, 3, 2, 3}, 6);
+  const std::vector<Candidates> all = {{0, 6, 1, 1}, {0, 12, 1, 2}, {3, 6, 0, 1}, {3, 12, 2, 0}};
+  const at::Tensor index = select_tokens(scores, cuts, all, 5);
+  for (int64_t b = 0; b < 2; ++b) {
+    const at::Tensor own = select_tokens(scores.narrow(0, b, 1), cuts, std::span(all).subspan(size_t(2 * b), 2), 5);
+    EXPECT_TRUE(index.narrow(0, b, 1).narrow(3, 0, own.size(3)).equal(own));
+  }
+}
+
 // Entries by (forced, score, index) as long as the mass is wanted, summed in double.
 std::vector<int> mass_by_sorting(const std::vector<float>& scores, const std::vector<bool>& forced,
                                  const std::vector<bool>& banned, double share, bool crossing) {

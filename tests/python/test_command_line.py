@@ -95,12 +95,49 @@ def test_compare_sweeps_maps_and_ruler(foveate, tmp_path):
     assert b"ascending numbers" in foveate("compare", "--sweep", "dhsa:budget=9..3", code=2).stderr
 
 
+def test_a_sweep_whose_values_fail_is_still_a_sweep(foveate, tmp_path):
+    words = ["compare", "--json", "--out", tmp_path, *SMALL, "--sweep", "duo:full_heads=0,99,size=64"]
+    done = foveate(*words, code=2)
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["sweep_value"], bool(row.get("error"))) for row in rows if row.get("sweep")] == [("0", False), ("99", True)]
+    assert "key heads 0 .. 2, got 99" in rows[2]["error"] and b"got 99" in done.stderr
+
+
+def test_heat_maps_of_short_contexts_have_lengths_of_their_own(foveate, tmp_path):
+    words = ["compare", "--json", "--out", tmp_path, *SMALL[2:], "--context", "300", "--heat-map", "--heat-depths", "1",
+             "--heat-prompts", "1", "--attention", "dense"]  # fmt: skip
+    lengths = json.loads(foveate(*words).stdout)["heat_map"]["lengths"]
+    assert len(lengths) == 6 and lengths[0] == 256 and lengths[-1] == 300
+
+
+def test_patterns_are_found_and_read_back(foveate, tmp_path):
+    lines, gates = tmp_path / "lines.json", tmp_path / "gates.tsv"
+    text = ["--context", "256"]
+    said = foveate("find-patterns", *text, "--density", "0.3", "-o", lines).stderr.decode()
+    assert f"vertical_slash:heads={lines}" in said
+    layers = json.loads(lines.read_text())
+    assert len(layers) == 30 and all(len(layer) == 9 and layer["0"][0] == "vertical_and_slash" for layer in layers)
+    foveate("find-patterns", *text, "--for", "duo", "--size", "32", "--sinks", "4", "-o", gates)
+    rows = [[float(word) for word in line.split("\t")] for line in gates.read_text().splitlines()]
+    assert len(rows) == 30 and all(len(row) == 3 and all(0 <= gate < 1 for gate in row) for row in rows)
+    assert len({gate for row in rows for gate in row}) > 60
+    score = ["score", "--context", "256", "--stride", "256", "-"]
+    note = ("The old town was quiet in the rain. " * 30).encode()
+    losses = {
+        spec: json.loads(foveate(*score, "--attention", spec, stdin=note).stdout.splitlines()[-1])["mean_nats"]
+        for spec in ("dense", f"vertical_slash:heads={lines}", f"duo:pattern={gates},size=32,sinks=4,sparsity=0.5")
+    }
+    assert len(set(losses.values())) == 3
+    assert b"density must be in (0, 1], got 2" in foveate("find-patterns", *text, "--density", "2", "-o", lines, code=2).stderr
+    assert b"--out" in foveate("find-patterns", code=2).stderr
+
+
 def test_explain_says_what_ran(foveate):
     spoken = foveate("run", "--raw", "--max-tokens", "2", "--explain", "one two three").stderr.decode()
     assert "forward" in spoken and "calls" in spoken
 
 
-@pytest.mark.parametrize("command", ["compare", "run", "score", "tokenize", "list", "bench"])
+@pytest.mark.parametrize("command", ["compare", "run", "score", "tokenize", "list", "bench", "find-patterns"])
 def test_help_shows_examples(foveate, command):
     assert b"Examples:" in foveate(command, "--help").stdout
 

@@ -1,6 +1,7 @@
 """Mechanisms in models of transformers: positions in the cache, and one graph for torch.compile."""
 
 import copy
+import itertools
 import sys
 
 import pytest
@@ -42,13 +43,14 @@ def attention_by_slots(rotate, key_mask):
         out = torch.zeros(query.size(0), query.size(2), query.size(1), value.size(3))
         key, value = (t.repeat_interleave(query.size(1) // key.size(1), 1) for t in (key, value))
         for b in range(query.size(0)):
+            text = int(key_mask[b].int().argmax())  # where it begins
             for i in range(query.size(2)):
-                kept = [j for j in range(i + 1) if i - j < SIZE or j < SINKS]
+                kept = [j for j in range(i + 1) if i - j < SIZE or j < text + SINKS]
                 kept = [j for j in kept if key_mask[b, j] and (sliding_window is None or i - j < sliding_window)]
                 if not kept:
                     continue
-                own = min(i, SINKS + SIZE - 1)
-                slots = torch.tensor([j if j < SINKS else own - (i - j) for j in kept])
+                own = min(i - text, SINKS + SIZE - 1)
+                slots = torch.tensor([j - text if j < text + SINKS else own - (i - j) for j in kept])
                 q, k = rotate(module, query[b, None, :, i, None], torch.tensor([own])), rotate(module, key[b, None, :, kept], slots)
                 logits = (q @ k.mT)[0, :, 0] * scaling
                 logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
@@ -132,8 +134,42 @@ SPARSE = {
     "block_topk": "foveate:block_topk:query_block=4,block=4,blocks=2",
     "xattention": "foveate:xattention:block=4,stride=2,tau=0.5",
     "triangle": "foveate:triangle:size=5,sinks=2,last=3",
+    "quest": "foveate:quest:page=4,budget=8,least_pages=2",
     "layers": "foveate:dense@0;window:size=5",
 }
+# What a generated row attends by, where that is not the prompt's own rule.
+DECODED = {"dhsa": "foveate", "dhsa_blocks": "foveate", "vertical_slash": "foveate", "flexprefill": "foveate", "hyper": "foveate", "xattention": "foveate",
+           "triangle": "foveate", "quest": "pages", "flux": SPARSE["window"], "block_topk": SPARSE["block_topk"]}  # fmt: skip
+
+
+def attention_by_pages(module, query, key, value, mask, scaling, **_):
+    """Quest (2406.10774, algorithm 1) for one row, by loops: the pages of 4 keys with the two largest bounds, the row's own among them."""
+    out = torch.zeros(query.size(0), 1, query.size(1), value.size(3))
+    key, value = (t.repeat_interleave(query.size(1) // key.size(1), 1) for t in (key, value))
+    for b, h in itertools.product(range(query.size(0)), range(query.size(1))):
+        pages = [range(first, min(first + 4, key.size(2))) for first in range(0, key.size(2), 4)]
+        bounds = [torch.maximum(query[b, h, 0] * key[b, h, p].amax(0), query[b, h, 0] * key[b, h, p].amin(0)).sum() for p in pages[:-1]]
+        kept = [*pages[max(range(len(bounds)), key=bounds.__getitem__)], *pages[-1]]
+        out[b, 0, h] = (query[b, h, 0] @ key[b, h, kept].T * scaling).softmax(-1) @ value[b, h, kept]
+    return out, None
+
+
+@pytest.mark.parametrize("spec", DECODED)
+@torch.no_grad()
+def test_a_generated_row_goes_by_the_rule_of_decoding(spec):
+    transformers.AttentionInterface.register("pages", attention_by_pages)
+    transformers.AttentionMaskInterface.register("pages", lambda **_: None)
+    model = eager_model("llama")
+    past = transformers.DynamicCache(config=model.config)
+    with_attention(model, SPARSE[spec])(tokens(), past_key_values=past)
+
+    def step(attention):
+        return with_attention(model, attention)(tokens()[:, :1], past_key_values=copy.deepcopy(past), cache_position=torch.tensor([LENGTH])).logits
+
+    torch.testing.assert_close(step(SPARSE[spec]), step(DECODED[spec]), rtol=1e-4, atol=1e-4)
+    assert DECODED[spec] == "foveate" or (step(SPARSE[spec]) - step("foveate")).abs().max() > 0.01
+
+
 DROPPING = {
     "llama": ("Llama", dict(attention_dropout=0.3)),
     "gemma3": ("Gemma3Text", DECODERS["gemma3"][1] | dict(attention_dropout=0.3)),
@@ -147,8 +183,8 @@ def trained(model, kind):
 
 
 # Paddings are all one to a compiled graph; eager mode says them by ranges or key by key.
-MEETING = [(spec, "none") for spec in SPARSE] + [(spec, "left" if spec in ("dense", "dhsa_blocks", "vertical_slash", "flexprefill") else "holes") for spec in SPARSE if spec != "layers"]
-MEETING = [(spec, "none") for spec in SPARSE] + [(spec, "left" if spec in ("dense", "dhsa_blocks") else "holes") for spec in SPARSE if spec not in ("layers", "hyper")]
+PADDED_LEFT = ("dense", "dhsa_blocks", "vertical_slash", "flexprefill")
+MEETING = [(spec, "none") for spec in SPARSE] + [(spec, "left" if spec in PADDED_LEFT else "holes") for spec in SPARSE if spec not in ("layers", "hyper")]
 
 
 @pytest.mark.parametrize("spec, kind", MEETING)

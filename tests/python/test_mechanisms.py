@@ -115,6 +115,24 @@ def test_a_missing_adapter_is_said():
             foveate.mechanism(spec)(*problem())
 
 
+@pytest.mark.parametrize("spec", [SMALL["hisa"], SMALL["nsa"], "duo:size=8,sinks=2", "superlinear:search=learned", "flux"])
+def test_learned_parts_that_do_not_fit_are_named(spec):
+    q, k, v = problem()
+    made, given = foveate.mechanism(spec), extras(spec, q)
+    learned = given["learned"]
+    first = next(iter(learned))
+    made(q, k, v, **given)
+    for parts, message in [
+        ({n: t for n, t in learned.items() if n != first}, f"{made.name}: (the adapter must have {first}, got none|has learned parts, got no adapter)"),
+        (learned | {first: learned[first][..., :-1]}, rf"{made.name}: {first} must be \[.*\], got \["),
+        (learned | {"another": learned[first]}, f"{made.name}: has no learned part another, got one"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            made(q, k, v, hidden=given["hidden"], learned=parts)
+    with pytest.raises(ValueError, match=r"mechanism: hidden must be \[2, 96, width\], got \[2, 95, 12\]"):
+        made(q, k, v, hidden=given["hidden"][:, 1:], learned=learned)
+
+
 def test_the_command_line_lists_the_same(build):
     listed = subprocess.run([build / "foveate", "list", "--json"], capture_output=True, check=True).stdout
     assert json.loads(listed) == listed_mechanisms()

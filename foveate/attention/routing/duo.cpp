@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -17,56 +16,20 @@
 #include "foveate/attention/routing/grouping.h"
 #include "foveate/attention/routing/objectives.h"
 #include "foveate/attention/window.h"
+#include "foveate/base/spec.h"
+#include "foveate/io/bytes.h"
+#include "foveate/io/json.h"
 #include "foveate/ops/quantise/quantise.h"
 
 namespace foveate::attention {
 namespace {
 
-constexpr int64_t kMostHeads = 1 << 16;  // a head number above is a slip, and would take the memory of a list
+constexpr std::string_view kFullHeads = "duo: full_heads other than all or none";
+constexpr std::string_view kFull = "full.", kStreaming = "streaming.";  // of saved parts
 
-int64_t head_number(std::string_view text, std::string_view list) {
-  int64_t head = -1;
-  const auto [end, status] = std::from_chars(text.data(), text.data() + text.size(), head);
-  require(status == std::errc() && end == text.data() + text.size() && head >= 0 && head < kMostHeads,
-          "duo: full_heads must be numbers or ranges like (0-1,5), all or none, got '{}'", list);
-  return head;
-}
-
-std::vector<int64_t> head_list(std::string_view list) {
-  std::vector<int64_t> heads;
-  for (size_t start = 0; start <= list.size();) {
-    const size_t comma = std::min(list.find(',', start), list.size());
-    const std::string_view range = list.substr(start, comma - start);
-    const size_t dash = range.find('-');
-    const int64_t first = head_number(range.substr(0, dash), list);
-    const int64_t last = dash == std::string_view::npos ? first : head_number(range.substr(dash + 1), list);
-    for (int64_t head = first; head <= last; ++head) heads.push_back(head);
-    start = comma + 1;
-  }
-  return heads;
-}
-
-// Lines of numbers, or a JSON list of lists of numbers.
-std::vector<std::vector<double>> read_pattern(const std::string& path) {
-  std::ifstream file(path);
-  require(file.good(), "duo: pattern must be a file that can be read, got '{}'", path);
-  std::stringstream all;
-  all << file.rdbuf();
-  const std::string text = all.str();
+// Lines of numbers.
+std::vector<std::vector<double>> parse_lines(const std::string& text, const std::string& source) {
   std::vector<std::vector<double>> layers;
-  if (const size_t first = text.find_first_not_of(" \t\r\n"); first != std::string::npos && text[first] == '[') {
-    const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-    require(json.is_array(), "duo: pattern '{}' must be a JSON list of lists of numbers", path);
-    for (const auto& row : json) {
-      layers.emplace_back();
-      require(row.is_array(), "duo: pattern '{}' must be a JSON list of lists of numbers", path);
-      for (const auto& number : row) {
-        require(number.is_number(), "duo: pattern '{}' must be a JSON list of lists of numbers", path);
-        layers.back().push_back(number.get<double>());
-      }
-    }
-    return layers;
-  }
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
@@ -76,8 +39,27 @@ std::vector<std::vector<double>> read_pattern(const std::string& path) {
       double number = 0;
       const auto [end, status] = std::from_chars(word.data(), word.data() + word.size(), number);
       require(status == std::errc() && end == word.data() + word.size() && std::isfinite(number),
-              "duo: pattern '{}' must have numbers, got '{}' in line {}", path, word, layers.size());
+              "{} must have numbers, got {} in line {}", source, io::printable(word), layers.size());
       layers.back().push_back(number);
+    }
+  }
+  return layers;
+}
+
+// Lines of numbers, or a JSON list of lists of numbers.
+std::vector<std::vector<double>> read_pattern(const std::string& path) {
+  const std::string source = "duo: pattern " + path;
+  const io::MappedFile file(path);
+  const std::string text(io::as_text(file.bytes()));
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  if (first == std::string::npos || text[first] != '[') return parse_lines(text, source);
+  std::vector<std::vector<double>> layers;
+  for (const nlohmann::json& row : io::parse_json(text, source)) {
+    layers.emplace_back();
+    require(row.is_array(), "{} must be a JSON list of lists of numbers", source);
+    for (const nlohmann::json& number : row) {
+      require(number.is_number(), "{} must be a JSON list of lists of numbers", source);
+      layers.back().push_back(number.get<double>());
     }
   }
   return layers;
@@ -96,24 +78,13 @@ std::vector<double> numbers_of(const at::Tensor& gates) {
 
 std::string_view gate_name(Duo::Gate gate) { return gate == Duo::Gate::alpha ? "alpha" : "log_alpha"; }
 
-// Streaming where `full` is false, and the model's own rule.
-Rule mixed_rule(const Duo& o, const Inputs& in, const std::vector<bool>& full) {
-  Rule rule = in.rule;
-  require(!rule.head_window && rule.sinks == 0, "duo: the model's rule must have no sinks or head_window of its own");
-  if (rule.window_left && *rule.window_left < o.size) return rule;
-  if (std::ranges::all_of(full, [](bool f) { return f; })) return rule;
-  if (rule.window_left && o.sinks > 0) {  // sinks stay inside of it, by positions in the text
-    const int64_t first = in.first_position.value_or(rule.query_start.value_or(in.k.size(2) - in.q.size(2)));
-    const at::Tensor start =
-        (at::arange(first, first + in.q.size(2), at::kLong) - *rule.window_left).clamp_(0, o.sinks);
-    rule.row_start = rule.row_start ? at::maximum(start.view({1, 1, -1}), *rule.row_start) : start.view({1, 1, -1});
-  }
-  std::vector<int64_t> left;
-  const int64_t group = in.q.size(1) / std::ssize(full);
-  for (int64_t head = 0; head < in.q.size(1); ++head) left.push_back(full[size_t(head / group)] ? -1 : o.size - 1);
-  rule.head_window = at::tensor(left, at::kLong);
-  rule.sinks = o.sinks;
-  return rule;
+Window window_of(const Duo& duo) { return {.size = duo.size, .sinks = duo.sinks}; }
+
+// Which query heads stream, from the key heads that do not.
+std::vector<bool> streaming_heads(const std::vector<bool>& full, int64_t heads) {
+  std::vector<bool> streams;
+  for (int64_t head = 0; head < heads; ++head) streams.push_back(!full[size_t(head / (heads / std::ssize(full)))]);
+  return streams;
 }
 
 }  // namespace
@@ -143,7 +114,7 @@ void Duo::validate() const {
   require(full_heads.empty() || pattern.empty(), "duo: full_heads or pattern, got both");
   require(phase == Phase::deploy || (full_heads.empty() && pattern.empty()),
           "duo: phase=train learns the gates, so full_heads and pattern must be empty");
-  if (!full_heads.empty() && full_heads != "all" && full_heads != "none") head_list(full_heads);
+  if (!full_heads.empty() && full_heads != "all" && full_heads != "none") parse_ranges(full_heads, kFullHeads);
 }
 
 std::vector<bool> Duo::is_full(const Inputs& in) const {
@@ -151,17 +122,17 @@ std::vector<bool> Duo::is_full(const Inputs& in) const {
   if (full_heads == "all" || full_heads == "none") return std::vector<bool>(size_t(kv_heads), full_heads == "all");
   if (!full_heads.empty()) {
     std::vector<bool> full(size_t(kv_heads), false);
-    for (const int64_t head : head_list(full_heads)) {
-      require(head < kv_heads, "duo: full_heads must be key heads 0 .. {}, got {}", kv_heads - 1, head);
-      full[size_t(head)] = true;
+    for (const auto [first, last] : parse_ranges(full_heads, kFullHeads)) {
+      require(last < kv_heads, "duo: full_heads must be key heads 0 .. {}, got {}", kv_heads - 1, last);
+      std::fill(full.begin() + first, full.begin() + last + 1, true);
     }
     return full;
   }
   if (!pattern.empty()) {
     const auto layers = read_pattern(pattern);
-    require(layer < std::ssize(layers) && std::ssize(layers[size_t(layer)]) == kv_heads,
+    require(layer >= 0 && layer < std::ssize(layers) && std::ssize(layers[size_t(layer)]) == kv_heads,
             "duo: pattern must have {} numbers for layer {}, got {} layers and {} numbers", kv_heads, layer,
-            layers.size(), layer < std::ssize(layers) ? layers[size_t(layer)].size() : 0);
+            layers.size(), layer >= 0 && layer < std::ssize(layers) ? layers[size_t(layer)].size() : 0);
     std::vector<double> all;
     for (const auto& row : layers) all.insert(all.end(), row.begin(), row.end());
     return at_or_above(layers[size_t(layer)], duo_threshold(all, sparsity));
@@ -180,17 +151,13 @@ std::vector<LearnedPart> Duo::learned_parts(const LayerShape& shape) const {
 
 Attended Duo::attend(const Inputs& in) const {
   validate();
-  const int64_t kv_heads = in.k.size(1);
-  if (phase == Phase::deploy) {
-    const Rule rule = mixed_rule(*this, in, is_full(in));
-    const ops::Attended attended = ops::attend(in.q, in.k, in.v, rule, in.score);
-    return {attended.out, attended.lse, {{0, in.q.size(2), rule}}};
-  }
+  require(!in.rule.head_window && in.rule.sinks == 0,
+          "duo: the model's rule must have no sinks or head_window of its own");
+  if (phase == Phase::deploy) return attend_window(window_of(*this), in, streaming_heads(is_full(in), in.q.size(1)));
   at::Tensor z = learned(in, name, gate_name(gate));
   if (gate == Gate::hard_concrete) z = hard_concrete(z, uniform(z.sizes(), uint64_t(seed), uint64_t(in.layer)));
-  const Rule rule = mixed_rule(*this, in, std::vector<bool>(size_t(kv_heads), false));
   const at::Tensor full = ops::attend(in.q, in.k, in.v, in.rule, in.score).out;
-  const at::Tensor streaming = ops::attend(in.q, in.k, in.v, rule, in.score).out;
+  const at::Tensor streaming = attend_window(window_of(*this), in).out;
   return {duo_mix(full, streaming, z), std::nullopt, {{0, in.q.size(2), in.rule}}};
 }
 
@@ -216,39 +183,31 @@ class DuoState final : public State {
     if (!streams() || fills()) full_->truncate(length);
   }
 
-  // The tensors of the first group that there is by their own names, those of streaming heads beside full ones behind
-  // "streaming.".
+  // The tensors of each group that there is behind "full." and "streaming.", and which heads are full.
   Snapshot save() const override {
     if (is_full_.empty()) return {};
-    if (!streams() || !fills()) return with_heads((streams() ? streaming_ : full_)->save());
-    Snapshot all = with_heads(full_->save());
-    for (auto& [part, tensor] : streaming_->save()) all["streaming." + part] = tensor;
+    Snapshot all;
+    for (auto& [part, tensor] : full_->save()) all[std::string(kFull) + part] = tensor;
+    for (auto& [part, tensor] : streaming_->save()) all[std::string(kStreaming) + part] = tensor;
+    all["full_heads"] = at::tensor(std::vector<int64_t>(is_full_.begin(), is_full_.end()), at::kLong);
     return all;
   }
 
   void load(const Snapshot& snapshot) override {
-    is_full_.clear();
+    use({});
     full_->load({});
     streaming_->load({});
     if (snapshot.empty()) return;
-    Snapshot first, second;
-    for (const auto& [part, tensor] : snapshot) {
-      if (part == "full_heads") continue;
-      if (part.starts_with("streaming."))
-        second[part.substr(10)] = tensor;
-      else
-        first[part] = tensor;
-    }
     const auto heads = snapshot.find("full_heads");
-    require(heads != snapshot.end() && heads->second.scalar_type() == at::kBool && heads->second.dim() == 1,
-            "duo: a saved state must have full_heads, bool, got none");
+    require(heads != snapshot.end() && heads->second.scalar_type() == at::kLong && heads->second.dim() == 1,
+            "duo: a saved state must have full_heads, int64, got none");
     std::vector<bool> is_full;
     for (const double full : numbers_of(heads->second)) is_full.push_back(full != 0);
     try {
       use(is_full);
-      require(!first.empty() && (!fills() || !streams() || !second.empty()), "duo: a saved state must have keys");
-      if (fills()) full_->load(first);
-      if (streams()) streaming_->load(fills() ? second : first);
+      load_group(*full_, snapshot, kFull, full_heads_.numel());
+      load_group(*streaming_, snapshot, kStreaming, streaming_heads_.numel());
+      check_pair(snapshot);
       require(!fills() || !streams() || full_->length() == streaming_->length(),
               "duo: full and streaming heads must have the same tokens, got {} and {}", full_->length(),
               streaming_->length());
@@ -263,7 +222,6 @@ class DuoState final : public State {
   int64_t read_bytes() const override { return full_->read_bytes() + streaming_->read_bytes(); }
 
  private:
-  static Window window_of(const Duo& duo) { return {.size = duo.size, .sinks = duo.sinks}; }
   bool fills() const { return full_heads_.defined() && full_heads_.numel() > 0; }
   bool streams() const { return streaming_heads_.defined() && streaming_heads_.numel() > 0; }
 
@@ -275,10 +233,29 @@ class DuoState final : public State {
     full_heads_ = at::tensor(full, at::kLong), streaming_heads_ = at::tensor(streaming, at::kLong);
   }
 
-  Snapshot with_heads(Snapshot snapshot) const {
-    std::vector<int64_t> heads(is_full_.begin(), is_full_.end());
-    snapshot["full_heads"] = at::tensor(heads, at::kLong).to(at::kBool);
-    return snapshot;
+  // Both groups must be of one batch and of one dim.
+  void check_pair(const Snapshot& snapshot) const {
+    if (!fills() || !streams()) return;
+    for (const char* part : {"k", "v"}) {
+      const at::Tensor &a = snapshot.at(std::string(kFull) + part), &b = snapshot.at(std::string(kStreaming) + part);
+      require(a.size(0) == b.size(0) && a.size(3) == b.size(3) && a.scalar_type() == b.scalar_type(),
+              "duo: {} of full and streaming heads must have the same batch, dim and dtype, got [{}] and [{}]", part,
+              fmt::join(a.sizes().begin(), a.sizes().end(), ", "), fmt::join(b.sizes().begin(), b.sizes().end(), ", "));
+    }
+  }
+
+  static void load_group(State& state, const Snapshot& snapshot, std::string_view prefix, int64_t heads) {
+    Snapshot own;
+    for (const auto& [part, tensor] : snapshot)
+      if (part.starts_with(prefix)) own[part.substr(prefix.size())] = tensor;
+    require(own.empty() == (heads == 0), "duo: a saved state must have keys of its {} {} heads, got {}", heads,
+            prefix.substr(0, prefix.size() - 1), own.empty() ? "none" : "some");
+    for (const char* part : {"k", "v"})
+      if (const auto found = own.find(part); found != own.end())
+        require(found->second.dim() == 4 && found->second.size(1) == heads,
+                "duo: {}{} must be of {} heads, got {} axes and {}", prefix, part, heads, found->second.dim(),
+                found->second.dim() == 4 ? found->second.size(1) : 0);
+    state.load(own);
   }
 
   template <class Run>
@@ -286,9 +263,10 @@ class DuoState final : public State {
     if (is_full_.empty()) use(duo_.is_full(in));
     if (!streams()) return attend_group(*full_, in);
     if (!fills()) return attend_group(*streaming_, in);
-    Attended all{.out = at::empty({in.q.size(0), in.q.size(1), in.q.size(2), ops::row_dim(in.v)}, in.q.options()),
-                 .lse = at::empty({in.q.size(0), in.q.size(1), in.q.size(2)}, in.q.options().dtype(lse_type(in.q))),
-                 .plans = {{0, in.q.size(2), mixed_rule(duo_, in, is_full_)}}};
+    Attended all{
+        .out = at::empty({in.q.size(0), in.q.size(1), in.q.size(2), ops::row_dim(in.v)}, in.q.options()),
+        .lse = at::empty({in.q.size(0), in.q.size(1), in.q.size(2)}, in.q.options().dtype(lse_type(in.q))),
+        .plans = {{0, in.q.size(2), window_rule(window_of(duo_), in, streaming_heads(is_full_, in.q.size(1)))}}};
     for (const auto& [state, heads] : {std::pair{full_.get(), full_heads_}, {streaming_.get(), streaming_heads_}}) {
       const Attended part = attend_group(*state, select_heads(in, heads));
       const at::Tensor readers = readers_of(heads, in.q.size(1) / in.k.size(1));

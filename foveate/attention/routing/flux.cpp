@@ -26,16 +26,11 @@ namespace {
 
 at::ScalarType wide_type(const at::Tensor& x) { return at::promote_types(x.scalar_type(), at::kFloat); }
 
-int64_t first_position(const Inputs& in) {
-  return in.first_position.value_or(in.rule.query_start.value_or(in.k.size(2) - in.q.size(2)));
-}
-
 // Queries as they were before rotation.
 at::Tensor raw_queries(const Inputs& in, int64_t first, int64_t count) {
   const at::Tensor q = in.q.narrow(2, first, count);
   if (!in.rotary) return q;
-  const int64_t position = first_position(in) + first;
-  return in.rotary->rotate(q, -at::arange(position, position + count, at::kLong));
+  return in.rotary->rotate(q, -text_positions(in, Flux::name).narrow(1, first, count));
 }
 
 // [B, count, D]
@@ -75,18 +70,15 @@ class PromptPool {
   int64_t count_ = 0;
 };
 
-bool is_padded(const Rule& rule) { return rule.key_lengths || rule.row_start || rule.row_end; }
+bool is_padded(const Rule& rule) { return rule.key_lengths || rule.row_start || rule.row_end || rule.key_documents; }
 
-// First and last row of every prompt of a padded batch, [B, 2].
+// First and last row of every prompt of a padded batch, [B, 2]: of the text of the last row.
 at::Tensor prompt_ranges(const Inputs& in) {
   const int64_t batch = in.q.size(0), rows = in.q.size(2);
   const int64_t start = in.rule.query_start.value_or(in.k.size(2) - rows);
-  at::Tensor first = at::full({batch}, 0, at::kLong), end = at::full({batch}, rows, at::kLong);
-  const auto of_last_row = [&](const at::Tensor& t) { return t.select(2, rows - 1).select(1, 0) - start; };
-  if (in.rule.row_start) first = at::maximum(first, of_last_row(*in.rule.row_start));
-  if (in.rule.row_end) end = at::minimum(end, of_last_row(*in.rule.row_end));
-  if (in.rule.key_lengths) end = at::minimum(end, *in.rule.key_lengths - start);
-  return at::stack({first, end - 1}, 1);
+  const SeenKeys text = shown_keys(without_windows(narrow_rows(in, rows - 1, 1).rule), 1, in.k.size(2), Flux::name);
+  const auto rows_of = [&](const at::Tensor& t) { return (t.select(1, 0) - start).expand({batch}); };
+  return at::stack({rows_of(text.start).clamp_min(0), rows_of(text.end).clamp_max(rows) - 1}, 1);
 }
 
 FluxRouter router_of(const Inputs& in) {
@@ -284,6 +276,9 @@ class FluxState final : public State {
     require(length >= 0 && length <= this->length(), "truncate: length must be 0 .. {}, got {}", this->length(),
             length);
     if (length == 0) return reset();
+    require(decision_.defined() || length == this->length(),
+            "flux: an open prompt can only be forgotten as a whole, got {} of {} tokens; end it first", length,
+            this->length());
     for (const auto& state : {cheap_.get(), full_.get()})  // what was evicted is refused before anything is forgotten
       if (state->length() > 0) state->truncate(length);
   }
@@ -353,9 +348,9 @@ class FluxState final : public State {
       return attend_new(is_full ? *full_ : *cheap_, nested.inputs());
     };
     if (decision_.defined()) return holds_all_ ? by_sequence(in, decision_, run) : by_group(in, decision_, run);
-    const bool is_whole = length() == 0 && in.ends_prompt;
+    const bool is_known = flux_.route != Flux::Route::learned || (length() == 0 && in.ends_prompt);
     const at::Tensor decision = decide(in);
-    if (is_whole) {
+    if (is_known) {
       decision_ = decision;
       return by_group(in, decision_, run);
     }

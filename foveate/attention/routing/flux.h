@@ -28,9 +28,11 @@ struct FluxRouter {
 // A state decides once, when the prompt ends, for each sequence on its own, and keeps the decision: cheap layers then
 // hold what the cheap mechanism holds, a window no more than its keys.  Rows of a prompt in chunks go by what is known
 // of the prompt so far; until its end both memories are kept.  An empty state takes decoded rows for a prompt.
+// An open prompt can not be saved, nor truncated but to nothing.  A fixed route is known from the first chunk on.
 // The release streams by block: cheap=(window:size=2048,sinks=128,block=128).
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].
-// Throws Error: a nested spec that is none, a prompt without tokens, decoding before the prompt ended, missing parts.
+// Throws Error: a nested spec that is none, a prompt without tokens, decoding, saving or truncating before the prompt
+// ended, missing parts.
 struct Flux {
   static constexpr std::string_view name = "flux";
   static constexpr std::string_view summary =

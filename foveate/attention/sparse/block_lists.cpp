@@ -17,36 +17,70 @@ namespace foveate::attention {
 
 using at::Tensor;
 
-BlockGrid::BlockGrid(const Inputs& in, int64_t query_block, int64_t key_block)
+namespace {
+
+// The union of the ranges of every `block` queries.
+SeenKeys by_block(const SeenKeys& seen, int64_t block, int64_t keys) {
+  if (block == 1) return seen;
+  const Tensor is_empty = seen.start.ge(seen.end);
+  const auto reduced = [&](const Tensor& t, int64_t nothing) {
+    const int64_t rows = (t.size(1) + block - 1) / block, missing = rows * block - t.size(1);
+    return at::constant_pad_nd(t.masked_fill(is_empty, nothing), {0, missing}, double(nothing))
+        .unflatten(1, {rows, block});
+  };
+  return {reduced(seen.start, keys).amin(2), reduced(seen.end, 0).amax(2)};
+}
+
+SeenKeys rows_of(const SeenKeys& seen, int64_t first, int64_t count) {
+  return {seen.start.narrow(1, first, count), seen.end.narrow(1, first, count)};
+}
+
+}  // namespace
+
+BlockGrid::BlockGrid(const Inputs& in, int64_t query_block, int64_t key_block, std::string_view owner)
     : query_block_(query_block),
       key_block_(key_block),
       queries_(in.q.size(2)),
       keys_(in.k.size(2)),
       start_(in.rule.query_start.value_or(keys_ - queries_)),
-      sinks_(in.rule.sinks),
-      window_left_(in.rule.window_left) {}
+      sinks_(in.rule.window_left ? in.rule.sinks : 0) {
+  Rule rule = in.rule;
+  rule.sinks = 0;
+  seen_ = text_ = shown_keys(rule, queries_, keys_, owner);
+  if (rule.window_left) text_ = shown_keys(without_windows(rule), queries_, keys_, owner);
+}
 
-BlockGrid::Span BlockGrid::span_of(const Tensor& begin, const Tensor& end) const {
+BlockGrid::Span BlockGrid::span_of(const Tensor& begin, const Tensor& end, SeenKeys seen, SeenKeys text) const {
   const auto block = [&](const Tensor& position) { return position.div(key_block_, "floor"); };
-  return {begin, end, block(begin), block(end - 1).clamp_max_(key_blocks() - 1),
-          window_left_ ? block((begin - *window_left_).clamp_min_(0)) : at::zeros_like(begin)};
+  return {begin, end, block(begin), block(end - 1).clamp_max_(key_blocks() - 1), std::move(seen), std::move(text)};
 }
 
 BlockGrid::Span BlockGrid::span(int64_t first, int64_t count) const {
   const Tensor begin = at::arange(first, first + count, at::kLong).mul_(query_block_).add_(start_).unsqueeze(1);
-  return span_of(begin, (begin + query_block_).clamp_max_(start_ + queries_));
+  const int64_t from = first * query_block_, queries = std::min(count * query_block_, queries_ - from);
+  const auto of = [&](const SeenKeys& keys) { return by_block(rows_of(keys, from, queries), query_block_, keys_); };
+  return span_of(begin, (begin + query_block_).clamp_max_(start_ + queries_), of(seen_), of(text_));
 }
 
 BlockGrid::Span BlockGrid::span_of_last(int64_t queries) const {
   const Tensor end = at::arange(start_ + queries_, start_ + queries_ + 1, at::kLong).unsqueeze(1);
-  return span_of(end - queries, end);
+  const auto of = [&](const SeenKeys& keys) {
+    return by_block(rows_of(keys, queries_ - queries, queries), queries, keys_);
+  };
+  return span_of(end - queries, end, of(seen_), of(text_));
 }
 
 Tensor BlockGrid::columns() const { return at::arange(key_blocks(), at::kLong); }
 
 Tensor BlockGrid::seen(const Span& s) const {
-  const Tensor column = columns();
-  return column.le(s.latest).logical_and_(column.ge(s.oldest).logical_or_(column.lt(sink_blocks())));
+  const Tensor begin = columns() * key_block_;
+  const auto meets = [&](const Tensor& start, const Tensor& end) {
+    return begin.lt(end.unsqueeze(1).unsqueeze(3))
+        .logical_and_((begin + key_block_).gt(start.unsqueeze(1).unsqueeze(3)))
+        .logical_and_(start.lt(end).unsqueeze(1).unsqueeze(3));
+  };
+  const Tensor in_window = meets(s.seen.start, s.seen.end);
+  return sinks_ == 0 ? in_window : in_window.logical_or(meets(s.text.start, s.text.end.clamp_max(sinks_)));
 }
 
 Tensor BlockGrid::own_blocks(const Span& s) const {
@@ -54,12 +88,19 @@ Tensor BlockGrid::own_blocks(const Span& s) const {
   return column.ge(s.own).logical_and_(column.le(s.latest));
 }
 
-Tensor BlockGrid::first_block(const Span& s) const { return columns().lt(1).logical_and(columns().le(s.latest)); }
+Tensor BlockGrid::first_block(const Span& s) const {
+  return columns().eq(s.text.start.div(key_block_, "floor").unsqueeze(1).unsqueeze(3));
+}
+
+bool shows_all_before(const Rule& rule) {
+  return !rule.window_left && !rule.head_window && !rule.key_lengths && !rule.query_documents && !rule.row_start &&
+         !rule.row_end;
+}
 
 void check_block_rule(const Rule& rule, std::string_view name) {
   require(!rule.key_lengths && !rule.query_order,
           "{}: padded keys and ordered queries are not supported, choose rows of one length", name);
-  require(rule.window_right == 0, "{}: the rule must be causal, got one that shows later keys", name);
+  require(rule.window_right == 0, "{}: attention must be causal, got a rule that shows later keys; use dense", name);
 }
 
 BlockScores scores_by_means(const BlockGrid& grid, const Tensor& q, const Tensor& means, bool by_group) {
@@ -74,31 +115,19 @@ Tensor select_blocks(const BlockGrid& grid, const BlockScores& scores, const For
                      int64_t first, int64_t lists) {
   constexpr int64_t kMostScores = int64_t{1} << 21;  // held at a time
   const int64_t most_rows = std::max<int64_t>(1, kMostScores / std::max<int64_t>(1, lists * grid.key_blocks()));
-  const int64_t count = takes.size(0);
-  const Tensor kept_counts = at::maximum(forced(grid.span(first, count)).sum(-1), takes).contiguous();
-  const int64_t* counts = kept_counts.const_data_ptr<int64_t>();
-  const int64_t longest = std::min(*std::max_element(counts, counts + count), grid.key_blocks());
   std::vector<Tensor> parts;
-  for (int64_t row = 0; row < count;) {  // rows that keep equally many, a few at a time
-    int64_t end = row + 1;
-    while (end < count && end - row < most_rows && counts[end] == counts[row]) ++end;
-    const BlockGrid::Span span = grid.span(first + row, end - row);
-    const Tensor kept = ops::select_top(scores(first + row, end - row), counts[row],
-                                        {.forced = forced(span), .banned = grid.seen(span).logical_not_()});
-    parts.push_back(at::constant_pad_nd(kept, {0, longest - kept.size(3)}, -1));
-    row = end;
+  int64_t longest = 0;
+  for (int64_t row = 0; row < takes.size(2); row += most_rows) {
+    const int64_t count = std::min(most_rows, takes.size(2) - row);
+    const BlockGrid::Span span = grid.span(first + row, count);
+    const Tensor kept = forced(span), counts = at::maximum(kept.sum(-1), takes.narrow(2, row, count));
+    parts.push_back(ops::select_top(scores(first + row, count), counts,
+                                    {.forced = kept, .banned = grid.seen(span).logical_not_()}));
+    longest = std::max(longest, parts.back().size(3));
   }
+  for (Tensor& part : parts) part = at::constant_pad_nd(part, {0, longest - part.size(3)}, -1);
   return parts.size() == 1 ? parts[0] : at::cat(parts, 2);
 }
-
-namespace {
-
-bool shows_all_before(const Rule& rule) {
-  return !rule.window_left && !rule.head_window && !rule.key_lengths && !rule.query_documents && !rule.row_start &&
-         !rule.row_end;
-}
-
-}  // namespace
 
 BlockPlan plan_of_blocks(const BlockGrid& grid, const Tensor& index, int64_t first, const Rule& rule) {
   BlockPlan plan{

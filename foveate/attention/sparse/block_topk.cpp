@@ -31,8 +31,7 @@ Attended BlockTopk::attend(const Inputs& in) const {
 
 Attended BlockTopk::attend_by(const Inputs& in, const Tensor& means) const {
   validate();
-  check_block_rule(in.rule, name);
-  const BlockGrid grid(in, query_block, block);
+  const BlockGrid grid(in, query_block, block, name);
   const int64_t rows = grid.rows();
   if (rows == 0 || in.k.size(2) == 0) return Dense{}.attend(in);
   const bool shares = head_share != HeadShare::none, by_all = head_share == HeadShare::all;
@@ -41,10 +40,10 @@ Attended BlockTopk::attend_by(const Inputs& in, const Tensor& means) const {
     const Tensor own = by_means(first, count);
     return by_all ? own.mean(1, true) : own;
   };
-  const auto forced = [&](const BlockGrid::Span& s) { return grid.own_blocks(s).logical_and_(grid.seen(s)); };
+  const auto forced = [&](const BlockGrid::Span& s) { return grid.own_blocks(s).logical_and(grid.seen(s)); };
   const Tensor seen = grid.seen(grid.span(0, rows)).sum(-1);
-  const Tensor takes =
-      density > 0 ? seen.to(at::kDouble).mul_(density).floor_().to(at::kLong) : at::full({rows}, blocks, at::kLong);
+  const Tensor takes = density > 0 ? seen.to(at::kDouble).mul_(density).floor_().to(at::kLong)
+                                   : at::full({1, 1, rows}, blocks, at::kLong);
   const int64_t heads = by_all ? 1 : shares ? in.k.size(1) : in.q.size(1);
   if (takes.ge(seen).all().item<bool>()) return Dense{}.attend(in);
   return attend_blocks(grid, select_blocks(grid, scores, forced, takes, 0, in.q.size(0) * heads), in);
@@ -85,7 +84,7 @@ class BlockTopkState final : public CachedState {
     const int64_t kept =
         options_.density > 0 ? std::max<int64_t>(1, int64_t(options_.density * double(all))) : options_.blocks;
     if (kept >= all) return CachedState::read_bytes();
-    return kept * options_.block * cache_.token_bytes() + all * means_.chunk_bytes();
+    return std::min(seen(), kept * options_.block) * cache_.token_bytes() + all * means_.chunk_bytes();
   }
 
  private:

@@ -14,11 +14,11 @@ namespace foveate::attention {
 // the blocks of its own keys and the best of the others that one of its rows sees, `blocks` in all or a share `density`
 // of those it sees, and attends to them under the exact causal mask.  Equal scores: the lower block.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Selection has no gradient; q, k, v have theirs through the kept blocks.
-// In a layer whose own window is narrower, blocks that no row of the block can see are no candidates.
+// Blocks that no row of the block can see (the layer's own window, padding, documents) are no candidates.
 // Published settings: MInference block=64,blocks=100; MoBA query_block=1,block=512,blocks=3 (each query by itself).
 // A generated row is a block of one: the query itself against block means, which the state keeps beside the cache.
 // Deviation from MInference's release: its own block competes as any other, ours is always kept.
-// Throws Error: options out of range, a rule that is not causal or has key_lengths or query_order.
+// Throws Error: options out of range, a rule that BlockGrid does not take.
 struct BlockTopk {
   static constexpr std::string_view name = "block_topk";
   static constexpr std::string_view summary =

@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/routing/grouping.h"
 #include "foveate/ops/merge/merge.h"
 #include "foveate/ops/pairs/pair_scores.h"
 #include "foveate/ops/quantise/quantise.h"
@@ -154,42 +155,19 @@ Attended attend_from(const Cca& cca, const Inputs& in, int64_t origin, const Ten
             "cca: pool=cca scores a group by the query of its last token, got rows from token {} on only; keep a state",
             held.first_query);
     const Tensor rows = (at::arange(groups, at::kLong) * g + first_last).clamp_min(0);
-    const int64_t position = in.first_position.value_or(start) - start + origin;
+    const int64_t position = in.first_position ? *in.first_position - start + origin : 0;  // a text begins with it
     held.cores = cca_pool(cca, in.q.index_select(2, rows), held.k.narrow(2, 0, groups * g),
                           held.v.narrow(2, 0, groups * g), scale_of(in), in.rotary, position);
   }
   return fuse(cca, in, held, tokens);
 }
 
-// Rows [lo, hi) of keys that each row sees, [B|1, Lq] each.
-struct Visible {
-  Tensor lo, hi;
-};
-
-Visible visible_of(const Inputs& in) {
-  const Rule& rule = in.rule;
-  require(!rule.query_documents && !rule.key_documents,
-          "cca: groups would mix documents, got a batch of packed documents; use one sequence a row");
-  const int64_t keys = in.k.size(2), queries = in.q.size(2), start = rule.query_start.value_or(keys - queries);
-  const auto rows = [](const Tensor& t) {
-    require(t.size(1) == 1, "cca: rows must be the same for all heads, got ranges of {} heads", t.size(1));
-    return t.select(1, 0);
-  };
-  const Tensor causal = at::arange(start, start + queries, at::kLong).view({1, -1}) + 1;
-  Visible v{at::zeros_like(causal), causal.clamp_max(keys)};
-  if (rule.row_start) v.lo = rows(*rule.row_start).expand({-1, queries});
-  if (rule.row_end) v.hi = at::minimum(v.hi, rows(*rule.row_end));
-  require(rule.window_right == 0 || (rule.row_end && rows(*rule.row_end).le(causal).all().item<bool>()),
-          "cca: attention must be causal, got rows that see later keys; use dense there");
-  if (rule.key_lengths) v.hi = at::minimum(v.hi, rule.key_lengths->view({-1, 1}));
-  return v;
-}
-
-Inputs narrow_batch(const Inputs& in, int64_t b) {
-  Inputs one = in;
-  for (Tensor* t : {&one.q, &one.k, &one.v}) *t = t->narrow(0, b, 1);
-  if (one.score.bias && one.score.bias->size(0) != 1) one.score.bias = one.score.bias->narrow(0, b, 1);
-  one.rule.key_lengths = one.rule.row_start = one.rule.row_end = std::nullopt;  // said by the rows' counts of tokens
+// One sequence of the batch; what it hides is said by the rows' counts of tokens.
+Inputs sequence_of(const Inputs& in, int64_t b) {
+  Inputs one = select_sequences(in, at::tensor({b}, at::kLong));
+  for (auto* t : {&one.rule.key_lengths, &one.rule.row_start, &one.rule.row_end, &one.rule.query_documents,
+                  &one.rule.key_documents})
+    t->reset();
   one.rule.window_right = 0;
   return one;
 }
@@ -199,20 +177,23 @@ Inputs narrow_batch(const Inputs& in, int64_t b) {
 Attended Cca::attend(const Inputs& in) const {
   validate();
   if (sees_no_core(*this, in.rule)) return Dense{}.attend(in);
-  const Visible visible = visible_of(in);
-  if (visible.lo.numel() == 0 || (visible.hi - visible.lo).max().item<int64_t>() <= window) return Dense{}.attend(in);
-  if (!in.rule.row_start && !in.rule.row_end && !in.rule.key_lengths)
-    return attend_from(*this, in, 0, visible.hi.select(0, 0));
+  require(in.rule.sinks == 0, "cca: the model's rule must have no sinks, got {}; use dense", in.rule.sinks);
+  const int64_t queries = in.q.size(2), keys = in.k.size(2);
+  seen_keys(in.rule, queries, keys, name);  // one range each
+  const SeenKeys text = seen_keys(without_windows(in.rule), queries, keys, name);
+  if (queries == 0 || (text.end - text.start).max().item<int64_t>() <= window) return Dense{}.attend(in);
+  if (!in.rule.row_start && !in.rule.row_end && !in.rule.key_lengths && !in.rule.key_documents)
+    return attend_from(*this, in, 0, text.end.select(0, 0));
   std::vector<Tensor> outs, starts, ends;
   const auto row = [](const Tensor& t, int64_t b) { return t.select(0, t.size(0) == 1 ? 0 : b); };
   for (int64_t b = 0; b < in.q.size(0); ++b) {
-    const Tensor lo = row(visible.lo, b), hi = row(visible.hi, b), sees = hi.gt(lo);
+    const Tensor lo = row(text.start, b), hi = row(text.end, b), sees = hi.gt(lo);
     const Tensor begins = lo.masked_select(sees);
     const int64_t origin = begins.numel() ? begins.min().item<int64_t>() : 0;
     require(begins.numel() == 0 || begins.max().item<int64_t>() == origin,
             "cca: the keys of all rows must begin at one place, got {} and {}; use a window of the model's own", origin,
             begins.numel() ? begins.max().item<int64_t>() : 0);
-    const Attended one = attend_from(*this, narrow_batch(in, b), origin, (hi - origin).masked_fill(~sees, 0));
+    const Attended one = attend_from(*this, sequence_of(in, b), origin, (hi - origin).masked_fill(~sees, 0));
     const Rule& raw = std::get<Rule>(one.plans.front().plan);
     outs.push_back(one.out);
     starts.push_back(*raw.row_start + origin);
@@ -302,14 +283,16 @@ class CcaState final : public State {
   }
 
   void load(const Snapshot& snapshot) override {
+    cores_k_ = cores_v_ = queries_ = {};
     raw_.load(snapshot);
-    cores_k_ = cores_v_ = queries_ = {};
     if (snapshot.empty()) return;
-    const std::string wrong = misfit(snapshot);
-    if (wrong.empty()) return;
-    raw_.load({});
-    cores_k_ = cores_v_ = queries_ = {};
-    fail("cca: {}", wrong);
+    try {
+      load_cores(snapshot);
+    } catch (const Error&) {
+      raw_.load({});
+      cores_k_ = cores_v_ = queries_ = {};
+      throw;
+    }
   }
 
   int64_t length() const override { return raw_.length(); }
@@ -345,27 +328,32 @@ class CcaState final : public State {
     if (first > sinks && raw_.held() > sinks + tail + std::max<int64_t>(4 * cca_.group, 64)) raw_.keep(sinks, tail);
   }
 
-  // Takes what a snapshot holds beside the tokens; says what does not fit.
-  std::string misfit(const Snapshot& snapshot) {
-    const auto part = [&](const char* name) {
+  // Takes what a snapshot holds beside the tokens.
+  void load_cores(const Snapshot& snapshot) {
+    const Tensor k = raw_.k(), v = raw_.v();
+    const auto heads_of = [&](const char* name) {
       const auto found = snapshot.find(name);
-      return found == snapshot.end() ? Tensor() : found->second;
+      const int64_t heads = found != snapshot.end() && found->second.dim() == 4 ? found->second.size(1) : 0;
+      require(heads > 0 && heads % k.size(1) == 0, "cca: a saved {} must have a multiple of {} heads, got {}", name,
+              k.size(1), heads);
+      return heads;
     };
-    const Tensor group = part("group"), k = part("cores_k"), v = part("cores_v"), queries = part("queries");
-    if (!group.defined() || group.numel() != 1 || group.item<int64_t>() != cca_.group)
-      return fmt::format("a saved cache must have groups of {}, got {}", cca_.group,
-                         group.defined() && group.numel() == 1 ? group.item<int64_t>() : 0);
+    const auto group = snapshot.find("group");
+    const int64_t groups = group != snapshot.end() && group->second.numel() == 1 ? group->second.item<int64_t>() : 0;
+    require(groups == cca_.group, "cca: a saved cache must have groups of {}, got {}", cca_.group, groups);
     const int64_t cores = length() / cca_.group, sinks = cca_.sink_groups * cca_.group;
-    const auto fits = [&](const Tensor& t) {
-      return cores == 0 || (t.defined() && t.dim() == 4 && t.size(2) == cores);
-    };
-    if (!fits(k) || !fits(v)) return fmt::format("a saved cache of {} tokens must have {} cores", length(), cores);
-    if (evicted() > 0 && (raw_.head() != sinks || raw_.held() < sinks + length() - first_raw(length())))
-      return fmt::format("later tokens see the first {} and the latest {} of the {} saved tokens, got {}", sinks,
-                         length() - first_raw(length()), length(), raw_.held());
-    if (cores > 0) cores_k_.append(k), cores_v_.append(v);
-    if (queries.defined()) queries_.append(queries);
-    return {};
+    const int64_t latest = length() - first_raw(length());
+    require(evicted() == 0 || (raw_.head() == sinks && raw_.held() >= sinks + latest),
+            "cca: later tokens see the first {} and the latest {} of the {} saved tokens, got {}", sinks, latest,
+            length(), raw_.held());
+    if (cores > 0) {
+      const int64_t heads = heads_of("cores_k");
+      cores_k_.append(saved_part(snapshot, "cca", "cores_k", {k.size(0), heads, cores, ops::row_dim(k)}));
+      cores_v_.append(saved_part(snapshot, "cca", "cores_v", {v.size(0), heads, cores, ops::row_dim(v)}));
+    }
+    if (cca_.keep_raw && cca_.pool == Cca::Pool::cca)
+      queries_.append(
+          saved_part(snapshot, "cca", "queries", {k.size(0), heads_of("queries"), length(), ops::row_dim(k)}));
   }
 
   Cca cca_;

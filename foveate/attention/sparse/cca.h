@@ -18,8 +18,8 @@ namespace foveate::attention {
 // of its own, wider than `window`, only groups wholly inside it are seen.  plans: the keys seen as they are.
 // Without a state, rows in front of which groups lack their queries can not be attended (pool=cca).
 // Deviations, as options: log_count_bias, sink_groups (neither is published).
-// Throws Error: documents; bias by key, slopes, relative logits or landmarks, as a core has no place; not causal;
-// pool_stage=pre_rope without rotary embedding.
+// Throws Error: a rule that seen_keys() does not take, sinks; bias by key, slopes, relative logits or landmarks, as a
+// core has no place; pool_stage=pre_rope without rotary embedding.
 struct Cca {
   static constexpr std::string_view name = "cca";
   static constexpr std::string_view summary = "distant groups as weighted core tokens, latest tokens exact (CCA)";

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/sparse/block_lists.h"
 #include "foveate/attention/summaries.h"
 #include "foveate/ops/quantise/quantise.h"
 #include "foveate/ops/select/pool.h"
@@ -49,40 +50,49 @@ at::Tensor Dhsa::pool(const at::Tensor& rows, std::span<const int64_t> cuts) con
   return ops::pool_segments(shared, cuts, pooling_of(pooling));
 }
 
-// A block whose rows sit at positions [first_row_position, end_position).
-ops::Candidates Dhsa::candidates(const Rule& rule, int64_t first_row_position, int64_t end_position) const {
-  const int64_t first = rule.window_left ? std::max<int64_t>(0, first_row_position - *rule.window_left) : 0;
-  if (local_anchor == LocalAnchor::block_end) return {first, end_position, global_tokens, local_tokens};
-  const int64_t before = std::max<int64_t>(local_tokens, 1) - 1;  // a row always keeps its own key
-  return {first, end_position, global_tokens, before + end_position - first_row_position};
+std::vector<ops::Candidates> Dhsa::candidates(const Inputs& in, int64_t rows_of_block) const {
+  const BlockGrid grid(in, rows_of_block, chunk, name);
+  const BlockGrid::Span span = grid.span(0, grid.rows());
+  const at::Tensor starts = span.seen.start.contiguous(), ends = span.seen.end.contiguous();
+  const bool from_end = local_anchor == LocalAnchor::block_end;
+  const at::Tensor tails = (from_end ? span.end - local_tokens : span.begin + 1 - std::max<int64_t>(local_tokens, 1));
+  std::vector<ops::Candidates> all;
+  for (int64_t batch = 0; batch < std::max(starts.size(0), ends.size(0)); ++batch)
+    for (int64_t row = 0; row < grid.rows(); ++row) {
+      const auto number = [&](const at::Tensor& t) {
+        return t.const_data_ptr<int64_t>()[(t.size(0) == 1 ? 0 : batch) * grid.rows() + row];
+      };
+      const int64_t first = number(starts), last = number(ends), tail = tails.const_data_ptr<int64_t>()[row];
+      all.push_back({first, last, global_tokens, std::max<int64_t>(last - tail, 0)});
+    }
+  return all;
 }
 
 Attended Dhsa::attend(const Inputs& in) const {
+  return decode == Decode::dense && is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended Dhsa::attend_prompt(const Inputs& in) const {
   validate();
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
-  const int64_t start = in.rule.query_start.value_or(keys - queries);
   const int64_t dense_rows = in.ends_prompt ? std::min(instruction_tokens, queries) : 0, rows = queries - dense_rows;
   Attended attended{.out = {}, .lse = {}, .plans = {}};
   std::vector<at::Tensor> outs, lses;
-  const auto run = [&](int64_t first, int64_t count, Plan plan) {
-    if (count == 0 && queries > 0) return;
-    const ops::Attended part = ops::attend(in.q.narrow(2, first, count), in.k, in.v, plan, in.score);
-    outs.push_back(part.out);
-    lses.push_back(part.lse);
-    attended.plans.push_back({first, count, std::move(plan)});
+  const auto run = [&](int64_t first, const Inputs& part, Plan plan) {
+    if (part.q.size(2) == 0 && queries > 0) return;
+    const ops::Attended own = ops::attend(part.q, part.k, part.v, plan, part.score);
+    outs.push_back(own.out);
+    lses.push_back(own.lse);
+    attended.plans.push_back({first, part.q.size(2), std::move(plan)});
   };
-  Rule sparse_rule = in.rule, dense_rule = in.rule;
-  sparse_rule.query_start = start;
-  dense_rule.query_start = start + rows;
+  const Inputs sparse = narrow_rows(in, 0, rows), dense = narrow_rows(in, rows, dense_rows);
   const auto query_cuts = ops::even_cuts(rows, query_block), key_cuts = ops::even_cuts(keys, chunk);
   const at::Tensor chunks = pool(in.k.detach(), key_cuts);
-  std::vector<ops::Candidates> candidates_of;
-  for (size_t b = 0; b + 1 < query_cuts.size(); ++b)
-    candidates_of.push_back(candidates(in.rule, start + query_cuts[b], start + query_cuts[b + 1]));
-  const at::Tensor scores = ops::score_blocks(in.q.narrow(2, 0, rows).detach(), chunks, query_cuts, pooling_of(pooling),
+  const at::Tensor scores = ops::score_blocks(sparse.q.detach(), chunks, query_cuts, pooling_of(pooling),
                                               /*by_group=*/true);  // [B, 1|Hkv, blocks, chunks] fp32
-  run(0, rows, TokenPlan{query_block, ops::select_tokens(scores, key_cuts, candidates_of, budget), sparse_rule});
-  run(rows, dense_rows, dense_rule);
+  const auto allowed = candidates(sparse, query_block);
+  run(0, sparse, TokenPlan{query_block, ops::select_tokens(scores, key_cuts, allowed, budget), sparse.rule});
+  run(rows, dense, dense.rule);
   attended.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);
   attended.lse = lses.size() == 1 ? lses[0] : at::cat(lses, 2);
   return attended;
@@ -98,7 +108,7 @@ class DhsaState final : public CachedState {
           return dhsa.pool(k, ops::even_cuts(k.size(2), dhsa.chunk));
         }) {}
 
-  Attended prefill(const Inputs& in) override { return dhsa_.attend(appended(in)); }
+  Attended prefill(const Inputs& in) override { return dhsa_.attend_prompt(appended(in)); }
 
   Attended decode(const Inputs& in) override {
     if (dhsa_.decode == Dhsa::Decode::dense) return Dense{}.attend(appended(in));
@@ -120,7 +130,7 @@ class DhsaState final : public CachedState {
   int64_t read_bytes() const override {
     if (dhsa_.decode == Dhsa::Decode::dense) return CachedState::read_bytes();
     const int64_t chunks = (length() + dhsa_.chunk - 1) / dhsa_.chunk;
-    return std::min(length(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
+    return std::min(seen(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
   }
 
  private:
@@ -128,9 +138,8 @@ class DhsaState final : public CachedState {
     const int64_t keys = in.k.size(2);
     const at::Tensor scores = ops::score_blocks(in.q, summaries_.of(in.k), std::array<int64_t, 2>{0, 1},
                                                 pooling_of(dhsa_.pooling), /*by_group=*/true);
-    const ops::Candidates candidates = dhsa_.candidates(in.rule, keys - 1, keys);
-    TokenPlan plan{1, ops::select_tokens(scores, ops::even_cuts(keys, dhsa_.chunk), {&candidates, 1}, dhsa_.budget),
-                   in.rule};
+    const auto allowed = dhsa_.candidates(in, 1);
+    TokenPlan plan{1, ops::select_tokens(scores, ops::even_cuts(keys, dhsa_.chunk), allowed, dhsa_.budget), in.rule};
     const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
     return {attended.out, attended.lse, {{0, 1, std::move(plan)}}};
   }

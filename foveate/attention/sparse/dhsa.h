@@ -15,10 +15,11 @@ namespace foveate::attention {
 // block, the product of the two, is every key's score of that chunk; a block takes its `budget` best keys, cutting the
 // last chunk if need be, and attends to them under the exact causal mask.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Selection has no gradient; q, k, v have theirs through the kept keys.
-// In a layer whose own window is narrower, keys that no row of the block can see are no candidates.
+// Keys that no row of the block can see (the layer's own window, padding, documents) are no candidates.
 // Deviations from the paper's release, as options: local_anchor=block_end counts the local tokens back from the block's
 // end, so that its first rows may see one of them only.
-// Throws Error: forced keys (global_tokens, local_tokens, the block itself with local_anchor=block_start) over budget.
+// Throws Error: forced keys (global_tokens, local_tokens, the block itself with local_anchor=block_start) over budget,
+// a rule that shown_keys() does not take.
 struct Dhsa {
   static constexpr std::string_view name = "dhsa";
   static constexpr std::string_view summary = "best keys for each block of queries, chosen by chunk means (DHSA v1)";
@@ -56,13 +57,15 @@ struct Dhsa {
   void validate() const;
 
   Attended attend(const Inputs& in) const;
+  Attended attend_prompt(const Inputs& in) const;  // all rows by the plan, even a single one
   std::unique_ptr<State> make_state(const StateOptions& options) const;
   int64_t chunk_multiple() const;
 
   // The pieces of the definition, public for tests and for the state.
   at::Tensor pool(const at::Tensor& x,
                   std::span<const int64_t> cuts) const;  // [B, heads, L, D] -> [B, 1|heads, segments, D]
-  ops::Candidates candidates(const Rule& rule, int64_t first_row_position, int64_t end_position) const;
+  // What blocks of `rows_of_block` of a call's rows may and must take: by sequence, where they differ, and block.
+  std::vector<ops::Candidates> candidates(const Inputs& in, int64_t rows_of_block) const;
 };
 
 }  // namespace foveate::attention

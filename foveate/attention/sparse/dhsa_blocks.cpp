@@ -5,7 +5,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/minimum.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
@@ -27,11 +26,11 @@ using Mask = DhsaBlocks::Mask;
 class Blocks : public BlockGrid {
  public:
   Blocks(const DhsaBlocks& o, const Inputs& in)
-      : BlockGrid(in, o.query_block, o.key_block),
+      : BlockGrid(in, o.query_block, o.key_block, DhsaBlocks::name),
         o_(o),
         keys_(in.k.size(2)),
         asking_(std::min(o.query_block, in.q.size(2))),
-        budget_(std::max<int64_t>(1, int64_t(o.density * double(key_blocks())))) {}
+        budget_(std::max<int64_t>(1, int64_t(o.density * double(text_blocks())))) {}
 
   int64_t budget() const { return budget_; }
   int64_t lines() const { return std::min(keys_, budget_ * o_.key_block); }  // of tokens, for vs
@@ -50,16 +49,24 @@ class Blocks : public BlockGrid {
   // Rows from the first on that attend to all they see.
   int64_t dense_head() const {
     const Span s = span(0, rows());
-    const Tensor before_window = at::minimum(s.oldest.clamp_max(sink_blocks()), s.latest + 1).clamp_min_(0);
-    Tensor dense = (s.latest + 1 - s.oldest).clamp_min_(0).add_(before_window).le(budget_);
+    Tensor dense = seen(s).sum(-1).le(budget_).flatten(0, 1).all(0);  // [rows]
     const int64_t covered = (lines() + o_.query_block - 1) / o_.query_block * o_.query_block;
-    if (reads_lines()) dense = dense.logical_or_(s.begin.lt(covered));
+    if (reads_lines()) dense = dense.logical_or_((s.begin.squeeze(1) - s.text.start).lt(covered).all(0));
+    dense = dense.contiguous();
     const bool* flags = dense.const_data_ptr<bool>();
     return std::find(flags, flags + rows(), false) - flags;
   }
   int64_t dense_tail() const { return reads_lines() ? 1 : 0; }
 
  private:
+  // Of the longest text.
+  int64_t text_blocks() const {
+    if (asking_ == 0) return 0;
+    const SeenKeys text = span(0, rows()).text;
+    const auto block = [&](const Tensor& key) { return key.div(key_block(), "floor"); };
+    return (block(text.end + (key_block() - 1)) - block(text.start)).max().item<int64_t>();
+  }
+
   const DhsaBlocks& o_;
   int64_t keys_, asking_, budget_;
 };
@@ -144,8 +151,11 @@ void DhsaBlocks::validate() const {
 int64_t DhsaBlocks::chunk_multiple() const { return std::lcm(query_block, key_block); }
 
 Attended DhsaBlocks::attend(const Inputs& in) const {
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended DhsaBlocks::attend_prompt(const Inputs& in) const {
   validate();
-  check_block_rule(in.rule, name);
   const Blocks blocks(*this, in);
   const int64_t queries = in.q.size(2), head = blocks.dense_head(), tail = blocks.dense_tail();
   const int64_t rows = blocks.rows() - head - tail;  // sparse ones
@@ -172,7 +182,7 @@ Attended DhsaBlocks::attend(const Inputs& in) const {
   }
   const BlockScores scores = scores_of(*this, blocks, in, asking, asked.lse);
   const auto forced = [&](const BlockGrid::Span& span) { return blocks.forced(span); };
-  const Tensor takes = at::full({rows}, blocks.budget(), at::kLong);
+  const Tensor takes = at::full({1, 1, rows}, blocks.budget(), at::kLong);
   const Tensor index = select_blocks(blocks, scores, forced, takes, head, in.q.size(0) * in.q.size(1));
   const Inputs part = narrow_rows(in, begin, end - begin);
   BlockPlan plan = plan_of_blocks(blocks, index, head, part.rule);

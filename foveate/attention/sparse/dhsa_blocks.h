@@ -24,15 +24,15 @@ namespace foveate::attention {
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Selection has no gradient; q, k, v have theirs through the kept blocks.
 // Shorter blocks at the ends: means of their real rows (the release pads hidden states with zeros instead, so that it
 // differs where the length is no multiple of both blocks); the last queries are `query_block` real ones.
-// In a layer whose own window is narrower, blocks that no row of the block can see are no candidates, the first block
-// included.  Score terms of the model (scale, soft cap) count for vs.
-// Prefill only: generated rows are dense.  All four need the prompt's length for their budget, so a prompt in chunks is
-// planned chunk by chunk, each as if it ended the prompt.
+// Blocks that no row of the block can see (the layer's own window, padding, documents) are no candidates, the first
+// block included; the first block is that of the text's first key, and a budget counts the blocks of the longest text.
+// Score terms of the model (scale, soft cap) count for vs. Prefill only: generated rows are dense.  All four need the
+// prompt's length for their budget, so a prompt in chunks is planned chunk by chunk, each as if it ended the prompt.
 // Deviations from the release: own_blocks=false takes its forced blocks, with which rows may not see their own key (and
 // rows of topk nothing: out 0, lse -inf); its topk also spends budget on later blocks, ours never does; its vsb spends
 // budget on forced blocks once more, ours fills up.
-// Forced blocks are kept even where they exceed the budget.  Throws Error: options out of range, a rule that is not
-// causal or has key_lengths or query_order.
+// Forced blocks are kept even where they exceed the budget.  Throws Error: options out of range, a rule that BlockGrid
+// does not take.
 struct DhsaBlocks {
   static constexpr std::string_view name = "dhsa_blocks";
   static constexpr std::string_view summary =
@@ -61,6 +61,7 @@ struct DhsaBlocks {
   void validate() const;
 
   Attended attend(const Inputs& in) const;
+  Attended attend_prompt(const Inputs& in) const;  // all rows by the plan, even a single one
   std::unique_ptr<State> make_state(const StateOptions& options) const;
   int64_t chunk_multiple() const;
 };

@@ -2,12 +2,13 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/argsort.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/softmax.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/xlogy.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <array>
@@ -36,7 +37,7 @@ Tensor sum_blocks(const Tensor& x, int64_t block) {
   return at::constant_pad_nd(x, {0, blocks * block - x.size(2)}).unflatten(2, {blocks, block}).sum(3);
 }
 
-// Products of means [.., rows, blocks] as probabilities over the seen blocks [rows, blocks].
+// Products of means [B, Hq, rows, blocks] as probabilities over the seen blocks.
 Tensor probabilities(Tensor products, const Inputs& in, const Tensor& seen) {
   products.mul_(in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3)))));
   if (const auto cap = in.score.soft_cap) products.div_(*cap).tanh_().mul_(*cap);
@@ -44,12 +45,14 @@ Tensor probabilities(Tensor products, const Inputs& in, const Tensor& seen) {
   return at::softmax(products, -1).masked_fill_(seen.logical_not(), 0);
 }
 
-// Whether entries along the last axis are among the count [B, Hq] best, the first before all others.
-Tensor among_best(const Tensor& sums, const Tensor& count) {
-  const Tensor ranked = sums.clone();
-  ranked.select(2, 0).fill_(kInfinity);
-  const Tensor order = at::argsort(ranked, /*stable=*/true, 2, /*descending=*/true);
-  return at::argsort(order, /*stable=*/true, 2, false).lt(count.unsqueeze(2)).contiguous();
+// Whether entries along the last axis are among the count [B, Hq] best, entry `first` [B|1] before all others.
+Tensor among_best(const Tensor& sums, const Tensor& count, const Tensor& first) {
+  const int64_t entries = sums.size(2);
+  const Tensor forced = at::arange(entries, at::kLong).eq(first.unsqueeze(1)).unsqueeze(1);
+  const Tensor best = ops::select_top(sums, count, {.forced = forced, .banned = {}});
+  const Tensor kept = at::full({sums.size(0), sums.size(1), entries + 1}, false, at::kBool);
+  kept.scatter_(2, at::where(best.ge(0), best, entries).to(at::kLong), true);  // the last takes empty entries
+  return kept.narrow(2, 0, entries).contiguous();
 }
 
 // What heads keep, in blocks.
@@ -74,7 +77,8 @@ Kept keep_lines(const FlexPrefill& o, const BlockGrid& grid, const Inputs& in, c
     const Tensor held = ops::select_mass(mass, o.gamma).ge(0).sum(2).div_(o.block, "floor").add_(1);
     return held.masked_fill_(aware, least).clamp_min_(least).clamp_max_(most);
   };
-  return {among_best(columns, count(sums.columns)), among_best(distances, count(sums.distances)), aware};
+  return {among_best(columns, count(sums.columns), sums.first_key.div(o.block, "floor")),
+          among_best(distances, count(sums.distances), at::zeros({1}, at::kLong)), aware};
 }
 
 // Whether a query-aware head keeps blocks of the map: [rows, key_blocks] bool.
@@ -82,7 +86,8 @@ Tensor keep_of_map(const FlexPrefill& o, const BlockGrid& grid, const Inputs& in
                    int64_t head) {
   const Tensor q = in.q.narrow(0, batch, 1).narrow(1, head, 1);
   const Tensor of_head = means.narrow(0, batch, 1).narrow(1, head * means.size(1) / in.q.size(1), 1);
-  const Tensor seen = grid.seen(grid.span(0, grid.rows()));
+  const Tensor all_seen = grid.seen(grid.span(0, grid.rows()));
+  const Tensor seen = all_seen.narrow(0, all_seen.size(0) == 1 ? 0 : batch, 1);
   const Tensor map = probabilities(scores_by_means(grid, q, of_head, false)(0, grid.rows()), in, seen);
   const Tensor taken = ops::select_mass(map.flatten(), o.gamma, {.forced = {}, .banned = {}, .crossing = false});
   const Tensor kept = at::full({map.numel() + 1}, false, at::kBool);
@@ -94,12 +99,16 @@ Tensor keep_of_map(const FlexPrefill& o, const BlockGrid& grid, const Inputs& in
 class HeadLists {
  public:
   HeadLists(const BlockGrid& grid)
-      : rows_(grid.rows()), blocks_(grid.key_blocks()), span_(grid.span(0, rows_)), seen_(grid.seen(span_)) {}
+      : rows_(grid.rows()),
+        blocks_(grid.key_blocks()),
+        span_(grid.span(0, rows_)),
+        seen_(grid.seen(span_).contiguous()) {}
 
-  std::vector<std::vector<int32_t>> make(const bool* columns, const bool* distances, const bool* map) const {
+  std::vector<std::vector<int32_t>> make(int64_t batch, const bool* columns, const bool* distances,
+                                         const bool* map) const {
     std::vector<std::vector<int32_t>> lists{size_t(rows_)};
     const auto *own = span_.own.const_data_ptr<int64_t>(), *latest = span_.latest.const_data_ptr<int64_t>();
-    const bool* seen = seen_.const_data_ptr<bool>();
+    const bool* seen = seen_.const_data_ptr<bool>() + (seen_.size(0) == 1 ? 0 : batch * rows_ * blocks_);
     for (int64_t r = 0; r < rows_; ++r)
       for (int64_t c = 0; c <= latest[r]; ++c) {
         if (!seen[r * blocks_ + c]) continue;
@@ -129,7 +138,7 @@ Tensor select_blocks_of_heads(const FlexPrefill& o, const BlockGrid& grid, const
   std::vector<std::vector<std::vector<int32_t>>> all{size_t(lists)};
   run_queue(ops::torch_pool(), lists, [&](int64_t list, int) {
     const Tensor& map = maps[size_t(list)];
-    all[size_t(list)] = of_head.make(kept.columns.const_data_ptr<bool>() + list * blocks,
+    all[size_t(list)] = of_head.make(list / heads, kept.columns.const_data_ptr<bool>() + list * blocks,
                                      kept.distances.const_data_ptr<bool>() + list * blocks,
                                      map.defined() ? map.const_data_ptr<bool>() : nullptr);
   });
@@ -159,14 +168,18 @@ void FlexPrefill::validate() const {
 }
 
 Attended FlexPrefill::attend(const Inputs& in) const {
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended FlexPrefill::attend_prompt(const Inputs& in) const {
   validate();
-  check_block_rule(in.rule, name);
+  const BlockGrid grid(in, block, block, name);
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   if (queries == 0 || keys <= std::max(2 * block, blocks_of(min_budget, block) * block)) return Dense{}.attend(in);
-  const BlockGrid grid(in, block, block);
-  BlockPlan plan = plan_of_blocks(grid, select_blocks_of_heads(*this, grid, in), 0, in.rule);
-  const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
-  return {attended.out, attended.lse, {{0, queries, std::move(plan)}}};
+  const int64_t start = in.rule.query_start.value_or(keys - queries);
+  require(start >= 0 && start + queries <= keys, "flexprefill: queries must sit at keys 0 .. {}, got {} from {} on",
+          keys - 1, queries, start);
+  return attend_blocks(grid, select_blocks_of_heads(*this, grid, in), in);
 }
 
 std::unique_ptr<State> FlexPrefill::make_state(const StateOptions& options) const {

@@ -13,7 +13,8 @@ namespace foveate::attention {
 // counts the fewest keys, and the fewest distances, that hold `gamma` of P; that many divided by `block`, rounded down,
 // plus one, at least min_budget and at most max_budget tokens of them, are the numbers of its vertical and slash
 // blocks: those with the largest sums of P by block of keys and by block of distances [s * block, (s + 1) * block).
-// Vertical block 0 and slash block 0 are always among them.  Row r keeps vertical blocks up to r and blocks r - s.
+// The text's first vertical block and slash block 0 are always among them.  Row r keeps vertical blocks up to r and
+// blocks r - s.
 // A head whose P, by block of keys, lies within `tau` (square root of the Jensen-Shannon divergence, natural logarithm)
 // of what the mean of the last queries gives the mean keys is `query-aware`: it takes min_budget of both lines, and the
 // blocks of the whole map of softmax(mean query . mean key) that together fit gamma of it, best first.
@@ -23,8 +24,8 @@ namespace foveate::attention {
 // prompt; a block of queries that lies over two blocks of keys keeps what either place would. Deviations from the
 // release: budgets are divided by `block`, there always by 128; where the length is no multiple of `block`, its blocks
 // of distances are counted from the farthest; a block of keys that P does not touch makes its divergence NaN, ours is
-// finite. Throws Error: options out of range, max_budget below min_budget, a rule that is not causal or has key_lengths
-// or query_order.
+// finite. Throws Error: options out of range, max_budget below min_budget, a rule that BlockGrid does not
+// take, queries that do not sit at keys.
 struct FlexPrefill {
   static constexpr std::string_view name = "flexprefill";
   static constexpr std::string_view summary =
@@ -44,6 +45,7 @@ struct FlexPrefill {
   void validate() const;
 
   Attended attend(const Inputs& in) const;
+  Attended attend_prompt(const Inputs& in) const;  // all rows by the plan, even a single one
   std::unique_ptr<State> make_state(const StateOptions& options) const;
   int64_t chunk_multiple() const { return block; }
 };

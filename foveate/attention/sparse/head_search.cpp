@@ -30,7 +30,7 @@ class Fitting {
  public:
   Fitting(const HeadSearch& s, const Inputs& in, const LineSums& sums, int64_t head)
       : options_(s.options),
-        sums_{sums.columns.narrow(1, head, 1), sums.distances.narrow(1, head, 1)},
+        sums_{sums.columns.narrow(1, head, 1), sums.distances.narrow(1, head, 1), sums.first_key},
         rows_(in.q.size(2)),
         keys_(in.k.size(2)),
         start_(in.rule.query_start.value_or(keys_ - rows_)) {}
@@ -101,6 +101,9 @@ LayerPatterns search_heads(const HeadSearch& s, const Inputs& in) {
   check_options(s.options);
   check_block_rule(in.rule, "head search");
   require(!s.candidates.empty(), "head search: there must be candidates, got none");
+  for (const HeadPattern& c : s.candidates)
+    require(c.vertical >= 1 && c.slash >= 1, "head search: candidates must have counts >= 1, got {} and {}", c.vertical,
+            c.slash);
   require(!s.density || (*s.density > 0 && *s.density <= 1), "head search: density must be in (0, 1], got {}",
           s.density.value_or(1));
   require(in.q.size(2) > 0 && (s.by != HeadSearch::By::kept_mass || (s.first_row >= 0 && s.first_row < in.q.size(2))),

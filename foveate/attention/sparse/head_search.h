@@ -26,8 +26,8 @@ struct HeadSearch {
 };
 
 // The best candidate of every head for one sample of a layer, with its number of entries, or its mass, as score; equal
-// ones: the first.  Batches count as one.  Throws Error: no candidates, density out of range or too small for what is
-// always kept, first_row behind the sample, what vertical_slash refuses.
+// ones: the first.  Batches count as one.  Throws Error: no candidates, counts < 1, density out of range or too small
+// for what is always kept, first_row behind the sample, what vertical_slash refuses.
 LayerPatterns search_heads(const HeadSearch& search, const Inputs& in);
 
 }  // namespace foveate::attention

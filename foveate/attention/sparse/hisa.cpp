@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
@@ -28,33 +27,11 @@ const Tensor& part(const Learned& parts, std::string_view name) {
   return found->second;
 }
 
-// Keys [start, end) of each row, [B, Lq] int64.
-struct Visible {
-  Tensor start, end;
-};
-
-Visible visible_keys(const Inputs& in) {
-  const Rule& rule = in.rule;
-  require(!rule.query_documents && !rule.key_documents && !rule.head_window && !rule.query_order,
-          "hisa: every query must see one range of keys, the same for all heads, got documents, windows by head or an "
-          "order of queries; give row_start and row_end");
-  require(rule.sinks == 0 || !rule.window_left,
-          "hisa: every query must see one range of keys, got {} sinks beside a window", rule.sinks);
-  const int64_t batch = in.q.size(0), queries = in.q.size(2), keys = in.k.size(2);
-  const Tensor position = at::arange(queries, at::kLong) + rule.query_start.value_or(keys - queries);
-  Tensor start = (rule.window_left ? position - *rule.window_left : position * 0).clamp_min(0);
-  Tensor end = (rule.window_right ? position + (*rule.window_right + 1) : position * 0 + keys).clamp_max(keys);
-  start = start.expand({batch, queries}), end = end.expand({batch, queries});
-  if (rule.key_lengths) end = at::minimum(end, rule.key_lengths->unsqueeze(1));
-  const auto of_row = [&](const Tensor& t) {
-    require(t.size(1) == 1, "hisa: every query must see one range of keys, the same for all heads, got {} heads",
-            t.size(1));
-    return t.select(1, 0).expand({batch, queries});
-  };
-  if (rule.row_start) start = at::maximum(start, of_row(*rule.row_start));
-  if (rule.row_end) end = at::minimum(end, of_row(*rule.row_end));
-  start = start.clamp_max(keys);
-  return {start.contiguous(), at::maximum(start, end).contiguous()};
+// [B, Lq] each.
+SeenKeys visible_keys(const Inputs& in) {
+  const SeenKeys seen = seen_keys(in.rule, in.q.size(2), in.k.size(2), Hisa::name, /*causal=*/false);
+  const auto of_batch = [&](const Tensor& t) { return t.expand({in.q.size(0), -1}).contiguous(); };
+  return {of_batch(seen.start), of_batch(seen.end)};
 }
 
 // A list counted from `start` counted from key 0.
@@ -94,9 +71,8 @@ IndexVectors Hisa::vectors(const Tensor& query_input, const Tensor& hidden, cons
   const auto like_k = [&](std::string_view name) { return part(parts, name).to(k.scalar_type()); };
   k = at::layer_norm(k, {dim}, like_k("key_norm"), like_k("key_norm_bias"), 1e-6);
   if (rotary) {
-    const ops::Rotary own = rope_dims ? rotary->thinned(rope_dims) : *rotary;
-    const ops::Rotation turn = own.rotation(positions, k.scalar_type());
-    q = turn.rotate(q.transpose(1, 2)).transpose(1, 2), k = turn.rotate(k.unsqueeze(1)).squeeze(1);
+    const ops::Rotary own = rotary->thinned(rope_dims ? rope_dims : std::min(dim, rotary->dim()));
+    q = own.rotate(q.transpose(1, 2), positions).transpose(1, 2), k = own.rotate(k.unsqueeze(1), positions).squeeze(1);
   }
   if (hadamard) q = ops::hadamard(q), k = ops::hadamard(k);
   return {q, k, project(hidden, "weight") / std::sqrt(double(heads * dim))};
@@ -105,9 +81,7 @@ IndexVectors Hisa::vectors(const Tensor& query_input, const Tensor& hidden, cons
 IndexVectors Hisa::vectors(const Inputs& in) const {
   require(in.learned, "hisa: has learned parts, got no adapter; give the file that training wrote");
   require(in.hidden.has_value(), "hisa: the indexer reads the layer's hidden state, got none");
-  const int64_t queries = in.q.size(2), keys = in.k.size(2);
-  const int64_t first = in.first_position.value_or(in.rule.query_start.value_or(keys - queries));
-  return vectors(*in.hidden, *in.hidden, *in.learned, in.rotary, at::arange(first, first + queries, at::kLong));
+  return vectors(*in.hidden, *in.hidden, *in.learned, in.rotary, text_positions(in, name));
 }
 
 ops::BlockedKeys Hisa::empty_keys() const {
@@ -129,7 +103,7 @@ Tensor Hisa::select(const ops::IndexQueries& queries, const ops::BlockedKeys& ke
 Attended Hisa::attend_over(const Inputs& in, const IndexVectors& rows,
                            const std::vector<ops::BlockedKeys>& keys) const {
   const int64_t queries_count = in.q.size(2), batch = in.q.size(0);
-  const Visible visible = visible_keys(in);
+  const SeenKeys visible = visible_keys(in);
   // Leading rows that see no more than topk keys take them all: a rule says that without lists.
   const Tensor seen = (visible.end - visible.start).amax(0).contiguous();
   int64_t dense = 0, widest = 0;
@@ -172,9 +146,13 @@ void append(std::vector<ops::BlockedKeys>& keys, const Hisa& hisa, const Tensor&
 }
 
 void check_hidden(const Inputs& in) {
-  require(!in.hidden || in.hidden->size(1) == in.k.size(2),
-          "hisa: without a state hidden must be of all {} keys, got {} rows", in.k.size(2),
-          in.hidden ? in.hidden->size(1) : 0);
+  if (!in.hidden) return;  // said by vectors()
+  const Tensor& x = *in.hidden;
+  require(
+      x.dim() == 3 && x.size(0) == in.q.size(0) && x.size(1) == in.k.size(2) && in.q.size(2) == in.k.size(2),
+      "hisa: without a state queries, keys and hidden [{}, tokens, width] must be of the same tokens, got {}, {} and "
+      "[{}]",
+      in.q.size(0), in.q.size(2), in.k.size(2), fmt::join(x.sizes().begin(), x.sizes().end(), ", "));
 }
 
 }  // namespace
@@ -201,7 +179,7 @@ Tensor Hisa::loss(const Inputs& in, Stage stage) const {
   Inputs given = in;
   if (in.hidden) given.hidden = in.hidden->detach();
   const IndexVectors rows = vectors(given);
-  const Visible visible = visible_keys(in);
+  const SeenKeys visible = visible_keys(in);
   std::vector<ops::BlockedKeys> keys;
   if (stage == Stage::selected) append(keys, *this, rows.k);
   std::vector<Tensor> losses;

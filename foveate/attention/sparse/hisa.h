@@ -24,7 +24,7 @@ struct IndexVectors {
 // Lk, D].  Without a state `hidden` must hold all keys (Lq = Lk).  Selection has no gradient; q, k, v have theirs
 // through the kept keys, and the indexer learns by loss().
 // Rows of the prompt and generated rows select alike: a row's own block is always kept, or scored by what the row sees.
-// Throws Error: a rule whose visible keys are no range for each query (documents, head windows, sinks beside a window).
+// Throws Error: a rule that seen_keys() does not take.
 struct Hisa {
   static constexpr std::string_view name = "hisa";
   static constexpr std::string_view summary =
@@ -54,7 +54,8 @@ struct Hisa {
     visit("pooling", self.pooling, any(), "how a block's keys are summed up");
     visit("heads", self.heads, at_least(1), "heads of the indexer");
     visit("dim", self.dim, at_least(1), "dims of its queries and keys");
-    visit("rope_dims", self.rope_dims, at_least(0), "of them that are rotated, even; 0: as many as the model rotates");
+    visit("rope_dims", self.rope_dims, at_least(0),
+          "of them that are rotated, even; 0: as many as the model rotates, or all");
     visit("hadamard", self.hadamard, any(), "spreads outliers over all dims before rounding; dim a power of two");
     visit("dtype", self.dtype, any(), "how index vectors are rounded; e4m3 has a scale for each");
     visit("power_of_two", self.power_of_two, any(), "scales of e4m3 are rounded up to powers of two (ue8m0)");
@@ -67,7 +68,7 @@ struct Hisa {
   std::unique_ptr<State> make_state(const StateOptions& options) const;
 
   // Index vectors of rows: queries read `query_input` [B, L, query width], keys and weights `hidden` [B, L, width].
-  // They differ in models with a low-rank query (mla.h).  positions [L] int64.  Differentiable.
+  // They differ in models with a low-rank query (mla.h).  positions as Rotary::rotate takes them.  Differentiable.
   IndexVectors vectors(const at::Tensor& query_input, const at::Tensor& hidden, const Learned& parts,
                        const ops::Rotary* rotary, const at::Tensor& positions) const;
   IndexVectors vectors(const Inputs& in) const;  // both are in.hidden

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "foveate/attention/dense.h"
 #include "foveate/attention/sparse/hyper_groups.h"
 #include "foveate/base/random.h"
 #include "foveate/ops/merge/merge.h"
@@ -45,7 +46,7 @@ int64_t checked_start(const Hyper& o, const Inputs& in) {
           rule.window_right.value_or(0));
   require(!rule.window_right || start >= 0, "hyper: queries must not come before the first key, got position {}",
           start);
-  require(!in.score.landmarks, "hyper: landmarks are not supported, got some; choose landmark");
+  require(!in.score.landmarks, "hyper: landmarks are not supported, got some; leave them out");
   const ops::Score& s = in.score;
   require(o.residual != Residual::capped || !(s.bias || s.slopes || s.relative || s.leaky || s.dropout > 0),
           "hyper: residual=capped bounds plain products, got a bias, slopes, relative logits, leaky logits or dropout");
@@ -83,12 +84,22 @@ class HyperCall {
     in_.rule.window_left.reset();
     if (is_causal) add({leaf_rule(cut, in_, start), {}, {}});
     add_groups(cut);
-    if (!parts_.empty()) done_.push_back(ops::attend_parts(in_.q, in_.k, in_.v, parts_, in_.score));
+    if (!parts_.empty())
+      done_.push_back(ops::attend_parts(in_.q, in_.k, in_.v, parts_, in_.score));
+    else if (in_.score.sink)
+      done_.push_back(sink_alone());
     return {done_.size() == 1 ? done_[0] : ops::merge_by_lse(done_), std::move(plans_), is_estimate_};
   }
 
  private:
   Result exact() const { return {ops::attend(in_.q, in_.k, in_.v, in_.rule, in_.score), {in_.rule}, false}; }
+
+  // One key of the sink's logit and a value of 0.
+  ops::Attended sink_alone() const {
+    const ops::Attended& like = done_[0];
+    const Tensor lse = in_.score.sink->to(like.lse.scalar_type()).view({1, -1, 1}).expand(like.lse.sizes());
+    return {at::zeros_like(like.out), lse};
+  }
 
   void add(ops::Part part) {
     plans_.push_back(part.plan);
@@ -148,7 +159,7 @@ class HyperCall {
     in_.k = ops::widened(in_.k, in_.q.scalar_type()), in_.v = ops::widened(in_.v, in_.q.scalar_type());
     const TokenPlan plan = block_plan(group, in_.rule);
     ops::Score score = in_.score;
-    score.sink.reset();  // joins in the leaves
+    score.sink.reset();  // joins once, behind
     const ops::Attended block = ops::attend(in_.q, in_.k, in_.v, plan, score);
     done_.push_back(block);
     plans_.push_back(plan);
@@ -256,7 +267,9 @@ ops::Attended hyper_attention(const Hyper& o, const Inputs& in, const HyperDraws
   return run(o, in, draws).attended;
 }
 
-Attended Hyper::attend(const Inputs& in) const {
+Attended Hyper::attend(const Inputs& in) const { return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in); }
+
+Attended Hyper::attend_prompt(const Inputs& in) const {
   const Result r = run(*this, in, hyper_draws(*this, in.q.size(3), in.layer));
   Attended attended{r.attended.out, std::nullopt, {}};
   if (!r.is_estimate) attended.lse = r.attended.lse;

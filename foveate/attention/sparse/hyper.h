@@ -17,20 +17,21 @@ namespace foveate::attention {
 // `sample_size` keys drawn from the rectangle, each of which stands for keys / sample_size of those outside of the
 // block: a drawn key of the query's own block counts nothing.  Sums of weights are without bias.  Causal attention over
 // n tokens is that over each half and the rectangle of the second half's queries and the first half's keys, halved
-// until at most min_seq_len tokens are left, which attend exactly, as do rectangles of fewer than min_seq_len rows. The
-// rectangles of one depth run together; keys are hashed, sorted and drawn once per key head.
+// until at most min_seq_len tokens are left, which attend exactly, as do calls of fewer than min_seq_len queries.  The
+// rectangles of one depth run together; keys are hashed, sorted and drawn once per key head.  A sink joins once, exact.
+// Generated rows are dense.
 //
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Causal rules and full ones; keys that a chunk of queries finds in a cache
 // are a rectangle.  Where key_lengths cut keys off, each sample of the batch runs alone.  A layer whose own window
 // hides keys is exact under it: that is linear already.  Order and samples are constants; gradients are those of the
 // estimate, lse included, for q, k, v and the terms of the score.  (Of residual=vnorm too: gradients through its
 // weights with fixed samples would have a bias.)  lse estimates that of all keys, so a mechanism's Attended has none
-// where something was sampled; hyper_attention gives it. Samples and projections follow from seed, layer, batch, and
-// depth alone: another seed draws anew. Deviations from the release, as options: gray=reference orders bins as
-// released; same_block_mask=false counts drawn keys of the own block twice (the release's CUDA form).  Not as released:
-// nothing is padded with zero rows that count; weights have gradients in every dtype; a rectangle with one block of
-// queries and several of keys is sampled too. Throws Error: options that contradict each other, no key, rules with
-// documents, row ranges, head windows or later keys in part, landmarks.
+// where something was sampled; hyper_attention gives it.  Samples and projections follow from seed, layer, place in the
+// batch and depth alone: another seed draws anew.  Deviations from the release, as options: gray=reference orders bins
+// as released; same_block_mask=false counts drawn keys of the own block twice (the release's CUDA form).  Not as
+// released: nothing is padded with zero rows that count; weights have gradients in every dtype; a rectangle with one
+// block of queries and several of keys is sampled too.  Throws Error: options that contradict each other, no key, rules
+// with documents, row ranges, head windows or later keys in part, landmarks.
 struct Hyper {
   static constexpr std::string_view name = "hyper";
   static constexpr std::string_view summary =
@@ -67,6 +68,7 @@ struct Hyper {
   void validate() const;
 
   Attended attend(const Inputs& in) const;
+  Attended attend_prompt(const Inputs& in) const;
   std::unique_ptr<State> make_state(const StateOptions& options) const;
 };
 

@@ -53,9 +53,12 @@ TokenPlan sortlsh_mask(const Hyper& o, const Tensor& q, const Tensor& k, const T
   return block_plan(sort_all(o, q, k, projections), Rule::full());
 }
 
-Tensor heavy_mass(const Tensor& q, const Tensor& k, const Plan& mask, const Plan& all, const ops::Score& score) {
+Tensor heavy_mass(const Tensor& q, const Tensor& k, const TokenPlan& mask, const Rule& all, const ops::Score& score) {
   const at::NoGradGuard no_grad;
-  return ops::attention_sums(q, k, lse_of(q, k, all, score), mask, score, {.by = ops::SumBy::row}).mean(2);
+  TokenPlan shown = mask;
+  shown.rule = all;
+  shown.rule.query_order = mask.rule.query_order;
+  return ops::attention_sums(q, k, lse_of(q, k, all, score), shown, score, {.by = ops::SumBy::row}).mean(2);
 }
 
 Tensor hyper_kappa(const Hyper& o, const Tensor& q, const Tensor& k, const Tensor& projections,
@@ -90,7 +93,9 @@ Tensor operator_norm(const Tensor& x) {
 
 Tensor attention_norm(const Tensor& q, const Tensor& k, const Plan& plan, const ops::Score& score) {
   const auto type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor queries = q.detach().to(type), keys = k.detach().to(type).repeat_interleave(q.size(1) / k.size(1), 1);
+  const Tensor queries = q.detach().to(type), keys = k.detach().to(type);
+  const Tensor head = at::arange(q.size(1), at::kLong);
+  const ops::HeadMap own_values{.keys = head.div(q.size(1) / k.size(1), "floor"), .values = head};
   // P has no negative entry, nor has its first singular vector: ones are not orthogonal to it
   Tensor x = at::ones({q.size(0), q.size(1), k.size(2), 1}, keys.options());
   Tensor norm = at::zeros({q.size(0), q.size(1)}, keys.options());
@@ -99,7 +104,7 @@ Tensor attention_norm(const Tensor& q, const Tensor& k, const Plan& plan, const 
   for (int round = 0; round < kMostRounds; ++round) {
     x = (x / x.norm(2, {2}, true)).detach().requires_grad_();
     const at::AutoGradMode with_gradients(true);
-    const Tensor y = ops::attend(queries, keys, x, plan, score).out;
+    const Tensor y = ops::attend(queries, keys, x, plan, score, own_values).out;
     y.backward(y.detach());  // P^T y
     const Tensor next = y.detach().norm(2, {2, 3});
     const double change = ((next - norm).abs() / next).max().item<double>();

@@ -16,9 +16,9 @@ at::Tensor hyper_alpha(const at::Tensor& q, const at::Tensor& k, const Plan& pla
 // blocks.
 TokenPlan sortlsh_mask(const Hyper& options, const at::Tensor& q, const at::Tensor& k, const at::Tensor& projections);
 
-// The mean over rows of the share of the softmax over `all` that falls on keys of the mask: [B, Hq].  Uniform attention
-// has block_size / Lk.
-at::Tensor heavy_mass(const at::Tensor& q, const at::Tensor& k, const Plan& mask, const Plan& all,
+// The mean over rows of the share of the softmax over what `all` shows that falls on keys that the mask lists and `all`
+// shows: [B, Hq].  Uniform attention over all keys has block_size / Lk.
+at::Tensor heavy_mass(const at::Tensor& q, const at::Tensor& k, const TokenPlan& mask, const Rule& all,
                       const ops::Score& score = {});
 
 // kappa = the largest over the smallest sum of exp(logit) over the keys outside of a row's own block of the sortLSH

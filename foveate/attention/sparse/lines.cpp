@@ -12,7 +12,8 @@ LineSums line_sums(const Inputs& asking, const at::Tensor& lse) {
   const auto sums = [&](ops::SumBy by) {
     return ops::attention_sums(asking.q, asking.k, lse.detach(), asking.rule, asking.score, {.by = by});
   };
-  return {sums(ops::SumBy::key), sums(ops::SumBy::diagonal)};
+  const SeenKeys text = shown_keys(without_windows(asking.rule), asking.q.size(2), asking.k.size(2), "lines");
+  return {sums(ops::SumBy::key), sums(ops::SumBy::diagonal), text.start.select(1, text.start.size(1) - 1)};
 }
 
 LineSums line_sums_of_last(const Inputs& in, int64_t count) {

@@ -9,9 +9,11 @@ namespace foveate::attention {
 struct LineSums {
   at::Tensor columns;    // [B, Hq, Lk] fp32 (fp64 for fp64): the attention each key gets
   at::Tensor distances;  // [B, Hq, Lk]: the attention to keys 0, 1, .. before the query
+  at::Tensor first_key;  // [B|1] int64: of the asking queries' text
 };
 
-// Summed over the rows of `asking`; lse [B, Hq, rows] is theirs over all that the rule shows.  No L x L.
+// Summed over the rows of `asking`, which read one text; lse [B, Hq, rows] is theirs over all that the rule shows.  No
+// L x L.
 LineSums line_sums(const Inputs& asking, const at::Tensor& lse);
 
 // The same of the last `count` rows of a call, or of all where there are fewer.

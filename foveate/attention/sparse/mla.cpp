@@ -5,6 +5,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/einsum.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/promote_types.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/sigmoid.h>
 
@@ -38,8 +39,13 @@ Tensor legal_entries(const Tensor& index, int64_t keys, const SparseMlaOptions& 
   return list.masked_fill(legal.logical_not(), -1).to(at::kInt);
 }
 
+at::ScalarType wide(const Tensor& x) { return at::promote_types(x.scalar_type(), at::kFloat); }
+
+// In fp32, rounded once.
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double epsilon) {
-  return x * at::rsqrt(x.square().mean(-1, true) + epsilon) * weight;
+  const Tensor all = x.to(wide(x));
+  const Tensor normed = all * at::rsqrt(all.square().mean(-1, true) + epsilon) * weight.to(all.scalar_type());
+  return normed.to(x.scalar_type());
 }
 
 // Channels 2i and 2i + 1 turn together; x [S, H, D].
@@ -85,9 +91,9 @@ SparseMla sparse_mla(const Tensor& q, const Tensor& kv, const Tensor& index, con
   const Tensor empty = lse.detach().eq(-kInfinity);
   lse = lse.masked_fill(empty, kInfinity);
   if (o.sink) out = (out * at::sigmoid(lse.masked_fill(empty, 0) - *o.sink).unsqueeze(2)).to(out.scalar_type());
-  const Tensor logits = ops::pair_scores(heads.detach(), keys.detach(), list, o.scale);
-  const Tensor max = list.size(3) ? logits.amax(3).squeeze(0).t() : lse.detach().mul(-1);  // no entry: -inf
-  return {out, lse, max};
+  if (!o.wants_max) return {out, lse, std::nullopt};
+  if (list.size(3) == 0) return {out, lse, lse.detach().mul(-1)};  // no entry: -inf
+  return {out, lse, ops::pair_scores(heads.detach(), keys.detach(), list, o.scale).amax(3).squeeze(0).t()};
 }
 
 double yarn_scale(int64_t dim, double factor) {
@@ -128,7 +134,7 @@ std::vector<LearnedPart> mla_parts(const MlaShape& s, int64_t width, int64_t que
 
 MlaRows mla_rows(const Tensor& hidden, const Learned& parts, const MlaShape& s, const ops::Rotary& rotary,
                  const Tensor& positions) {
-  const ops::Rotation turn = rotary.rotation(positions, hidden.scalar_type());
+  const ops::Rotation turn = rotary.rotation(positions, wide(hidden));
   const Tensor low_rank = rms_norm(at::linear(hidden, part(parts, "q_down")), part(parts, "q_norm"), s.epsilon);
   const Tensor q = at::linear(low_rank, part(parts, "q_up")).unflatten(1, {s.heads, s.plain + s.rotated});
   const Tensor down = at::linear(hidden, part(parts, "kv_down"));

@@ -16,12 +16,13 @@ struct SparseMlaOptions {
   std::optional<at::Tensor> topk_length;  // [S] int64: only the first so many entries of a list count
   std::optional<at::Tensor> sink;         // floating point [H]: out *= sigmoid(lse - sink)
   bool causal = true;                     // query i is at N - S + i and sees no later key
+  bool wants_max = false;                 // the largest logits too: [S, H, K] numbers in memory
 };
 
 struct SparseMla {
-  at::Tensor out;  // [S, H, value_dim]
-  at::Tensor lse;  // [S, H] natural log, without the sink
-  at::Tensor max;  // [S, H] largest logit, without a gradient
+  at::Tensor out;                 // [S, H, value_dim]
+  at::Tensor lse;                 // [S, H] natural log, without the sink
+  std::optional<at::Tensor> max;  // [S, H] largest logit, without a gradient; where it was asked for
 };
 
 // out_i = sum over s of softmax(scale * q_i . kv_s) kv_s[: value_dim], s over the keys that `index` lists: entries < 0,

@@ -34,30 +34,8 @@ at::Tensor wide(const at::Tensor& rows) {
   return x.to(wide_type(x));
 }
 
-// Keys that a row may see at all: [low, high), each [B|1, 1, Lq] int64.
-struct Reach {
-  at::Tensor low, high;
-};
-
-Reach reach_of(const Rule& rule, int64_t queries, int64_t keys) {
-  require(rule.window_right == 0 && !rule.query_documents && !rule.key_documents && !rule.head_window &&
-              !rule.query_order && rule.sinks == 0,
-          "nsa: the model's rule must be causal, without documents, head_window, query_order or sinks");
-  const int64_t start = rule.query_start.value_or(keys - queries);
-  const at::Tensor position = at::arange(start, start + queries, at::kLong).view({1, 1, -1});
-  at::Tensor low = at::zeros({1, 1, queries}, at::kLong), high = (position + 1).clamp_(0, keys);
-  if (rule.window_left) low = at::maximum(low, position - *rule.window_left);
-  for (const auto* end : {&rule.row_start, &rule.row_end})
-    require(!*end || (*end)->size(1) == 1, "nsa: row_start and row_end must be the same for all heads, got {} heads",
-            *end ? (*end)->size(1) : 1);
-  if (rule.row_start) low = at::maximum(low, *rule.row_start);
-  if (rule.row_end) high = at::minimum(high, *rule.row_end);
-  if (rule.key_lengths) high = at::minimum(high, rule.key_lengths->view({-1, 1, 1}));
-  return {low, high};
-}
-
 // The keys of the selected blocks and of the window, each once: what the two branches look at.
-RunPlan union_of(const Nsa& o, const at::Tensor& index, const Reach& reach, const Rule& rule) {
+RunPlan union_of(const Nsa& o, const at::Tensor& index, const SeenKeys& seen, const Rule& rule) {
   const int64_t first = *rule.query_start;
   const at::Tensor position = at::arange(first, first + index.size(2), at::kLong).view({1, 1, -1, 1});
   const at::Tensor latest = (position + (1 - o.window)).clamp_min_(0), start = index * o.block;
@@ -65,14 +43,15 @@ RunPlan union_of(const Nsa& o, const at::Tensor& index, const Reach& reach, cons
   const auto one = [&](const at::Tensor& t) {
     return t.expand({index.size(0), index.size(1), index.size(2), 1}).to(at::kInt);
   };
-  const at::Tensor starts = at::cat({start.to(at::kInt), one(at::maximum(latest, reach.low.unsqueeze(3)))}, 3);
+  const at::Tensor starts =
+      at::cat({start.to(at::kInt), one(at::maximum(latest, seen.start.unsqueeze(1).unsqueeze(3)))}, 3);
   return {.query_block = 1, .start = starts, .end = at::cat({end.to(at::kInt), one(position + 1)}, 3), .rule = rule};
 }
 
-Rule windows_rule(const Nsa& o, const Reach& reach) {
+Rule windows_rule(const Nsa& o, const SeenKeys& seen) {
   Rule rule = Rule::full();
-  rule.row_start = (reach.low + (o.stride - 1)).div(o.stride, "floor");
-  rule.row_end = (reach.high - o.compress).div(o.stride, "floor").add_(1).clamp_min_(0);
+  rule.row_start = (seen.start + (o.stride - 1)).div(o.stride, "floor").unsqueeze(1);
+  rule.row_end = (seen.end - o.compress).div(o.stride, "floor").add_(1).clamp_min_(0).unsqueeze(1);
   return rule;
 }
 
@@ -82,11 +61,11 @@ void by_type(const at::Tensor& t, Use&& use) {
 }
 
 // Scores [B, Hkv, rows, blocks]: +inf where a row takes a block in any case, -inf where it sees nothing of it.  A row
-// sees keys [low, high), the first blocks count from the start of its text: each [B|1, 1, rows].
+// sees keys [low, high), the first blocks count from the start of its text: each [B|1, rows].
 void mark_blocks(const Nsa& o, const at::Tensor& scores, const at::Tensor& low, const at::Tensor& high,
                  const at::Tensor& text_start) {
   const int64_t batch = scores.size(0), kv_heads = scores.size(1), rows = scores.size(2), all = scores.size(3);
-  const auto numbers = [&](const at::Tensor& t) { return t.expand({batch, 1, rows}).contiguous(); };
+  const auto numbers = [&](const at::Tensor& t) { return t.expand({batch, rows}).contiguous(); };
   const at::Tensor lows = numbers(low), highs = numbers(high), starts = numbers(text_start);
   by_type(scores, [&]<class T>(T) {
     T* score = scores.mutable_data_ptr<T>();
@@ -199,8 +178,9 @@ at::Tensor Nsa::select(const at::Tensor& q, const at::Tensor& keys, const at::Te
   const at::NoGradGuard no_gradients;
   const int64_t queries = q.size(2), kv_heads = keys.size(1), all = (length + block - 1) / block;
   const int64_t start = rule.query_start.value_or(length - queries);
-  const Reach reach = reach_of(rule, queries, length);
-  const Rule windows = windows_rule(*this, reach);
+  const SeenKeys seen_by = seen_keys(rule, queries, length, name);
+  const at::Tensor text_start = seen_keys(without_windows(rule), queries, length, name).start;
+  const Rule windows = windows_rule(*this, seen_by);
   std::vector<at::Tensor> chosen;
   for (int64_t first = 0; first < queries || first == 0; first += kRowsAtOnce) {
     const int64_t count = std::min(kRowsAtOnce, queries - first);
@@ -215,9 +195,8 @@ at::Tensor Nsa::select(const at::Tensor& q, const at::Tensor& keys, const at::Te
         ops::attention_sums(rows(q), keys.narrow(2, 0, seen), rows(lse), part, part_score,
                             {.by = ops::SumBy::block, .query_block = 1, .key_block = 1});  // [B, Hq, count, windows]
     const at::Tensor scores = block_scores(probabilities, kv_heads, all);
-    const at::Tensor text_start =
-        rule.row_start ? rows(*rule.row_start).clamp_min(0) : at::zeros({1, 1, count}, at::kLong);
-    mark_blocks(*this, scores, rows(reach.low), rows(reach.high), text_start);
+    const auto of_rows = [&](const at::Tensor& t) { return t.narrow(1, first, count); };
+    mark_blocks(*this, scores, of_rows(seen_by.start), of_rows(seen_by.end), of_rows(text_start));
     chosen.push_back(ops::select_top(scores, blocks));
   }
   return chosen.size() == 1 ? chosen[0] : at::cat(chosen, 2);
@@ -229,10 +208,10 @@ Attended nsa(const at::Tensor& q, const NsaBranches& branches, const std::option
   const int64_t queries = q.size(2), keys = branches.selected.k.size(2);
   Rule placed = rule;
   placed.query_start = rule.query_start.value_or(keys - queries);
-  const Reach reach = reach_of(placed, queries, keys);
+  const SeenKeys seen_by = seen_keys(placed, queries, keys, Nsa::name);
   const NsaBranch& c = branches.compressed;
   const ops::Score of_windows = windows_score(o, score, q, c.k.size(2));
-  const ops::Attended windows = ops::attend(q, c.k, c.v, windows_rule(o, reach), of_windows);
+  const ops::Attended windows = ops::attend(q, c.k, c.v, windows_rule(o, seen_by), of_windows);
   const at::Tensor index = o.select(q.detach(), c.k.detach(), windows.lse.detach(), keys, placed, of_windows);
   const BlockPlan plan{.query_block = 1,
                        .key_block = o.block,
@@ -245,8 +224,9 @@ Attended nsa(const at::Tensor& q, const NsaBranches& branches, const std::option
   if (!gates) return {selected.out, selected.lse, {{0, queries, plan}}};
   Rule latest = placed;
   latest.window_left = std::min(placed.window_left.value_or(o.window - 1), o.window - 1);
+  latest.sinks = 0;
   const ops::Attended window = ops::attend(q, branches.window.k, branches.window.v, latest, score);
-  const RunPlan seen = union_of(o, index, reach, placed);
+  const RunPlan seen = union_of(o, index, seen_by, placed);
   const auto weighed = [&](const at::Tensor& out, int64_t branch) { return out * gates->narrow(3, branch, 1); };
   const at::Tensor out = weighed(windows.out, 0) + weighed(selected.out, 1) + weighed(window.out, 2);
   return {out.to(q.scalar_type()), std::nullopt, {{0, queries, seen}}};
@@ -273,6 +253,19 @@ std::vector<LearnedPart> Nsa::learned_parts(const LayerShape& shape) const {
   return parts;
 }
 
+namespace {
+
+// [B|1, Lk]: keys without a query of their own count with the last query's text.
+at::Tensor key_positions(const Inputs& in) {
+  const int64_t queries = in.q.size(2), keys = in.k.size(2);
+  const at::Tensor index = at::arange(keys, at::kLong).unsqueeze(0);
+  if ((!in.rule.row_start && !in.rule.key_documents) || queries == 0) return index;
+  const SeenKeys text = seen_keys(without_windows(in.rule), queries, keys, Nsa::name);
+  return index - (queries == keys ? text.start : text.start.narrow(1, queries - 1, 1));
+}
+
+}  // namespace
+
 NsaBranch Nsa::compressed(const Inputs& in, int64_t first) const {
   NsaPhi keys, values;
   if (phi != Phi::mean) keys.positions = learned(in, name, "key_positions");
@@ -286,9 +279,13 @@ NsaBranch Nsa::compressed(const Inputs& in, int64_t first) const {
   const at::Tensor v = in.v.narrow(2, from, rows);
   at::Tensor k = in.k.narrow(2, from, rows);
   const bool turns = rope == Rope::after && in.rotary;
-  if (turns) k = in.rotary->rotate(wide(k), -at::arange(from, from + rows, at::kLong));
+  at::Tensor positions;  // of the rows in their texts
+  if (turns) {
+    positions = key_positions(in).narrow(1, from, rows);
+    k = in.rotary->rotate(wide(k), -positions);
+  }
   at::Tensor summed_k = summed(k, keys);
-  if (turns) summed_k = in.rotary->rotate(summed_k, (at::arange(summed_k.size(2), at::kLong) + first) * stride);
+  if (turns) summed_k = in.rotary->rotate(summed_k, positions.slice(1, 0, summed_k.size(2) * stride, stride));
   return {summed_k.to(in.q.scalar_type()), summed(v, values).to(in.q.scalar_type())};
 }
 
@@ -339,13 +336,15 @@ class NsaState final : public CachedState {
     Snapshot windows;
     for (const auto& [part, tensor] : snapshot)
       if (part.starts_with("windows.")) windows[part.substr(8)] = tensor;
-    CachedState::load(snapshot);
-    windows_.load(windows);
-    const int64_t wanted = nsa_.windows_of(length()), got = windows_.length();
-    if (got == wanted) return;
-    cache_.load({});
     windows_.load({});
-    fail("nsa: a saved state of these options must have {} windows, got {}", wanted, got);
+    CachedState::load(snapshot);
+    try {
+      load_windows(windows);
+    } catch (const Error&) {
+      cache_.load({});
+      windows_.load({});
+      throw;
+    }
   }
 
   int64_t bytes() const override { return CachedState::bytes() + windows_.bytes(); }
@@ -356,6 +355,18 @@ class NsaState final : public CachedState {
   }
 
  private:
+  void load_windows(const Snapshot& saved) {
+    const int64_t wanted = nsa_.windows_of(length());
+    if (wanted > 0) {
+      const at::Tensor k = cache_.k(), v = cache_.v();
+      saved_part(saved, "nsa: windows", "k", {k.size(0), k.size(1), wanted, ops::row_dim(k)});
+      saved_part(saved, "nsa: windows", "v", {v.size(0), v.size(1), wanted, ops::row_dim(v)});
+    }
+    windows_.load(saved);
+    require(windows_.length() == wanted, "nsa: a saved state of these options must have {} windows, got {}", wanted,
+            windows_.length());
+  }
+
   Nsa nsa_;
   KvCache windows_{CacheType::model};
 };

@@ -38,13 +38,13 @@ struct NsaBranches {
 // and out = g_c O_c + g_s O_s + g_w O_w with gates g = sigmoid(gate . hidden), three for each token and query head.  A
 // row without a window: O_c = 0.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D | Dv].  The choice has no gradient; everything else has: q, k, v, phi, gates.
-// Keys out of reach of the model's own rule (window_left, row_start, row_end, key_lengths) make their windows invisible
-// and are no candidates; windows and blocks count from key 0.  A sink logit joins all three softmaxes; a window's bias
-// is the mean of its tokens', its slope counts from its middle. The state keeps the summed-up windows beside the cache.
-// The variant of fla-org: compress=64,stride=64,phi=mean,rope=before,first_blocks=0,local_blocks=1 (its own block,
-// which scores 1 there, is always taken here). Throws Error: sizes that do not divide, forced blocks over `blocks`,
-// missing learned parts, a rule that is not causal or has documents, head_window, sinks or query_order, relative,
-// landmark or leaky logits.
+// Keys that the model's own rule hides (windows, padding, documents) make their windows invisible and are no
+// candidates; windows and blocks count from key 0, first blocks from a row's first key.  A sink logit joins all three
+// softmaxes; a window's bias is the mean of its tokens', its slope counts from its middle. The state keeps the
+// summed-up windows beside the cache. The variant of fla-org:
+// compress=64,stride=64,phi=mean,rope=before,first_blocks=0,local_blocks=1 (its own block, which scores 1 there, is
+// always taken here). Throws Error: sizes that do not divide, forced blocks over `blocks`, missing learned parts, a
+// rule that seen_keys() does not take, relative, landmark or leaky logits.
 struct Nsa {
   static constexpr std::string_view name = "nsa";
   static constexpr std::string_view summary =

@@ -55,22 +55,6 @@ Tensor own_bounds(const Quest& o, const Tensor& x, const Tensor& k, const Part& 
   return (x.unflatten(1, {k.size(1), -1}) * running.unsqueeze(2)).sum(-1, true).flatten(1, 2);
 }
 
-// [.., rows, pages] bool: pages with no key that a row may see.
-Tensor hidden_pages(const Quest& o, const Inputs& in, const Part& rows, int64_t first, int64_t pages, int64_t heads) {
-  const Tensor page = at::arange(pages, at::kLong);
-  Tensor hidden = page.gt(rows.own);
-  if (const auto left = in.rule.window_left) {
-    const Tensor oldest = (rows.position - *left).clamp_min_(0).div(o.page, "floor");
-    hidden = hidden.logical_or_(page.lt(oldest).logical_and_(page.mul(o.page).ge(in.rule.sinks)));
-  }
-  const auto of_rows = [&](const Tensor& bound) { return bound.narrow(2, first, rows.count).unsqueeze(3); };
-  if (const auto& start = in.rule.row_start; start && (start->size(1) == 1 || start->size(1) == heads))
-    hidden = hidden.logical_or((page + 1).mul_(o.page).le(of_rows(*start)));
-  if (const auto& end = in.rule.row_end; end && (end->size(1) == 1 || end->size(1) == heads))
-    hidden = hidden.logical_or(page.mul(o.page).ge(of_rows(*end)));
-  return hidden;
-}
-
 }  // namespace
 
 int64_t Quest::pages() const { return std::max(least_pages, budget / page); }
@@ -84,12 +68,12 @@ Tensor Quest::summaries(const Tensor& k) const {
 
 Attended Quest::attend_pages(const Inputs& in, const Tensor& summaries) const {
   validate();
-  check_block_rule(in.rule, name);
   const int64_t queries = in.q.size(2), keys = in.k.size(2), all = summaries.size(2);
   const int64_t start = in.rule.query_start.value_or(keys - queries);
   if (queries == 0 || all <= pages()) return Dense{}.attend(in);
   require(start >= 0 && start + queries <= keys, "quest: queries must sit at keys 0 .. {}, got {} from {} on", keys - 1,
           queries, start);
+  const BlockGrid grid(in, 1, page, name);
   constexpr int64_t kMostScores = int64_t{1} << 21;  // held at a time
   const int64_t step = std::max<int64_t>(1, kMostScores / std::max<int64_t>(1, in.q.size(0) * in.q.size(1) * all));
   std::vector<Tensor> lists;
@@ -103,21 +87,13 @@ Attended Quest::attend_pages(const Inputs& in, const Tensor& summaries) const {
       const Tensor own = own_bounds(*this, x, in.k, rows);
       scores.scatter_(3, rows.own.expand({own.size(0), own.size(1), -1, 1}), own);
     }
-    const Tensor hidden = hidden_pages(*this, in, rows, first, all, x.size(1));
+    const Tensor hidden = grid.seen(grid.span(first, rows.count)).logical_not_();
     std::optional<Tensor> forced;
     if (force_latest) forced = at::arange(all, at::kLong).eq(rows.own);
     lists.push_back(ops::select_top(scores, pages(), {.forced = forced, .banned = hidden}));
   }
   const Tensor index = lists.size() == 1 ? lists[0] : at::cat(lists, 2);
-  BlockPlan plan{.query_block = 1,
-                 .key_block = page,
-                 .count = index.ge(0).sum(c10::IntArrayRef{-1}, false, at::kInt),
-                 .index = index,
-                 .full_count = {},
-                 .full_index = {},
-                 .rule = in.rule};
-  const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
-  return {attended.out, attended.lse, {{0, queries, std::move(plan)}}};
+  return attend_blocks(grid, index, in);
 }
 
 Attended Quest::attend(const Inputs& in) const {
@@ -160,7 +136,7 @@ class QuestState final : public CachedState {
   int64_t read_bytes() const override {
     const int64_t all = (length() + quest_.page - 1) / quest_.page;
     if (all <= quest_.pages()) return CachedState::read_bytes();
-    return quest_.pages() * quest_.page * cache_.token_bytes() + all * pages_.chunk_bytes();
+    return std::min(seen(), quest_.pages() * quest_.page) * cache_.token_bytes() + all * pages_.chunk_bytes();
   }
 
  private:

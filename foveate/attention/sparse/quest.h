@@ -17,11 +17,11 @@ namespace foveate::attention {
 // new row behind other keys.  With rows=each every row of every call goes by pages, as if it were generated: for
 // training, and to see what decoding would lose.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Selection has no gradient; q, k, v have theirs through the kept pages.
-// Inside a layer's own window and a row's range of keys: pages outside are no candidates.
+// Pages of which a row sees no key (the layer's own window, padding, documents) are no candidates.
 // Published: page=16, budget 512 to 4096, the first two layers dense: dense@0-1;quest@2-29.
 // Deviation from the release: force_latest=false lets the row's own page compete as any other, as released.
-// Throws Error: options out of range, a rule that is not causal or has key_lengths or query_order where pages are
-// chosen, more queries than keys there.
+// Throws Error: options out of range, a rule that BlockGrid does not take or more queries than keys, where pages are
+// chosen.
 struct Quest {
   static constexpr std::string_view name = "quest";
   static constexpr std::string_view summary =

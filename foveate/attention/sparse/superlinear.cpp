@@ -71,30 +71,11 @@ constexpr double kEmptyPart = -1e30;  // in place of the lse -inf of a part with
 
 int64_t start_of(const Inputs& in) { return in.rule.query_start.value_or(in.k.size(2) - in.q.size(2)); }
 
-// The keys [first, end) that each row may see, [B|1, Lq] int64.
-struct Seen {
-  Tensor first, end;
-};
-
-Seen seen_of(const Inputs& in) {
-  const Rule& rule = in.rule;
-  require(!rule.query_documents && !rule.key_documents && rule.sinks == 0 && !rule.head_window && !in.score.landmarks,
-          "superlinear: rows must see one range of keys, got documents, sinks, head windows or landmarks; use dense");
-  const int64_t keys = in.k.size(2), queries = in.q.size(2), start = start_of(in);
-  const auto rows = [](const Tensor& t) {
-    require(t.size(1) == 1, "superlinear: rows must be the same for all heads, got ranges of {} heads", t.size(1));
-    return t.select(1, 0);
-  };
-  const Tensor behind = at::arange(start, start + queries, at::kLong).view({1, -1}) + 1;
-  Seen seen{rule.window_left ? (behind - 1 - *rule.window_left).clamp_min(0) : at::zeros_like(behind),
-            behind.clamp_max(keys)};
-  if (rule.row_start) seen.first = at::maximum(seen.first, rows(*rule.row_start));
-  if (rule.row_end) seen.end = at::minimum(seen.end, rows(*rule.row_end));
-  require(rule.window_right == 0 || (rule.row_end && rows(*rule.row_end).le(behind).all().item<bool>()),
-          "superlinear: attention must be causal, got rows that see later keys; use dense there");
-  if (rule.key_lengths) seen.end = at::minimum(seen.end, rule.key_lengths->view({-1, 1}));
-  const int64_t batch = std::max(seen.first.size(0), seen.end.size(0));
-  return {seen.first.expand({batch, -1}).contiguous(), seen.end.expand({batch, -1}).contiguous()};
+SeenKeys seen_of(const Inputs& in) {
+  require(!in.score.landmarks, "superlinear: landmarks have no meaning for spans, got some; use dense");
+  const SeenKeys seen = seen_keys(in.rule, in.q.size(2), in.k.size(2), Superlinear::name);
+  const int64_t batch = std::max(seen.start.size(0), seen.end.size(0));
+  return {seen.start.expand({batch, -1}).contiguous(), seen.end.expand({batch, -1}).contiguous()};
 }
 
 // Distances of the anchors of a query that sees at most `most` keys.
@@ -106,7 +87,7 @@ std::vector<int64_t> distances_of(const Superlinear& o, int64_t most) {
 
 // One row searches keys that lie far apart: of 8-bit rows these alone are widened.
 Tensor search_one(const Superlinear& o, const Tensor& q, const Tensor& k, int64_t position,
-                  std::span<const int64_t> distances, const Seen& seen) {
+                  std::span<const int64_t> distances, const SeenKeys& seen) {
   std::vector<int64_t> keys;
   for (auto distance = distances.rbegin(); distance != distances.rend(); ++distance)
     if (position - *distance >= 0 && position - *distance < k.size(2)) keys.push_back(position - *distance);
@@ -116,7 +97,7 @@ Tensor search_one(const Superlinear& o, const Tensor& q, const Tensor& k, int64_
   for (int64_t i = 1; i <= count; ++i) near.push_back(i);
   const Tensor own = ops::widened(k.index_select(2, at_keys), q.scalar_type());
   const auto below = [&](const Tensor& bound) { return at_keys.view({1, -1}).lt(bound).sum(1, true); };
-  const Tensor found = ops::search_stripes({q, own, near, count, below(seen.first), below(seen.end)}, o.num_spans);
+  const Tensor found = ops::search_stripes({q, own, near, count, below(seen.start), below(seen.end)}, o.num_spans);
   if (count == 0) return found;
   return at_keys.index({found.clamp_min(0)}).masked_fill(found.lt(0), -1);
 }
@@ -125,7 +106,7 @@ Tensor search_one(const Superlinear& o, const Tensor& q, const Tensor& k, int64_
 
 Spans choose_spans(const Superlinear& o, const Tensor& q_search, const Tensor& k_search, const Inputs& in) {
   const at::NoGradGuard no_grad;
-  const Seen seen = seen_of(in);
+  const SeenKeys seen = seen_of(in);
   const int64_t start = start_of(in), queries = in.q.size(2), window = o.window();
   const std::vector<int64_t> distances = distances_of(o, start + queries);
   Spans spans;
@@ -133,16 +114,16 @@ Spans choose_spans(const Superlinear& o, const Tensor& q_search, const Tensor& k
     spans.anchor = search_one(o, q_search, k_search, start, distances, seen);
   else
     spans.anchor = ops::search_stripes(
-        {q_search, ops::widened(k_search, q_search.scalar_type()), distances, start, seen.first, seen.end},
+        {q_search, ops::widened(k_search, q_search.scalar_type()), distances, start, seen.start, seen.end},
         o.num_spans);
   spans.start = at::zeros_like(spans.anchor), spans.end = at::zeros_like(spans.anchor);
   const int64_t heads = in.q.size(1);
-  const int64_t *firsts = seen.first.const_data_ptr<int64_t>(), *ends = seen.end.const_data_ptr<int64_t>();
+  const int64_t *firsts = seen.start.const_data_ptr<int64_t>(), *ends = seen.end.const_data_ptr<int64_t>();
   const int64_t* anchors = spans.anchor.const_data_ptr<int64_t>();
   int64_t *starts = spans.start.mutable_data_ptr<int64_t>(), *span_ends = spans.end.mutable_data_ptr<int64_t>();
   for (int64_t b = 0; b < in.q.size(0); ++b)
     for (int64_t i = 0; i < queries; ++i) {
-      const int64_t seen_row = (seen.first.size(0) == 1 ? 0 : b) * queries + i;
+      const int64_t seen_row = (seen.start.size(0) == 1 ? 0 : b) * queries + i;
       const int64_t first = firsts[seen_row], end = ends[seen_row], position = start + i;
       const int64_t tokens = position + 1 - first, backward = o.span_length(o.backward_factor, tokens),
                     forward = o.span_length(o.forward_factor, tokens), window_start = position + 1 - window;
@@ -236,6 +217,7 @@ Attended superlinear(const Superlinear& o, const Tensor& q_search, const Tensor&
   Inputs near = in;
   near.rule.query_start = start_of(in);
   near.rule.window_left = std::min(near.rule.window_left.value_or(window), std::max<int64_t>(window - 1, 0));
+  near.rule.sinks = 0;
   if (window == 0) near.rule.row_end = at::zeros({1, 1, queries}, at::kLong);
   const ops::Attended latest = ops::attend(near.q, near.k, near.v, near.rule, near.score);
   ops::Score score = in.score;
@@ -267,10 +249,7 @@ Attended Superlinear::attend(const Inputs& in) const {
           in.hidden->size(2), weight.dim(), weight.numel());
   Tensor q_search = at::linear(*in.hidden, weight.to(in.hidden->scalar_type())).to(in.q.scalar_type());
   q_search = q_search.unflatten(2, {in.q.size(1), in.q.size(3)}).transpose(1, 2);
-  if (in.rotary) {
-    const int64_t first = in.first_position.value_or(start_of(in));
-    q_search = in.rotary->rotate(q_search, at::arange(first, first + in.q.size(2), at::kLong));
-  }
+  if (in.rotary) q_search = in.rotary->rotate(q_search, text_positions(in, name));
   return superlinear(*this, q_search, in.k, in);
 }
 

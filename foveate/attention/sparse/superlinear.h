@@ -21,8 +21,7 @@ namespace foveate::attention {
 // adapter's `search_query` [Hq D, width] times the layer's input, rotated as q is.
 // Defaults are the released model's; its kernels' own: num_spans 3, backward 2, forward 0, powers 1/2.
 // covers() says whether some choice of anchors reaches every key: a configuration of which it is false may lose keys.
-// Throws Error: documents, sinks or head windows of the model, landmarks; not causal; ranges of keys that differ
-// between heads.
+// Throws Error: a rule that seen_keys() does not take, landmarks.
 struct Superlinear {
   static constexpr std::string_view name = "superlinear";
   static constexpr std::string_view summary =

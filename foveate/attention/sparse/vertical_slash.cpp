@@ -1,8 +1,10 @@
 #include "foveate/attention/sparse/vertical_slash.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <limits>
@@ -17,24 +19,28 @@ namespace {
 
 using at::Tensor;
 
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
 int64_t columns_of(const HeadPattern& p, const VerticalSlash& o) { return std::max(p.vertical, o.first_columns); }
 int64_t distances_of(const HeadPattern& p, const VerticalSlash& o) { return std::max(p.slash, o.first_distances / 2); }
 
-// [B, Hq, longest] from sums [B, Hq, Lk] whose first `forced` entries come before all others.
+// [B, Hq, longest] from sums [B, Hq, Lk] of which `forced` entries from `first` [B|1] on come before all others.
 template <class CountOf>
-Tensor select_lines_of(const Tensor& sums, int64_t forced, std::span<const HeadPattern> heads, CountOf count_of) {
+Tensor select_lines_of(const Tensor& sums, const Tensor& first, int64_t forced, std::span<const HeadPattern> heads,
+                       CountOf count_of) {
   const int64_t keys = sums.size(2);
   int64_t longest = 0;
   for (const HeadPattern& head : heads) longest = std::max(longest, std::min(keys, count_of(head)));
   Tensor ranked = sums.clone();
-  ranked.narrow(2, 0, std::min(forced, keys)).fill_(std::numeric_limits<double>::infinity());
+  const Tensor place = at::arange(keys, at::kLong) - first.unsqueeze(1);  // [B|1, Lk]: in the text
+  ranked.masked_fill_(place.ge(0).logical_and_(place.lt(forced)).unsqueeze(1), kInfinity);
   const Tensor lines = at::full({sums.size(0), sums.size(1), longest}, -1, at::kInt);
   run_queue(ops::torch_pool(), sums.size(1), [&](int64_t head, int) {
     const HeadPattern& pattern = heads[size_t(head)];
     const int64_t count = std::min(keys, count_of(pattern));
     const Tensor to = lines.select(1, head).narrow(1, 0, count);
     if (pattern.kind == HeadPattern::Kind::stream_llm)
-      to.copy_(at::arange(count, at::kInt));
+      to.copy_(ops::select_top(at::zeros_like(ranked.select(1, head)), count, {.banned = place.lt(0)}));
     else
       to.copy_(ops::select_top(ranked.select(1, head), count));
   });
@@ -62,7 +68,7 @@ std::vector<Run> runs_of(std::span<const int32_t> distances) {
   return runs;
 }
 
-// The keys of the block of rows that ends before position `end`.
+// The keys of the block of rows that ends before position `end`, for a text that begins with key 0.
 class BlockRuns {
  public:
   BlockRuns(std::span<const int32_t> columns, int64_t keys) : columns_(columns), keys_(keys) {}
@@ -113,8 +119,9 @@ std::vector<HeadPattern> patterns_of(const VerticalSlash& o, const Inputs& in) {
   std::vector<HeadPattern> patterns(size_t(heads), {.vertical = o.vertical, .slash = o.slash});
   if (o.heads.empty()) return patterns;
   const std::vector<LayerPatterns> layers = read_head_patterns(o.heads);
-  require(in.layer < std::ssize(layers), "vertical_slash: {} must have every layer of the model, got {} and layer {}",
-          o.heads, layers.size(), in.layer);
+  require(in.layer >= 0 && in.layer < std::ssize(layers),
+          "vertical_slash: {} must have every layer of the model, got {} and layer {}", o.heads, layers.size(),
+          in.layer);
   for (const auto& [head, pattern] : layers[size_t(in.layer)]) {
     require(head < heads, "vertical_slash: {} must name heads 0 .. {} of layer {}, got {}", o.heads, heads - 1,
             in.layer, head);
@@ -130,22 +137,30 @@ Lines select_lines(const LineSums& sums, std::span<const HeadPattern> heads, con
           heads.size(), sums.columns.size(1));
   const auto columns = [&](const HeadPattern& p) { return columns_of(p, o); };
   const auto distances = [&](const HeadPattern& p) { return distances_of(p, o); };
-  return {select_lines_of(sums.columns, o.first_columns, heads, columns),
-          select_lines_of(sums.distances, o.first_distances, heads, distances)};
+  const Tensor nearest = at::zeros({1}, at::kLong);
+  return {select_lines_of(sums.columns, sums.first_key, o.first_columns, heads, columns),
+          select_lines_of(sums.distances, nearest, o.first_distances, heads, distances), sums.first_key};
 }
 
 RunPlan line_runs(const Lines& lines, int64_t rows, int64_t start, int64_t keys, int64_t block) {
   const int64_t batch = lines.columns.size(0), heads = lines.columns.size(1), blocks = (rows + block - 1) / block;
   std::vector<std::vector<Run>> runs(size_t(batch * heads * blocks));
   const Pool pool = ops::torch_pool();
+  const Tensor texts = lines.first_key.defined() ? lines.first_key.contiguous() : at::zeros({1}, at::kLong);
   constexpr int64_t kBlocksAtOnce = 32;
   const int64_t parts = (blocks + kBlocksAtOnce - 1) / kBlocksAtOnce;
   run_queue(pool, batch * heads * parts, [&](int64_t item, int) {
     const int64_t list = item / parts, first = item % parts * kBlocksAtOnce;
     const std::vector<Run> distances = runs_of(listed(lines.distances, list));
-    const auto columns = listed(lines.columns, list);
-    for (int64_t m = first; m < std::min(first + kBlocksAtOnce, blocks); ++m)
-      runs[size_t(list * blocks + m)] = BlockRuns(columns, keys).make(distances, start + (m + 1) * block, block);
+    const int64_t text = texts.const_data_ptr<int64_t>()[texts.numel() == 1 ? 0 : list / heads];
+    std::vector<int32_t> columns;  // of the text
+    for (const int32_t key : listed(lines.columns, list))
+      if (key >= text) columns.push_back(int32_t(key - text));
+    for (int64_t m = first; m < std::min(first + kBlocksAtOnce, blocks); ++m) {
+      auto& own = runs[size_t(list * blocks + m)];
+      own = BlockRuns(columns, keys - text).make(distances, start + (m + 1) * block - text, block);
+      for (Run& run : own) run.begin += text, run.end += text;
+    }
   });
   size_t capacity = 0;
   for (const auto& list : runs) capacity = std::max(capacity, list.size());
@@ -178,6 +193,10 @@ void VerticalSlash::validate() const {
 }
 
 Attended VerticalSlash::attend(const Inputs& in) const {
+  return is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
+}
+
+Attended VerticalSlash::attend_prompt(const Inputs& in) const {
   check_options(*this);
   check_block_rule(in.rule, name);
   return attend_lines(in, patterns_of(*this, in), *this);

@@ -50,6 +50,7 @@ struct VerticalSlash {
   void validate() const;
 
   Attended attend(const Inputs& in) const;
+  Attended attend_prompt(const Inputs& in) const;  // all rows by the plan, even a single one
   std::unique_ptr<State> make_state(const StateOptions& options) const;
   int64_t chunk_multiple() const { return block; }
 };
@@ -57,6 +58,7 @@ struct VerticalSlash {
 // Kept lines of each head: [B, Hq, capacity] int32, ascending, -1 behind the end.
 struct Lines {
   at::Tensor columns, distances;
+  at::Tensor first_key;  // [B|1] int64: where the text begins; unset: at key 0
 };
 // `heads`: one for each query head; counts above the number of keys keep all.
 Lines select_lines(const LineSums& sums, std::span<const HeadPattern> heads, const VerticalSlash& options);

@@ -86,9 +86,9 @@ Tensor XAttention::estimate(const Inputs& in) const {
   const at::ScalarType given = in.q.scalar_type(), type = given == at::kHalf ? at::kFloat : given;
   const at::ScalarType wide = given == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor keys = key_groups(*this, ops::widened(in.k.detach(), type).to(type)), order = query_order(*this);
-  const BlockGrid grid(in, block, block);
+  const BlockGrid grid(in, block, block, name), groups_seen(in, stride, stride, name);
   const int64_t batch = in.q.size(0), heads = in.q.size(1), queries = in.q.size(2), each = block / stride;
-  const int64_t start = in.rule.query_start.value_or(in.k.size(2) - queries), groups = keys.size(1);
+  const int64_t groups = keys.size(1);
   const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3)))) / double(stride);
   const Tensor z = at::zeros({batch, heads, grid.rows(), grid.key_blocks()}, in.q.options().dtype(wide));
   constexpr int64_t kStripGroups = 64;  // rows of products at a time, for each head: little above the diagonal is made
@@ -97,22 +97,23 @@ Tensor XAttention::estimate(const Inputs& in) const {
     const int64_t from = first * block, rows = std::min(strip * block, queries - from);
     const Tensor part = grouped(in.q.detach().narrow(2, from, rows).to(type), stride).index_select(3, order);
     const int64_t count = part.size(2);
-    const Tensor place = at::arange(start + from, start + from + count * stride, stride, at::kLong).unsqueeze(1);
-    const Tensor latest = place.div(stride, "floor");
-    const int64_t columns = std::clamp<int64_t>(latest[count - 1].item<int64_t>() + 1, 1, groups);
+    const BlockGrid::Span span = groups_seen.span(from / stride, count);
+    const int64_t last = span.begin[count - 1].item<int64_t>();
+    const int64_t columns = std::clamp<int64_t>(last / stride + 1, 1, groups);
     Tensor logits = at::bmm(part.reshape({keys.size(0), -1, keys.size(2)}), keys.narrow(1, 0, columns).transpose(1, 2));
     logits = logits.to(wide).mul_(scale).view({batch, heads, count, columns});
-    const Tensor column = at::arange(columns, at::kLong);
-    Tensor hidden = column.gt(latest);
-    if (in.rule.window_left) {
-      const Tensor oldest = (place - *in.rule.window_left).clamp_min_(0).div(stride, "floor");
-      hidden = hidden.logical_or_(column.lt(oldest).logical_and_(column.mul(stride).ge(in.rule.sinks)));
+    // a group of queries sees groups of keys that begin at or before its first query
+    Tensor hidden = at::arange(columns, at::kLong).gt(span.begin.div(stride, "floor"));
+    int64_t sure = std::min(columns - 1, std::max<int64_t>(span.begin[0].item<int64_t>() / stride, 0));
+    if (!shows_all_before(in.rule)) {
+      sure = 0;
+      hidden = groups_seen.seen(span).narrow(3, 0, columns).logical_not_().logical_or_(hidden);
     }
-    const int64_t sure =
-        in.rule.window_left ? 0 : std::min(columns - 1, std::max<int64_t>(latest[0].item<int64_t>(), 0));
     logits.narrow(3, sure, columns - sure)
-        .masked_fill_(hidden.narrow(1, sure, columns - sure), -std::numeric_limits<double>::infinity());
-    const Tensor sums = tile_sums(logits.softmax(-1), each);
+        .masked_fill_(hidden.narrow(-1, sure, columns - sure), -std::numeric_limits<double>::infinity());
+    Tensor shares = logits.softmax(-1);
+    if (sure == 0) shares.masked_fill_(hidden.all(-1, true), 0);  // rows that see nothing
+    const Tensor sums = tile_sums(shares, each);
     z.narrow(2, first, sums.size(2)).narrow(3, 0, sums.size(3)).copy_(sums);
   }
   return z;
@@ -124,8 +125,7 @@ Attended XAttention::attend(const Inputs& in) const {
 
 Attended XAttention::attend_prompt(const Inputs& in) const {
   validate();
-  check_block_rule(in.rule, name);
-  const BlockGrid grid(in, block, block);
+  const BlockGrid grid(in, block, block, name);
   if (grid.rows() == 0 || in.k.size(2) == 0 || grid.key_blocks() == 1) return Dense{}.attend(in);
   std::vector<double> taus = head_taus(head_tau);
   require(taus.empty() || std::ssize(taus) == in.q.size(1),

@@ -22,8 +22,8 @@ namespace foveate::attention {
 // Generated rows are dense; so is a call without a state of one new row behind other keys.
 // bf16 products are rounded to bf16 before the softmax.
 // The released function's default tau is 0.8, its published runs' 0.9.
-// Throws Error: stride does not divide block, tau outside (0, 1], head_tau not one for each query head, a rule that is
-// not causal or has key_lengths or query_order.
+// Throws Error: stride does not divide block, tau outside (0, 1], head_tau not one for each query head, a rule that
+// BlockGrid does not take.
 struct XAttention {
   static constexpr std::string_view name = "xattention";
   static constexpr std::string_view summary =

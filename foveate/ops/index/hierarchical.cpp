@@ -105,7 +105,7 @@ class Rows {
     for (const int32_t block : s.kept) {
       const auto [a, b] = tokens_of(block);
       while (s.ids[at] < a / kColumn) ++at;
-      std::copy_n(&s.columns[at * kColumn + size_t(a % kColumn)], b - a, &s.tokens[size_t(count)]);
+      std::copy_n(s.columns.data() + int64_t(at) * kColumn + a % kColumn, b - a, s.tokens.data() + count);
       s.token_first.push_back(count);
       count += b - a;
     }

@@ -45,10 +45,10 @@ void for_flat_rows(const IndexQueries& queries, const IndexKeys& keys, const Use
           const auto [from, to] = ranges.columns(first_row + row);
           const int64_t a = std::max(part, from), b = std::min(part + kColumnsAtOnce, to);
           if (a < b)
-            scores.range(row, a, b, scratches[size_t(worker)], &buffer[size_t((row - first) * width + a * kColumn)]);
+            scores.range(row, a, b, scratches[size_t(worker)], buffer.data() + (row - first) * width + a * kColumn);
         }
       for (int64_t row = first; row < end; ++row)
-        use(worker, first_row + row, ranges, &buffer[size_t((row - first) * width)]);
+        use(worker, first_row + row, ranges, buffer.data() + (row - first) * width);
     });
   });
 }

@@ -103,7 +103,7 @@ int64_t IndexKeys::key_bytes() const { return 4 * (steps_ + (form_.type == Index
 Float8Rows IndexKeys::rows(int64_t first, int64_t count) const {
   require(first >= 0 && count >= 0 && first + count <= length_, "index keys: rows must be in [0, {}), got [{}, {})",
           length_, first, first + count);
-  if (count == 0) return {at::zeros({0, dim_}, at::kFloat), scales_};
+  if (count == 0) return {at::zeros({0, dim_}, at::kFloat), at::zeros({0}, at::kFloat)};
   const int64_t panel = first / kPanel, panels = (first + count - 1) / kPanel - panel + 1;
   const Tensor all = panels_.narrow(0, panel, panels).transpose(1, 2).reshape({-1, steps_});
   Tensor rows = at::empty({count, steps_}, at::kFloat);  // not contiguous(): one key's axes may have any strides

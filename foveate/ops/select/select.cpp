@@ -52,9 +52,10 @@ std::vector<KeyRange> choose(std::span<const float> scores, std::span<const int6
 at::Tensor select_tokens(const at::Tensor& scores, std::span<const int64_t> cuts,
                          std::span<const Candidates> candidates, int64_t budget) {
   const int64_t blocks = scores.size(2), chunks = scores.size(3);
-  require(std::ssize(candidates) == blocks && std::ssize(cuts) == chunks + 1,
-          "select_tokens: one candidate set per block and one cut more than chunks, got {} for {} and {} for {}",
-          candidates.size(), blocks, cuts.size(), chunks);
+  const int64_t sets = std::ssize(candidates), of_batch = sets == blocks ? 1 : scores.size(0);
+  require(sets == of_batch * blocks && std::ssize(cuts) == chunks + 1,
+          "select_tokens: one candidate set per block and one cut more than chunks, got {} for {} and {} for {}", sets,
+          blocks, cuts.size(), chunks);
   int64_t capacity = 0;
   for (const Candidates& c : candidates) {
     const int64_t allowed = std::max<int64_t>(c.last - c.first, 0);
@@ -68,7 +69,8 @@ at::Tensor select_tokens(const at::Tensor& scores, std::span<const int64_t> cuts
   int32_t* out = index.mutable_data_ptr<int32_t>();
   const int64_t lists = scores.size(0) * scores.size(1) * blocks;
   for (int64_t list = 0; list < lists; ++list) {
-    const Candidates& c = candidates[list % blocks];
+    const int64_t batch = of_batch == 1 ? 0 : list / (scores.size(1) * blocks);
+    const Candidates& c = candidates[batch * blocks + list % blocks];
     int32_t* next = out + list * capacity;
     for (const KeyRange& range : choose({score + list * chunks, size_t(chunks)}, cuts, c, budget))
       for (int64_t key = range.first; key < range.last; ++key) *next++ = int32_t(key);
@@ -108,13 +110,13 @@ void rank_all(const ScoreRow& row, std::vector<uint64_t>& ranks) {
   }
 }
 
+// Into a row of -1.
 void take_best(const ScoreRow& row, int64_t count, std::vector<uint64_t>& ranks, int32_t* out) {
   rank_all(row, ranks);
-  const int64_t legal = std::ssize(ranks), taken = std::min(legal, count), room = std::min(count, row.entries);
+  const int64_t legal = std::ssize(ranks), taken = std::min(legal, count);
   if (taken < legal) std::nth_element(ranks.begin(), ranks.begin() + taken, ranks.end(), std::greater<>());
   for (int64_t i = 0; i < taken; ++i) out[i] = index_of(ranks[size_t(i)]);
   std::sort(out, out + taken);
-  std::fill(out + taken, out + room, -1);
 }
 
 // Scores [.., N] as rows, with what is forced and banned.
@@ -162,24 +164,38 @@ struct RowsOfScores {
 
 }  // namespace
 
-at::Tensor select_top(const at::Tensor& scores, int64_t count, const TopOptions& options) {
-  require(count >= 0, "select_top: count must be >= 0, got {}", count);
+at::Tensor select_top(const at::Tensor& scores, const at::Tensor& counts, const TopOptions& options) {
   const RowsOfScores of(scores, options.forced, options.banned, "select_top");
-  const at::Tensor &forced = of.forced, &banned = of.banned;
-  const int64_t entries = of.entries, room = std::min(count, entries);
-  if (forced.defined() && forced.numel() > 0) {
-    const at::Tensor kept = banned.defined() ? forced.logical_and(banned.logical_not()) : forced;
-    const int64_t most = kept.sum(-1).max().item<int64_t>();
-    require(most <= count, "select_top: forced entries must be <= count, got {} > {}", most, count);
-  }
   std::vector<int64_t> shape = scores.sizes().vec();
-  shape.back() = room;
+  shape.pop_back();
+  bool fits = counts.scalar_type() == at::kLong && counts.dim() <= int64_t(shape.size());
+  for (int64_t axis = 1; fits && axis <= counts.dim(); ++axis)
+    fits = counts.size(-axis) == 1 || counts.size(-axis) == shape[shape.size() - size_t(axis)];
+  require(fits, "select_top: counts must be int64 and broadcast to [{}], got {} [{}]", fmt::join(shape, ", "),
+          c10::toString(counts.scalar_type()), fmt::join(counts.sizes().begin(), counts.sizes().end(), ", "));
+  const int64_t least = counts.numel() > 0 ? counts.min().item<int64_t>() : 0;
+  require(least >= 0, "select_top: count must be >= 0, got {}", least);
+  const int64_t room = counts.numel() > 0 ? std::min(counts.max().item<int64_t>(), of.entries) : 0;
+  const at::Tensor count = counts.expand(shape).contiguous();
+  if (of.forced.defined() && of.forced.numel() > 0) {
+    const at::Tensor kept = (of.banned.defined() ? of.forced.logical_and(of.banned.logical_not()) : of.forced).sum(-1);
+    const at::Tensor over = (kept - count).flatten();
+    const int64_t worst = over.argmax().item<int64_t>();
+    require(over[worst].item<int64_t>() <= 0, "select_top: forced entries must be <= count, got {} > {}",
+            kept.flatten()[worst].item<int64_t>(), count.flatten()[worst].item<int64_t>());
+  }
+  shape.push_back(room);
   const at::Tensor index = at::full(shape, -1, at::kInt);
+  const int64_t* count_of = count.const_data_ptr<int64_t>();
   int32_t* out = index.mutable_data_ptr<int32_t>();
   of.for_each([&](int64_t row, const ScoreRow& scored, std::vector<uint64_t>& ranks) {
-    take_best(scored, count, ranks, out + row * room);
+    take_best(scored, count_of[row], ranks, out + row * room);
   });
   return index;
+}
+
+at::Tensor select_top(const at::Tensor& scores, int64_t count, const TopOptions& options) {
+  return select_top(scores, at::scalar_tensor(count, at::kLong), options);
 }
 
 namespace {

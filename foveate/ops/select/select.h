@@ -17,8 +17,8 @@ struct Candidates {
 
 // Token lists for each block of queries from chunk scores: forced keys first, then whole chunks in score order; a chunk
 // that does not fit is cut behind its first keys.  A block with at most `budget` allowed keys takes them all.
-// scores [B, H, blocks, chunks]; chunk c holds keys [cuts[c], cuts[c+1]); candidates: one per block.  NaN scores last.
-// Returns [B, H, blocks, longest list] int32, ascending, -1 behind the end.  No gradient.
+// scores [B, H, blocks, chunks]; chunk c holds keys [cuts[c], cuts[c+1]); candidates: one per block, or per sequence
+// and block.  NaN scores last. Returns [B, H, blocks, longest list] int32, ascending, -1 behind the end.  No gradient.
 // Throws Error: forced keys that exceed the budget.
 at::Tensor select_tokens(const at::Tensor& scores, std::span<const int64_t> cuts,
                          std::span<const Candidates> candidates, int64_t budget);
@@ -32,6 +32,8 @@ struct TopOptions {
 // Returns [.., min(count, N)] int32, ascending, -1 behind the end where fewer may be taken.  No gradient.
 // Throws Error: count < 0, masks that do not fit, more forced entries than count.
 at::Tensor select_top(const at::Tensor& scores, int64_t count, const TopOptions& options = {});
+// A count for each row: int64, broadcasts to the scores without their last axis; as wide as the largest.
+at::Tensor select_top(const at::Tensor& scores, const at::Tensor& counts, const TopOptions& options = {});
 
 struct MassOptions {
   std::optional<at::Tensor> forced, banned;  // bool, broadcast to the scores; banned counts where both are set
