@@ -58,6 +58,12 @@ void train_layers(const Options& options, const train::LayerTask& task) {
   run_training(trainer, options.command);
   if (!options.command.out.empty()) models::Adapter::save(options.command.out, decoder, training.mechanisms());
   print_score("before training", before, options.command.is_json);
+  if (task.unlearned) {
+    std::vector<attention::Mechanism> plain = training.mechanisms();
+    for (attention::Mechanism& m : plain)
+      if (m.learned()) m = task.unlearned(m);
+    print_score("without parts", training.score(plain), options.command.is_json);
+  }
   print_score("trained", training.score(training.mechanisms()), options.command.is_json);
 }
 
@@ -81,14 +87,25 @@ void add_layer_run(CLI::App& train, const train::LayerTask& task, const char* wh
 }  // namespace
 
 void add_train_layers(CLI::App& train) {
-  add_layer_run(train, train::indexer_task(), "indexers of hisa learn from dense attention of a frozen model",
-                "hisa:heads=4,dim=32,topk=128,block=32,block_topk=8",
-                "kept mass: share of dense attention's weight on the keys that are selected, in windows of the text\n"
-                "that no step reads.\n"
-                "Examples:\n"
-                "  foveate train indexer --model smollm2 --text book -o out/hisa.safetensors\n"
-                "  foveate compare --attention hisa:heads=4,dim=32,topk=128,block=32,block_topk=8 --adapter "
-                "out/hisa.safetensors");
+  add_layer_run(
+      train, train::indexer_task(), "indexers of hisa learn from dense attention of a frozen model",
+      "hisa:heads=4,dim=32,rope_dims=16,topk=128,block=32,block_topk=8",
+      "kept mass: share of dense attention's weight on the keys that are selected, in windows of the text\n"
+      "that no step reads.\n"
+      "Examples:\n"
+      "  foveate train indexer --model smollm2 --text book -o out/hisa.safetensors\n"
+      "  foveate compare --attention hisa:heads=4,dim=32,rope_dims=16,topk=128,block=32,block_topk=8 --adapter "
+      "out/hisa.safetensors");
+  add_layer_run(
+      train, train::boundaries_task(), "boundary predictors of dhsa learn where dense attention changes",
+      "dhsa:chunks=learned,query_block=64,budget=256,global_tokens=16,local_tokens=32",
+      "without parts: chunks of one length.  f1: of boundaries, that is gaps where the attention that later rows\n"
+      "pay to the keys before and after differs at least twofold.\n"
+      "Examples:\n"
+      "  foveate train boundaries --model smollm2 --text book --attention "
+      "'dhsa:chunks=learned,budget=512@0;dense' -o out/dhsa.safetensors\n"
+      "  foveate compare --attention 'dhsa:chunks=learned,budget=512@0;dhsa:chunks=shared,budget=512' --adapter "
+      "out/dhsa.safetensors");
 }
 
 }  // namespace foveate::app

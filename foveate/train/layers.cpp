@@ -2,12 +2,15 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 
 #include <cmath>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/sparse/boundary_training.h"
+#include "foveate/attention/sparse/dhsa.h"
 #include "foveate/attention/sparse/hisa.h"
 #include "foveate/base/hash.h"
 #include "foveate/base/random.h"
@@ -84,19 +87,21 @@ StepLoss LayerTraining::loss(int64_t step, uint64_t seed) const {
 LayerScore LayerTraining::score(const std::vector<Mechanism>& mechanisms) const {
   LayerScore score;
   std::vector<double> mass(mechanisms.size(), 0);
+  const double scored = double(layers_trained_ * options_.held_out);
   for (int64_t window = 0; window < options_.held_out; ++window)
     read_window(std::ssize(tokens_) - options_.length * (window + 1), [&](const Inputs& in, const Attended& dense) {
+      if (!mechanisms_[size_t(in.layer)].learned()) return;
       const Mechanism& m = mechanisms[size_t(in.layer)];
-      if (!m.learned()) return;
-      score.loss += task_.loss(m, in, dense).item<double>();
-      mass[size_t(in.layer)] += eval::kept_mass(in, m.attend(in)).value_or(std::nan(""));
+      score.loss += m.learned() ? task_.loss(m, in, dense).item<double>() / scored : std::nan("");
+      if (m.learned() && task_.notes)
+        for (const auto& [name, value] : task_.notes(m, in, dense)) score.notes[name] += value / scored;
+      mass[size_t(in.layer)] += eval::kept_mass(in, m.attend(in)).value_or(std::nan("")) / double(options_.held_out);
     });
   for (size_t layer = 0; layer < mass.size(); ++layer) {
-    if (!mechanisms[layer].learned()) continue;
-    score.kept_mass_by_layer.push_back(mass[layer] / double(options_.held_out));
-    score.kept_mass += score.kept_mass_by_layer.back() / double(layers_trained_);
+    if (!mechanisms_[layer].learned()) continue;
+    score.kept_mass_by_layer.push_back(mass[layer]);
+    score.kept_mass += mass[layer] / double(layers_trained_);
   }
-  score.loss /= double(layers_trained_ * options_.held_out);
   return score;
 }
 
@@ -112,6 +117,54 @@ LayerTask indexer_task() {
             Inputs given = in;
             given.learned = mechanism.learned();
             return parse_options<attention::Hisa>(mechanism.spec()).loss(given, attention::Hisa::Stage::dense);
+          }};
+}
+
+namespace {
+
+struct Gaps {
+  at::Tensor logits, targets, valid;  // [1, L], [1, L] bool, [L] bool
+};
+
+attention::Dhsa dhsa_of(const Mechanism& m) { return parse_options<attention::Dhsa>(m.spec()); }
+
+Gaps gaps_of(const Mechanism& m, const Inputs& in, const Attended& dense) {
+  const attention::Dhsa dhsa = dhsa_of(m);
+  const int64_t w = dhsa.half_window;
+  return {attention::boundary_logits(in.k, *m.learned(), {w, dhsa.boundary_heads}),
+          attention::boundary_ratios(in, *dense.lse, w).ge(2), attention::boundary_valid(in.k.size(2), w)};
+}
+
+std::map<std::string, double> boundary_notes(const Mechanism& m, const Inputs& in, const Attended& dense) {
+  const Gaps gaps = gaps_of(m, in, dense);
+  const auto count = [&](const at::Tensor& which) {
+    return which.logical_and(gaps.valid).sum().to(at::kDouble).item<double>();
+  };
+  const at::Tensor said = gaps.logits.gt(0);
+  const double hits = count(said.logical_and(gaps.targets)), claims = count(said), all = count(gaps.targets);
+  Inputs given = in;
+  given.learned = m.learned();
+  const auto ratio = [](double a, double b) { return b > 0 ? a / b : 0; };
+  return {{"precision", ratio(hits, claims)},
+          {"recall", ratio(hits, all)},
+          {"f1", ratio(2 * hits, claims + all)},
+          {"boundaries", all / count(at::ones_like(said))},
+          {"chunks", double(dhsa_of(m).cuts_of(given).front().size() - 1)}};
+}
+
+}  // namespace
+
+LayerTask boundaries_task() {
+  return {"boundaries", std::string(attention::Dhsa::name),
+          [](const Mechanism& m, const Inputs& in, const Attended& dense) {
+            const Gaps gaps = gaps_of(m, in, dense);
+            return attention::boundary_loss(gaps.logits, gaps.targets, gaps.valid);
+          },
+          boundary_notes,
+          [](const Mechanism& m) {
+            attention::Dhsa even = dhsa_of(m);
+            even.chunks = attention::Dhsa::Chunks::even;
+            return Mechanism(even);
           }};
 }
 

@@ -30,10 +30,16 @@ struct LayerTask {
   using Loss = std::function<at::Tensor(const attention::Mechanism&, const attention::Inputs&,
                                         const attention::Attended& dense)>;
   Loss loss;
+  // More to report, as means over layers and windows; empty: nothing.
+  using Notes = std::function<std::map<std::string, double>(const attention::Mechanism&, const attention::Inputs&,
+                                                            const attention::Attended& dense)>;
+  Notes notes = {};
+  // The same mechanism without learned parts, to compare with; empty: there is none.
+  std::function<attention::Mechanism(const attention::Mechanism&)> unlearned = {};
 };
 
 struct LayerScore {
-  double loss = 0;       // mean over layers and held-out windows
+  double loss = 0;       // mean over layers and held-out windows; NaN without learned parts
   double kept_mass = 0;  // of dense attention's weight, on the keys that the mechanism lets rows see (eval/kept_mass.h)
   std::vector<double> kept_mass_by_layer;
   std::map<std::string, double> notes;  // more, by name
@@ -71,5 +77,9 @@ class LayerTraining {
 
 // The first stage of training of hisa (sparse/hisa.h): KL of the indexer's softmax from dense attention's weights.
 LayerTask indexer_task();
+
+// DHSA's boundary predictors (sparse/boundary_training.h): focal cross-entropy of the gaps whose ratio is >= 2.  Notes:
+// precision, recall and f1 at probability 0.5, the share of boundaries among the gaps that count, chunks of a window.
+LayerTask boundaries_task();
 
 }  // namespace foveate::train

@@ -31,7 +31,8 @@ struct TrainOptions {
     visit("steps", self.steps, at_least(1), "updates of the parameters");
     visit("lr", self.lr, between(0, 10), "learning rate after warming up; falls to 0 at the end as half a cosine");
     visit("warmup", self.warmup, at_least(0), "steps over which the learning rate grows from 0");
-    visit("weight_decay", self.weight_decay, between(0, 10), "share of itself, times lr, that a matrix loses each step");
+    visit("weight_decay", self.weight_decay, between(0, 10),
+          "share of itself, times lr, that a matrix loses each step");
     visit("clip", self.clip, at_least(0), "gradients are scaled down to this norm over all parameters; 0: never");
     visit("beta1", self.beta1, between(0, 0.999999), "memory of the mean of gradients");
     visit("beta2", self.beta2, between(0, 0.999999), "memory of the mean of their squares");

@@ -36,10 +36,10 @@ struct RecallModel {
 enum class Scored { trained, untrained_parts, shuffled_routes };
 
 struct RecallScore {
-  double loss = 0, accuracy = 0;                // over all questions
-  double far_accuracy = 0, near_accuracy = 0;   // over texts with the gap and without; NaN where there are none
-  double found = 0;                             // questions whose value some head of the last layer selects
-  std::optional<double> far_full, near_full;    // flux: share of full layers
+  double loss = 0, accuracy = 0;               // over all questions
+  double far_accuracy = 0, near_accuracy = 0;  // over texts with the gap and without; NaN where there are none
+  double found = 0;                            // questions whose value some head of the last layer selects
+  std::optional<double> far_full, near_full;   // flux: share of full layers
 };
 
 class Recall {

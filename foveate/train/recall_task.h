@@ -11,8 +11,8 @@
 namespace foveate::train {
 
 // A text of `length` tokens: a first token, `pairs` pairs at random places among noise, at least `gap` tokens of noise,
-// and the pairs once more in another order: each key asks for its value.  Of a share `near` of the texts the pairs stand
-// right before the questions, and the noise before them.  Keys are drawn without repetition, values with it.
+// and the pairs once more in another order: each key asks for its value.  Of a share `near` of the texts the pairs
+// stand right before the questions, and the noise before them.  Keys are drawn without repetition, values with it.
 // Source: multi-query associative recall (Arora et al., 2312.04927), with distance.
 struct RecallTask {
   static constexpr std::string_view name = "recall";

@@ -61,12 +61,14 @@ void Trainer::load(const std::string& path) {
   require(found["foveate"] == kFormat, "{}: foveate must be '{}', got {}: this is no checkpoint", path, kFormat,
           text("foveate"));
   for (const auto& [key, value] : metadata())
-    require(found[key] == value, "{}: {} must be {} as in this run, got {}; resume with the options it was written with",
-            path, key, io::printable(value), text(key));
+    require(found[key] == value,
+            "{}: {} must be {} as in this run, got {}; resume with the options it was written with", path, key,
+            io::printable(value), text(key));
   int64_t steps = -1;
   const std::string& written = found["step"];
   std::from_chars(written.data(), written.data() + written.size(), steps);
-  require(steps >= 0 && steps <= options_.steps, "{}: step must be 0 .. {}, got {}", path, options_.steps, text("step"));
+  require(steps >= 0 && steps <= options_.steps, "{}: step must be 0 .. {}, got {}", path, options_.steps,
+          text("step"));
   const auto state = optimizer_.state();
   require(file.tensors().size() == state.size(), "{}: must have {} tensors as this run, got {}", path, state.size(),
           file.tensors().size());

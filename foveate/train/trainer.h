@@ -56,9 +56,9 @@ class Trainer {
 
 // How a run is watched and kept.
 struct RunOptions {
-  std::string checkpoint;        // written every `save_every` steps and at the end; empty: never
-  int64_t save_every = 0;        // 0: only at the end
-  bool resumes = false;          // from `checkpoint`, where there is one
+  std::string checkpoint;                          // written every `save_every` steps and at the end; empty: never
+  int64_t save_every = 0;                          // 0: only at the end
+  bool resumes = false;                            // from `checkpoint`, where there is one
   std::function<void(const StepReport&)> observe;  // sees every step; may throw to stop
 };
 
