@@ -6,7 +6,7 @@ import sys
 from sources import CPP, ROOT, tracked
 
 # A folder includes only itself and what stands before it; io needs no torch, so it stands apart from the maths.
-ORDER = ["base", "kernels", "plan", "ops", "io", "attention", "models", "eval", "report"]
+ORDER = ["base", "kernels", "plan", "ops", "io", "attention", "models", "eval", "train", "report"]
 ALLOWED = {folder: set(ORDER[: place + 1]) for place, folder in enumerate(ORDER)}
 ALLOWED["io"] = {"base", "io"}
 ALLOWED["report"] = {"base", "report"}

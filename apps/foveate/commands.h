@@ -17,6 +17,7 @@ void add_list(CLI::App& app);
 void add_find_patterns(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_embed(CLI::App& app);
+void add_train(CLI::App& app);
 
 void bench_mechanisms(const eval::MechanismBenchOptions& options, bool as_json);  // a suite of `bench attention`
 

@@ -50,6 +50,7 @@ int main(int argc, char** argv) {
   foveate::app::add_list(app);
   foveate::app::add_find_patterns(app);
   foveate::app::add_bench(app);
+  foveate::app::add_train(app);
   try {
     foveate::ops::avoid_faulty_products();
     app.parse(argc, argv);

@@ -30,6 +30,9 @@ namespace foveate::attention {
 enum class Kind { row, block, prompt };
 constexpr auto enum_names(Kind) { return std::array<std::string_view, 3>{"row", "block", "prompt"}; }
 
+// What earlier layers of the same forward pass have decided and later ones may go by, by name.
+using Shared = std::map<std::string, std::vector<at::Tensor>, std::less<>>;
+
 // One layer's attention problem.  Query i sits at key index Lk - Lq + i unless rule.query_start says otherwise.
 struct Inputs {
   at::Tensor q, k, v;  // [B, Hq, Lq, D], [B, Hkv, Lk, D], [B, Hkv, Lk, Dv], rotated; k and v perhaps 8-bit rows
@@ -42,6 +45,7 @@ struct Inputs {
   bool ends_prompt = true;                // false for the chunks of a prompt before its last
   std::optional<at::Tensor> hidden;       // [B, Lq, width]: what the layer's projections read of these rows
   const Learned* learned = nullptr;       // this layer's learned parts; null: none were given
+  Shared* shared = nullptr;               // of the forward pass; null: layers are called one by one
 };
 
 // A learned part by name.  Throws Error, which names `owner`: there is none.

@@ -349,3 +349,40 @@ def test_bad_input_is_one_line_and_status_2(foveate, tmp_path, words, message):
 def test_an_unknown_backend_is_named(foveate):
     done = foveate("compare", *SMALL, code=2, env={**os.environ, "FOVEATE_BACKEND": "avx9000"})
     assert b"no level 'avx9000', it has: definition portable" in done.stderr
+
+
+TINY_RECALL = "--length 33 --pairs 2 --gap 8 --keys 4 --values 4 --batch 4 --width 16 --heads 2 --kv-heads 1 --feed-forward 16 --score-batches 1".split()
+
+
+def test_training_reports_in_json_lines_and_goes_on_where_it_stopped(foveate, tmp_path):
+    words = ["train", "recall", *TINY_RECALL, "--attention", "nsa:compress=4,stride=2,block=4,blocks=4,window=8", "--steps", "8", "--json"]
+    done = foveate(*words, "--log-every", "3", "-o", tmp_path / "made" / "whole")
+    *steps, before, trained, untrained = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stderr == b"" and [line["step"] for line in steps] == [3, 6, 8]
+    assert all(line["loss"] > 0 and line["lr"] > 0 and line["tokens_per_s"] > 0 and 0 <= line["accuracy"] <= 1 for line in steps)
+    assert [line["scored"] for line in (before, trained, untrained)] == ["before training", "trained", "untrained parts"]
+    assert trained["loss"] != before["loss"] and 0 < trained["found"] < 1
+    saved = ["--checkpoint", tmp_path / "state"]
+    running = subprocess.Popen([*done.args, *saved, "--steps", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert json.loads(running.stdout.readline())["step"] == 3
+    running.send_signal(signal.SIGINT)
+    assert running.wait(60) == 130 and (tmp_path / "state").exists()
+    refused = foveate(*words, *saved, "--resume", code=2).stderr.decode()
+    assert "state: steps must be '8' as in this run, got '100000'; resume with" in refused and refused.count("\n") == 1
+    foveate(*words, *saved)
+    again = foveate(*words, *saved, "--resume").stdout.splitlines()  # nothing is left to do
+    assert json.loads(again[-2]) == trained and (tmp_path / "state").read_bytes() == (tmp_path / "made" / "whole").read_bytes()
+
+
+def test_training_refuses_in_one_line(foveate, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for words, message in {
+        ("--resume",): "train: to resume needs the checkpoint's path, got none",
+        ("--save-every", "3"): "train: --save-every needs --checkpoint FILE, got none",
+        ("--steps", "0"): "--steps: must be >= 1, got 0",
+        ("--pairs", "9", "--keys", "8"): "recall: pairs must be <= keys, got 9 and 8",
+        ("--attention", "nsa:block=7"): "nsa: ",
+        ("-o", str(tmp_path / "file" / "x")): "output folder: must be ",
+    }.items():
+        refused = foveate("train", "recall", *words, code=2).stderr.decode()
+        assert refused.startswith("foveate: ") and message in refused and refused.count("\n") == 1

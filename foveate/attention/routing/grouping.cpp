@@ -45,6 +45,7 @@ Inputs select_sequences(const Inputs& in, const at::Tensor& sequences) {
   if (in.q.size(0) == 1) return in;
   refuse_dropout(in);
   Inputs part = in;
+  part.shared = nullptr;  // what it holds is of the whole batch
   for (at::Tensor* t : {&part.q, &part.k, &part.v}) *t = t->index_select(0, sequences);
   if (part.hidden) part.hidden = part.hidden->index_select(0, sequences);
   Rule& rule = part.rule;

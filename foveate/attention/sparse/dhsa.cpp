@@ -1,9 +1,14 @@
 #include "foveate/attention/sparse/dhsa.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/tensor.h>
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "foveate/attention/dense.h"
@@ -42,7 +47,12 @@ void Dhsa::validate() const {
       forced, budget);
 }
 
-int64_t Dhsa::chunk_multiple() const { return std::lcm(query_block, chunk); }
+int64_t Dhsa::chunk_multiple() const { return chunks == Chunks::even ? std::lcm(query_block, chunk) : query_block; }
+
+std::vector<LearnedPart> Dhsa::learned_parts(const LayerShape& shape) const {
+  if (chunks != Chunks::learned) return {};
+  return boundary_parts(shape.kv_heads * shape.head_dim, {half_window, boundary_heads});
+}
 
 at::Tensor Dhsa::pool(const at::Tensor& rows, std::span<const int64_t> cuts) const {
   const at::Tensor x = ops::widened(rows, at::kFloat);
@@ -68,13 +78,109 @@ std::vector<ops::Candidates> Dhsa::candidates(const Inputs& in, int64_t rows_of_
   return all;
 }
 
+namespace {
+
+constexpr std::string_view kCuts = "dhsa.cuts", kLists = "dhsa.lists";
+
+Dhsa::Cuts shared_cuts(const Inputs& in) {
+  const auto found = in.shared ? in.shared->find(kCuts) : Shared::iterator();
+  require(in.shared && found != in.shared->end(),
+          "dhsa: chunks=shared needs an earlier layer with chunks=learned in the same forward pass, got none");
+  Dhsa::Cuts all;
+  for (const at::Tensor& cuts : found->second) {
+    const int64_t* first = cuts.const_data_ptr<int64_t>();
+    all.emplace_back(first, first + cuts.numel());
+    require(all.back().back() == in.k.size(2), "dhsa: shared chunks must be of the same {} keys, got {}", in.k.size(2),
+            all.back().back());
+  }
+  return all;
+}
+
+// Keys [first, end) of sequence b that some row sees.
+std::pair<int64_t, int64_t> text_of(const SeenKeys& seen, int64_t b) {
+  const auto row = [&](const at::Tensor& t) { return t.select(0, t.size(0) == 1 ? 0 : b); };
+  const at::Tensor start = row(seen.start), end = row(seen.end), some = end.gt(start).nonzero().flatten();
+  if (some.numel() == 0) return {0, 0};
+  return {start.index_select(0, some).min().item<int64_t>(), end.index_select(0, some).max().item<int64_t>()};
+}
+
+// Layers whose lists may be the same say the same.
+std::string lists_name(const Dhsa& dhsa, const Inputs& in) {
+  Dhsa plain = dhsa;
+  plain.lists = Dhsa::Lists::own;
+  if (plain.chunks == Dhsa::Chunks::shared) plain.chunks = Dhsa::Chunks::learned;
+  return fmt::format("{}.{}.{}", kLists, in.rule.window_left.value_or(-1), to_spec(plain).text());
+}
+
+}  // namespace
+
+Dhsa::Cuts Dhsa::cuts_of(const Inputs& in) const {
+  const at::NoGradGuard no_grad;
+  const int64_t keys = in.k.size(2);
+  if (chunks == Chunks::even) return {ops::even_cuts(keys, chunk)};
+  if (chunks == Chunks::shared) return shared_cuts(in);
+  require(in.learned, "dhsa: has learned parts, got no adapter; give the file that training wrote");
+  const SeenKeys seen = shown_keys(without_windows(in.rule), in.q.size(2), keys, name);
+  Cuts all;
+  for (int64_t b = 0; b < in.k.size(0); ++b) {
+    const auto [first, end] = text_of(seen, b);
+    const at::Tensor logits =
+        boundary_logits(in.k.narrow(0, b, 1).narrow(2, first, end - first), *in.learned, {half_window, boundary_heads});
+    const ChunkLimits limits{theta, nms_window, (end - first) / query_block * chunks_per_block, half_window,
+                             in.ends_prompt ? std::min(instruction_tokens, in.q.size(2)) : 0};
+    std::vector<int64_t>& cuts = all.emplace_back(1, 0);  // padding is a chunk of its own, which no row may take
+    for (const int64_t cut : choose_cuts(logits.select(0, 0), limits))
+      if (first + cut > cuts.back()) cuts.push_back(first + cut);
+    if (cuts.back() < keys) cuts.push_back(keys);
+  }
+  if (in.shared) {
+    std::vector<at::Tensor>& left = (*in.shared)[std::string(kCuts)];
+    left.clear();
+    for (const auto& cuts : all) left.push_back(at::tensor(cuts, at::kLong));
+  }
+  return all;
+}
+
+namespace {
+
+// Of sequence b, from what goes by sequence or is the same for all.
+std::span<const ops::Candidates> of_sequence(std::span<const ops::Candidates> all, size_t b, size_t blocks) {
+  return all.size() == blocks ? all : all.subspan(b * blocks, blocks);
+}
+
+// Lists of the blocks of in.q between query_cuts [B, 1|Hkv, blocks, longest] int32.
+at::Tensor select(const Dhsa& o, const Inputs& in, const Dhsa::Cuts& cuts, std::span<const int64_t> query_cuts,
+                  std::span<const ops::Candidates> allowed) {
+  const auto scores = [&](const at::Tensor& q, const at::Tensor& k, std::span<const int64_t> key_cuts) {
+    return ops::score_blocks(q.detach(), o.pool(k.detach(), key_cuts), query_cuts, pooling_of(o.pooling),
+                             /*by_group=*/true);  // [B, 1|Hkv, blocks, chunks] fp32
+  };
+  if (cuts.size() == 1) return ops::select_tokens(scores(in.q, in.k, cuts[0]), cuts[0], allowed, o.budget);
+  std::vector<at::Tensor> lists;
+  int64_t longest = 0;
+  for (size_t b = 0; b < cuts.size(); ++b) {
+    const auto own = [&](const at::Tensor& t) { return t.narrow(0, int64_t(b), 1); };
+    lists.push_back(ops::select_tokens(scores(own(in.q), own(in.k), cuts[b]), cuts[b],
+                                       of_sequence(allowed, b, query_cuts.size() - 1), o.budget));
+    longest = std::max(longest, lists.back().size(3));
+  }
+  for (at::Tensor& list : lists) list = at::constant_pad_nd(list, {0, longest - list.size(3)}, -1);
+  return at::cat(lists);
+}
+
+}  // namespace
+
 Attended Dhsa::attend(const Inputs& in) const {
   return decode == Decode::dense && is_generated_row(in) ? Dense{}.attend(in) : attend_prompt(in);
 }
 
 Attended Dhsa::attend_prompt(const Inputs& in) const {
   validate();
-  const int64_t queries = in.q.size(2), keys = in.k.size(2);
+  return attend_chunks(in, cuts_of(in));
+}
+
+Attended Dhsa::attend_chunks(const Inputs& in, const Cuts& cuts) const {
+  const int64_t queries = in.q.size(2);
   const int64_t dense_rows = in.ends_prompt ? std::min(instruction_tokens, queries) : 0, rows = queries - dense_rows;
   Attended attended{.out = {}, .lse = {}, .plans = {}};
   std::vector<at::Tensor> outs, lses;
@@ -86,12 +192,19 @@ Attended Dhsa::attend_prompt(const Inputs& in) const {
     attended.plans.push_back({first, part.q.size(2), std::move(plan)});
   };
   const Inputs sparse = narrow_rows(in, 0, rows), dense = narrow_rows(in, rows, dense_rows);
-  const auto query_cuts = ops::even_cuts(rows, query_block), key_cuts = ops::even_cuts(keys, chunk);
-  const at::Tensor chunks = pool(in.k.detach(), key_cuts);
-  const at::Tensor scores = ops::score_blocks(sparse.q.detach(), chunks, query_cuts, pooling_of(pooling),
-                                              /*by_group=*/true);  // [B, 1|Hkv, blocks, chunks] fp32
-  const auto allowed = candidates(sparse, query_block);
-  run(0, sparse, TokenPlan{query_block, ops::select_tokens(scores, key_cuts, allowed, budget), sparse.rule});
+  const std::string name = lists_name(*this, in);
+  at::Tensor index;
+  if (lists == Lists::shared) {
+    const auto found = in.shared ? in.shared->find(name) : Shared::iterator();
+    require(
+        in.shared && found != in.shared->end(),
+        "dhsa: lists=shared needs an earlier layer of the same options and window in the same forward pass, got none");
+    index = found->second.front();
+  } else {
+    index = select(*this, sparse, cuts, ops::even_cuts(rows, query_block), candidates(sparse, query_block));
+    if (in.shared) (*in.shared)[name] = {index};
+  }
+  run(0, sparse, TokenPlan{query_block, index, sparse.rule});
   run(rows, dense, dense.rule);
   attended.out = outs.size() == 1 ? outs[0] : at::cat(outs, 2);
   attended.lse = lses.size() == 1 ? lses[0] : at::cat(lses, 2);
@@ -148,10 +261,126 @@ class DhsaState final : public CachedState {
   ChunkSummaries summaries_;
 };
 
+// Keeps where the prompt was cut, and summaries of all chunks but the last, which every new key joins.
+class CutDhsaState final : public CachedState {
+ public:
+  CutDhsaState(const Dhsa& dhsa, const StateOptions& options) : CachedState(std::nullopt, options), dhsa_(dhsa) {}
+
+  Attended prefill(const Inputs& in) override {
+    const Inputs all = appended(in);
+    const Dhsa::Cuts cuts = dhsa_.cuts_of(all);
+    starts_.clear(), closed_.clear();
+    for (const auto& one : cuts) starts_.emplace_back(one.begin(), std::max(one.begin() + 1, one.end() - 1));
+    return dhsa_.attend_chunks(all, cuts);
+  }
+
+  Attended decode(const Inputs& in) override {
+    if (dhsa_.decode == Dhsa::Decode::dense) return Dense{}.attend(appended(in));
+    return by_row(in, [&](const Inputs& all) { return decode_row(all); });
+  }
+
+  void truncate(int64_t length) override {
+    CachedState::truncate(length);
+    for (auto& starts : starts_)
+      while (starts.size() > 1 && starts.back() >= length) starts.pop_back();
+    closed_.clear();
+  }
+
+  // Starts of chunks [B, most] int64, -1 behind the end.
+  Snapshot save() const override {
+    Snapshot snapshot = CachedState::save();
+    if (starts_.empty()) return snapshot;
+    size_t most = 0;
+    for (const auto& starts : starts_) most = std::max(most, starts.size());
+    const at::Tensor all = at::full({std::ssize(starts_), int64_t(most)}, -1, at::kLong);
+    for (size_t b = 0; b < starts_.size(); ++b)
+      std::ranges::copy(starts_[b], all.mutable_data_ptr<int64_t>() + b * most);
+    snapshot["chunk_starts"] = all;
+    return snapshot;
+  }
+
+  void load(const Snapshot& snapshot) override {
+    starts_.clear(), closed_.clear();
+    CachedState::load(snapshot);
+    if (length() == 0) return;
+    const auto found = snapshot.find("chunk_starts");
+    if (found == snapshot.end() || !fits(found->second)) {
+      starts_.clear();
+      CachedState::load({});
+      fail("dhsa: a saved state of these options must have chunk_starts that ascend from 0 below its {} keys",
+           snapshot.at("k").size(2));
+    }
+  }
+
+  int64_t bytes() const override {
+    int64_t sum = CachedState::bytes();
+    for (const at::Tensor& chunks : closed_) sum += int64_t(chunks.nbytes());
+    return sum;
+  }
+
+  int64_t read_bytes() const override {
+    if (dhsa_.decode == Dhsa::Decode::dense || length() == 0) return CachedState::read_bytes();
+    const at::Tensor key = cache_.k().narrow(2, 0, 1);
+    const int64_t dim = ops::is_quantised(key) ? ops::quantised_dim(key.size(3)) : key.size(3);
+    const int64_t summary = (dhsa_.head_share ? 1 : key.size(1)) * dim * int64_t(sizeof(float));
+    int64_t sum = 0;
+    for (const auto& starts : starts_)  // kept keys, summaries, and the open chunk's keys
+      sum += (std::ssize(starts) - 1) * summary + (length() - starts.back()) * int64_t(key.nbytes()) / key.size(0);
+    return sum + std::min(seen(), dhsa_.budget) * cache_.token_bytes();
+  }
+
+ private:
+  // Takes the starts where they are some.
+  bool fits(const at::Tensor& all) {
+    if (all.dim() != 2 || all.scalar_type() != at::kLong || all.size(0) != cache_.k().size(0)) return false;
+    for (int64_t b = 0; b < all.size(0); ++b) {
+      const at::Tensor row = all[b].contiguous();
+      const int64_t *first = row.const_data_ptr<int64_t>(), *end = std::find(first, first + row.numel(), -1);
+      starts_.emplace_back(first, end);
+      const auto& starts = starts_.back();
+      if (starts.empty() || starts.front() != 0 || starts.back() >= length() ||
+          std::ranges::adjacent_find(starts, std::greater_equal()) != starts.end())
+        return false;
+    }
+    return true;
+  }
+
+  Attended decode_row(const Inputs& in) {
+    const int64_t keys = in.k.size(2), batch = in.k.size(0);
+    if (starts_.empty()) starts_.assign(size_t(batch), {0});
+    const auto allowed = dhsa_.candidates(in, 1);
+    std::vector<at::Tensor> lists;
+    int64_t longest = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+      std::vector<int64_t> cuts = starts_[size_t(b)];
+      const int64_t open = cuts.back();
+      const at::Tensor k = in.k.narrow(0, b, 1);
+      if (std::ssize(closed_) == b)
+        closed_.push_back(cuts.size() > 1 ? dhsa_.pool(k.narrow(2, 0, open), cuts) : at::Tensor());
+      at::Tensor chunks = dhsa_.pool(k.narrow(2, open, keys - open), std::array<int64_t, 2>{0, keys - open});
+      if (closed_[size_t(b)].defined()) chunks = at::cat({closed_[size_t(b)], chunks}, 2);
+      cuts.push_back(keys);
+      const at::Tensor scores = ops::score_blocks(in.q.narrow(0, b, 1), chunks, std::array<int64_t, 2>{0, 1},
+                                                  pooling_of(dhsa_.pooling), /*by_group=*/true);
+      lists.push_back(ops::select_tokens(scores, cuts, of_sequence(allowed, size_t(b), 1), dhsa_.budget));
+      longest = std::max(longest, lists.back().size(3));
+    }
+    for (at::Tensor& list : lists) list = at::constant_pad_nd(list, {0, longest - list.size(3)}, -1);
+    TokenPlan plan{1, at::cat(lists), in.rule};
+    const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
+    return {attended.out, attended.lse, {{0, 1, std::move(plan)}}};
+  }
+
+  Dhsa dhsa_;
+  std::vector<std::vector<int64_t>> starts_;  // of the chunks of each batch entry; none: no prompt was read
+  std::vector<at::Tensor> closed_;            // [1, 1|Hkv, chunks - 1, D] of each, made when first needed
+};
+
 }  // namespace
 
 std::unique_ptr<State> Dhsa::make_state(const StateOptions& options) const {
   validate();
+  if (chunks != Chunks::even) return std::make_unique<CutDhsaState>(*this, options);
   return std::make_unique<DhsaState>(*this, options);
 }
 

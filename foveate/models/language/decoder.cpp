@@ -115,12 +115,18 @@ Tensor Decoder::forward(const Tensor& tokens, int64_t first_position, const Atte
   const auto takes_in = [&](const Tensor& branch, const Affine& branch_norm, const Affine& next, at::ScalarType type) {
     return take_in(x, branch, branch_norm, next, norm_rule(), type);
   };
+  attention::Shared shared;
+  const Attend attend_sharing = [&](const attention::Inputs& in) {
+    attention::Inputs given = in;
+    given.shared = &shared;
+    return attend(given);
+  };
   const Affine none;
   Tensor h = takes_in({}, none, weights_.layers.front().attention_norm, weights_.dtype);  // what matrices read
   for (int64_t layer = 0; layer < layers(); ++layer) {
     const LayerWeights& w = weights_.layers[size_t(layer)];
     const ops::Rotation* rotation = rotations.empty() ? nullptr : &rotations[rotary_of_[size_t(layer)]];
-    const Tensor mixed = attention_branch(layer, h, rotation, attend);
+    const Tensor mixed = attention_branch(layer, h, rotation, attend_sharing);
     if (config_.parallel) {  // both branches read the same stream
       h = takes_in({}, none, w.feed_forward_norm, weights_.dtype);
       takes_in(mixed, w.post_attention_norm, none, weights_.dtype);

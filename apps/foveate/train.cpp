@@ -1,0 +1,109 @@
+// foveate train: learned parts, and small models with them.
+#include "train.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "commands.h"
+#include "common.h"
+#include "foveate/base/write_file.h"
+
+namespace foveate::app {
+
+void add_run_options(CLI::App& command, TrainCommand& options) {
+  add_fields(command, options.train);
+  command.add_option("-o,--out", options.out, "what was trained, written at the end");
+  command.add_option("--checkpoint", options.run.checkpoint, "file from which a stopped run can go on");
+  command.add_option("--save-every", options.run.save_every, "steps between checkpoints; 0: at the end and on Ctrl-C")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command.add_flag("--resume", options.run.resumes, "go on from --checkpoint, with the options it was written with");
+  command.add_option("--log-every", options.log_every, "steps between lines of progress")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command.add_flag("--json", options.is_json, "a JSON line for every --log-every steps and for the scores");
+}
+
+void check_outputs(const TrainCommand& options) {
+  require(options.run.save_every == 0 || !options.run.checkpoint.empty(),
+          "train: --save-every needs --checkpoint FILE, got none");
+  for (const std::string& file : {options.out, options.run.checkpoint}) {
+    if (file.empty()) continue;
+    const std::filesystem::path folder = std::filesystem::path(file).parent_path();
+    require_writable_directory(folder.empty() ? "." : folder);
+  }
+}
+
+namespace {
+
+class Progress {
+ public:
+  explicit Progress(const TrainCommand& options) : options_(options) {}
+
+  void operator()(const train::StepReport& report) {
+    loss_ += report.loss, seconds_ += report.seconds, tokens_ += report.tokens, ++count_;
+    for (const auto& [name, value] : report.notes) notes_[name] += value;
+    const int64_t steps = options_.train.steps;
+    if (!options_.is_json && ::isatty(STDERR_FILENO))
+      line_.show("train", fmt::format("step {} of {}, loss {:.4f}", report.step, steps, report.loss),
+                 double(report.step) / double(steps));
+    if (report.step % options_.log_every == 0 || report.step == steps) print(report);
+    throw_if_interrupted();
+  }
+
+ private:
+  // Means over the steps since the last line.
+  void print(const train::StepReport& report) {
+    line_.finish();
+    const double n = double(count_), speed = double(tokens_) / seconds_;
+    if (options_.is_json) {
+      nlohmann::ordered_json line = {{"step", report.step},
+                                     {"loss", loss_ / n},
+                                     {"lr", report.learning_rate},
+                                     {"gradient_norm", report.gradient_norm},
+                                     {"tokens_per_s", speed}};
+      for (const auto& [name, sum] : notes_) line[name] = sum / n;
+      fmt::print("{}\n", line.dump());
+    } else {
+      fmt::print("step {:>6}  loss {:8.4f}  lr {:.2e}  {:>8.0f} tok/s", report.step, loss_ / n, report.learning_rate,
+                 speed);
+      for (const auto& [name, sum] : notes_) fmt::print("  {} {:.4f}", name, sum / n);
+      fmt::print("\n");
+    }
+    std::fflush(stdout);
+    loss_ = seconds_ = 0, tokens_ = count_ = 0;
+    notes_.clear();
+  }
+
+  const TrainCommand& options_;
+  ProgressLine line_;
+  double loss_ = 0, seconds_ = 0;
+  int64_t tokens_ = 0, count_ = 0;
+  std::map<std::string, double> notes_;
+};
+
+}  // namespace
+
+void run_training(train::Trainer& trainer, const TrainCommand& options) {
+  watch_interrupts();
+  train::RunOptions run = options.run;
+  Progress progress(options);
+  run.observe = [&](const train::StepReport& report) { progress(report); };
+  train::run(trainer, run);
+}
+
+void add_train(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("train", "train learned parts of mechanisms, or small models with them");
+  command->require_subcommand(1);
+  add_train_recall(*command);
+  add_train_layers(*command);
+  command->footer(
+      "Examples:\n"
+      "  foveate train recall --attention nsa:compress=8,stride=4,block=8,blocks=6,window=16\n"
+      "`foveate train NAME --help` shows options; docs/training.md what the runs give.");
+}
+
+}  // namespace foveate::app

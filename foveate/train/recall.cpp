@@ -1,0 +1,218 @@
+#include "foveate/train/recall.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+
+#include <cmath>
+
+#include "foveate/attention/routing/flux.h"
+#include "foveate/attention/routing/objectives.h"
+#include "foveate/attention/sparse/nsa.h"
+#include "foveate/models/language/adapter.h"
+#include "foveate/models/language/random_weights.h"
+
+namespace foveate::train {
+namespace {
+
+using at::Tensor;
+using attention::Inputs;
+using attention::Mechanism;
+
+// Streams of random numbers under one seed: weights and learned parts use the first few hundred of their own seeds.
+constexpr uint64_t kTextStream = uint64_t{1} << 32, kHeldOutStream = uint64_t{2} << 32,
+                   kLambdaStream = uint64_t{3} << 32;
+constexpr uint64_t kPartsSeed = 1'000'003;  // learned parts begin from seeds apart from the weights'
+
+models::DecoderConfig config_of(const RecallTask& task, const RecallModel& m) {
+  models::DecoderConfig c;
+  c.architecture = "llama", c.name = "recall";
+  c.width = m.width, c.heads = m.heads, c.kv_heads = m.kv_heads, c.feed_forward = m.feed_forward;
+  c.head_dim = c.value_dim = c.rope_dim = m.width / m.heads;
+  c.vocabulary = task.vocabulary(), c.context = task.length;
+  c.norm_epsilon = 1e-5, c.attention_scale = 1 / std::sqrt(double(c.head_dim));
+  // Embeddings as large as what layers add, and biases with which a head can look for the token before: without either
+  // the same runs stay at guessing among the text's values.
+  c.embedding_scale = std::sqrt(double(m.width)), c.has_query_biases = true;
+  c.layers.resize(size_t(m.layers));
+  return c;
+}
+
+bool is_flux(const Mechanism& m) { return m.spec().name == attention::Flux::name; }
+
+// The same flux as one step trains it.
+Mechanism in_training(const Mechanism& m, int64_t step, int64_t steps, const attention::LayerShape& shape) {
+  auto flux = parse_options<attention::Flux>(m.spec());
+  flux.phase = attention::Flux::Phase::train;
+  flux.tau = attention::flux_temperature(step, steps), flux.seed = step;
+  return Mechanism(flux).with(*m.learned(), shape);
+}
+
+// Which of the keys places [B, N] rows asked [N] see by the plans of a call: [B, Hq, N] bool.  With all logits equal a
+// value of 1 at the key and 0 elsewhere comes out above 0 where the key is seen.
+Tensor seen(const Inputs& in, const attention::Attended& attended, const Tensor& asked, const Tensor& places) {
+  const int64_t batch = in.q.size(0), keys = in.k.size(2), count = asked.size(0);
+  const Tensor flat_q = at::zeros({batch, in.q.size(1), in.q.size(2), 8}),
+               flat_k = at::zeros({batch, in.k.size(1), keys, 8});
+  const Tensor marks = at::zeros({batch, keys, count}).scatter_(1, places.unsqueeze(1), 1.0);
+  const Tensor v = marks.unsqueeze(1).expand({batch, in.k.size(1), keys, count}).contiguous();
+  Tensor any = at::zeros({batch, in.q.size(1), in.q.size(2), count}, at::kBool);
+  for (const attention::PlannedRows& part : attended.plans)
+    any.narrow(2, part.first_row, part.rows)
+        .logical_or_(ops::attend(flat_q.narrow(2, part.first_row, part.rows), flat_k, v, part.plan).out.gt(0));
+  return any.index_select(2, asked).diagonal(0, 2, 3);
+}
+
+// What a mechanism selects, beside what it always sees: of nsa the selected blocks.
+attention::Attended selection_of(const Mechanism& m, const Inputs& in, const attention::Attended& attended) {
+  if (m.spec().name != attention::Nsa::name) return attended;
+  auto nsa = parse_options<attention::Nsa>(m.spec());
+  nsa.gates = attention::Nsa::Gates::selected;
+  Inputs given = in;
+  given.learned = m.learned();
+  return nsa.attend(given);
+}
+
+// One layer of flux with the decisions of other texts.
+attention::Attended shuffled(const attention::Flux& flux, const Inputs& in) {
+  const Tensor z = attention::flux_decision(flux, in).roll(1, 0);
+  const auto run = [&](const std::string& spec) { return attention::make_mechanism(parse_spec(spec)).attend(in); };
+  const attention::Attended full = run(flux.full), cheap = run(flux.cheap);
+  return {attention::flux_blend(full.out, cheap.out, z), std::nullopt, full.plans};
+}
+
+Tensor answer_logits(const models::Decoder& decoder, const RecallBatch& batch, const Tensor& hidden) {
+  return decoder.logits(hidden.index_select(1, batch.asked));  // [B, pairs, vocabulary]
+}
+
+double share(const Tensor& hits, const Tensor& rows) {  // hits [B, N] bool, of rows [B] bool
+  const Tensor some = hits.index_select(0, rows.nonzero().flatten());
+  return some.numel() == 0 ? std::nan("") : some.to(at::kDouble).mean().item<double>();
+}
+
+}  // namespace
+
+void RecallModel::validate() const {
+  check_options(*this);
+  require(width % (2 * heads) == 0, "recall: width must be a multiple of 2 heads, got {} and {}", width, heads);
+  require(heads % kv_heads == 0, "recall: heads must be a multiple of kv_heads, got {} and {}", heads, kv_heads);
+}
+
+Recall::Recall(const RecallTask& task, const RecallModel& model, const std::string& attention, uint64_t seed)
+    : task_(task), model_(model), attention_(attention), seed_(seed) {
+  task.validate();
+  model.validate();
+  const models::DecoderConfig config = config_of(task, model);
+  decoder_ = std::make_unique<models::Decoder>(config, models::random_weights(config, seed));
+  mechanisms_ = with_start();
+  for (const Mechanism& m : mechanisms_) has_flux_ |= is_flux(m);
+  lambda1_ = (attention::uniform({2}, seed, kLambdaStream) * 0.5).to(at::kFloat);
+  lambda2_ = (attention::uniform({2}, seed, kLambdaStream + 1) * 0.5).to(at::kFloat);
+  for (const auto& [name, parameter] : parameters()) Tensor(parameter.value).requires_grad_();
+}
+
+std::vector<Mechanism> Recall::with_start() const {
+  return models::equip_anew(attention::make_mechanisms(attention_, model_.layers), *decoder_, seed_ + kPartsSeed);
+}
+
+ParameterMap Recall::parameters() const {
+  ParameterMap all;
+  for (const auto& [name, value] : decoder_->weights().named())
+    all[name] = {.value = value, .decays = value.dim() > 1 && !name.starts_with("token_embd")};
+  for (size_t layer = 0; layer < mechanisms_.size(); ++layer) {
+    const Mechanism& m = mechanisms_[layer];
+    if (!m.learned()) continue;
+    for (const auto& [name, value] : *m.learned())
+      all[fmt::format("layers.{}.{}.{}", layer, m.spec().name, name)] = {.value = value, .decays = value.dim() > 1};
+  }
+  if (has_flux_)
+    for (const auto& [name, value] : {std::pair{"flux.lambda1", lambda1_}, {"flux.lambda2", lambda2_}})
+      all[name] = {.value = value, .decays = true, .ascends = true};
+  return all;
+}
+
+std::map<std::string, std::string> Recall::subject() const {
+  std::map<std::string, std::string> all{{"run", "recall"}, {"attention", attention_}};
+  const auto add = [&](std::string_view name, const auto& value, Range, std::string_view) {
+    all[std::string(name)] = fmt::format("{}", value);
+  };
+  RecallTask::fields(task_, add);
+  RecallModel::fields(model_, add);
+  return all;
+}
+
+StepLoss Recall::loss(int64_t step, int64_t steps, uint64_t seed) const {
+  const RecallBatch batch = make_recall(task_, model_.batch, seed, kTextStream + uint64_t(step));
+  const attention::LayerShape shape = models::layer_shape(decoder_->config());
+  std::vector<Tensor> decisions;  // [B] of every flux layer
+  const Tensor hidden = decoder_->forward(batch.tokens, 0, [&](const Inputs& in) {
+    const Mechanism& m = mechanisms_[size_t(in.layer)];
+    if (!is_flux(m)) return m.attend(in);
+    const Mechanism training = in_training(m, step, steps, shape);
+    Inputs given = in;
+    given.learned = training.learned();
+    decisions.push_back(attention::flux_decision(parse_options<attention::Flux>(training.spec()), given));
+    return training.attend(in);
+  });
+  const Tensor logits = answer_logits(*decoder_, batch, hidden);
+  const Tensor entropy = at::cross_entropy_loss(logits.flatten(0, 1), batch.answers.flatten());
+  const double accuracy = logits.argmax(-1).eq(batch.answers).to(at::kDouble).mean().item<double>();
+  StepLoss made{entropy, batch.tokens.numel(), {{"accuracy", accuracy}}};
+  if (!has_flux_) return made;
+  const Tensor z = at::stack(decisions, 1).to(at::kFloat);
+  const Tensor targets = at::where(batch.is_near.gt(0), at::full({}, model_.near_sparsity, at::kFloat),
+                                   at::full({}, model_.sparsity, at::kFloat));
+  made.loss = entropy + attention::flux_penalty(z, targets, batch.is_near, lambda1_, lambda2_);
+  made.notes["answers"] = entropy.item<double>();
+  made.notes["full"] = z.detach().mean().item<double>();
+  return made;
+}
+
+RecallScore Recall::score(Scored scored, int64_t batches) const {
+  require(batches >= 1, "recall: batches to score must be >= 1, got {}", batches);
+  require(scored != Scored::shuffled_routes || has_flux_, "recall: no layer has routes to shuffle");
+  const at::NoGradGuard no_grad;
+  const std::vector<Mechanism> mechanisms = scored == Scored::untrained_parts ? with_start() : mechanisms_;
+  std::vector<Tensor> hits, found, near, losses, full;  // [B, pairs], [B], scalars, [B]
+  for (int64_t i = 0; i < batches; ++i) {
+    const RecallBatch batch = make_recall(task_, model_.batch, seed_, kHeldOutStream + uint64_t(i));
+    std::vector<Tensor> decisions;
+    const Tensor hidden = decoder_->forward(batch.tokens, 0, [&](const Inputs& in) {
+      const Mechanism& m = mechanisms[size_t(in.layer)];
+      Inputs given = in;
+      given.learned = m.learned();
+      attention::Attended attended;
+      if (is_flux(m)) {
+        const auto flux = parse_options<attention::Flux>(m.spec());
+        decisions.push_back(attention::flux_decision(flux, given));
+        attended = scored == Scored::shuffled_routes ? shuffled(flux, given) : m.attend(in);
+      } else {
+        attended = m.attend(in);
+      }
+      if (in.layer == decoder_->layers() - 1)
+        found.push_back(seen(in, selection_of(m, in, attended), batch.asked, batch.places).any(1));
+      return attended;
+    });
+    const Tensor logits = answer_logits(*decoder_, batch, hidden);
+    losses.push_back(at::cross_entropy_loss(logits.flatten(0, 1), batch.answers.flatten()));
+    hits.push_back(logits.argmax(-1).eq(batch.answers));
+    near.push_back(batch.is_near);
+    if (has_flux_) full.push_back(at::stack(decisions, 1).mean(1));
+  }
+  const Tensor hit = at::cat(hits), is_near = at::cat(near).gt(0), is_far = is_near.logical_not();
+  const auto mean = [](const Tensor& t) { return t.to(at::kDouble).mean().item<double>(); };
+  RecallScore result{.loss = mean(at::stack(losses)), .accuracy = mean(hit), .found = mean(at::cat(found))};
+  result.far_accuracy = share(hit, is_far), result.near_accuracy = share(hit, is_near);
+  if (!has_flux_) return result;
+  const Tensor each = at::cat(full);
+  result.far_full = share(each, is_far), result.near_full = share(each, is_near);
+  return result;
+}
+
+}  // namespace foveate::train

@@ -1,0 +1,75 @@
+// Small decoders that learn associative recall with a mechanism and its learned parts, from nothing.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "foveate/models/language/decoder.h"
+#include "foveate/train/recall_task.h"
+#include "foveate/train/trainer.h"
+
+namespace foveate::train {
+
+// The decoder (of Llama's architecture) and its texts.
+struct RecallModel {
+  static constexpr std::string_view name = "recall";
+
+  int64_t batch = 16, layers = 2, width = 64, heads = 4, kv_heads = 2, feed_forward = 128;
+  double sparsity = 0.5, near_sparsity = 1;
+
+  static void fields(auto& self, auto&& visit) {
+    visit("batch", self.batch, at_least(1), "texts of a step");
+    visit("layers", self.layers, at_least(1), "of the decoder");
+    visit("width", self.width, at_least(2), "of its residual stream");
+    visit("heads", self.heads, at_least(1), "query heads; width is a multiple of 2 heads");
+    visit("kv_heads", self.kv_heads, at_least(1), "key heads");
+    visit("feed_forward", self.feed_forward, at_least(1), "width of the layers' MLPs");
+    visit("sparsity", self.sparsity, between(0, 1), "flux: share of cheap layers to be reached in texts with a gap");
+    visit("near_sparsity", self.near_sparsity, between(0, 1), "flux: the same in texts without");
+  }
+  void validate() const;
+};
+
+// What is scored: the model as trained; with the mechanisms' learned parts as they were before training; or (flux) with
+// the router's decisions for each text given to the next one, so that as many layers are full, but not for a reason.
+enum class Scored { trained, untrained_parts, shuffled_routes };
+
+struct RecallScore {
+  double loss = 0, accuracy = 0;               // over all questions
+  double far_accuracy = 0, near_accuracy = 0;  // over texts with the gap and without; NaN where there are none
+  double found = 0;                            // questions whose value some head of the last layer selects
+  std::optional<double> far_full, near_full;   // flux: share of full layers
+};
+
+class Recall {
+ public:
+  // attention: a layered spec.  Throws Error: options or mechanisms that do not fit.
+  Recall(const RecallTask& task, const RecallModel& model, const std::string& attention, uint64_t seed);
+
+  // All weights by their GGUF names, learned parts as layers.LAYER.MECHANISM.PART, and for flux the two multipliers.
+  ParameterMap parameters() const;
+  // What identifies the run beside the trainer's options.
+  std::map<std::string, std::string> subject() const;
+  // Cross-entropy of the answers, with flux and its penalty; steps: of the whole run, by which temperature falls.
+  StepLoss loss(int64_t step, int64_t steps, uint64_t seed) const;
+  // Over texts that no step has: `batches` of them.
+  RecallScore score(Scored scored, int64_t batches) const;
+
+  const models::Decoder& decoder() const { return *decoder_; }
+  const std::vector<attention::Mechanism>& mechanisms() const { return mechanisms_; }
+
+ private:
+  std::vector<attention::Mechanism> with_start() const;
+
+  RecallTask task_;
+  RecallModel model_;
+  std::string attention_;
+  uint64_t seed_;
+  std::unique_ptr<models::Decoder> decoder_;
+  std::vector<attention::Mechanism> mechanisms_;  // with learned parts
+  at::Tensor lambda1_, lambda2_;                  // [2] of flux's penalty: texts with the gap, texts without
+  bool has_flux_ = false;
+};
+
+}  // namespace foveate::train
