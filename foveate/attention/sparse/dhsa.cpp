@@ -286,16 +286,18 @@ class CutDhsaState final : public CachedState {
     closed_.clear();
   }
 
-  // Starts of chunks [B, most] int64, -1 behind the end.
+  // Starts of chunks [B, most + 1] int64, -1 behind the end of each.
   Snapshot save() const override {
     Snapshot snapshot = CachedState::save();
-    if (starts_.empty()) return snapshot;
+    if (length() == 0) return snapshot;
+    std::vector<std::vector<int64_t>> all = starts_;
+    if (all.empty()) all.assign(size_t(cache_.k().size(0)), {0});  // no prompt was read
     size_t most = 0;
-    for (const auto& starts : starts_) most = std::max(most, starts.size());
-    const at::Tensor all = at::full({std::ssize(starts_), int64_t(most)}, -1, at::kLong);
-    for (size_t b = 0; b < starts_.size(); ++b)
-      std::ranges::copy(starts_[b], all.mutable_data_ptr<int64_t>() + b * most);
-    snapshot["chunk_starts"] = all;
+    for (const auto& starts : all) most = std::max(most, starts.size());
+    const at::Tensor saved = at::full({std::ssize(all), int64_t(most) + 1}, -1, at::kLong);
+    for (size_t b = 0; b < all.size(); ++b)
+      std::ranges::copy(all[b], saved.mutable_data_ptr<int64_t>() + b * (most + 1));
+    snapshot["chunk_starts"] = saved;
     return snapshot;
   }
 
@@ -338,7 +340,7 @@ class CutDhsaState final : public CachedState {
       const int64_t *first = row.const_data_ptr<int64_t>(), *end = std::find(first, first + row.numel(), -1);
       starts_.emplace_back(first, end);
       const auto& starts = starts_.back();
-      if (starts.empty() || starts.front() != 0 || starts.back() >= length() ||
+      if (end == first + row.numel() || starts.empty() || starts.front() != 0 || starts.back() >= length() ||
           std::ranges::adjacent_find(starts, std::greater_equal()) != starts.end())
         return false;
     }

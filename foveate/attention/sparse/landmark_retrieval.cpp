@@ -213,7 +213,7 @@ void LandmarkRetrieval::choose(const Inputs& in, bool by_row, Group& group) {
 void LandmarkRetrieval::hide(const RowRanges& shown, int64_t row, int64_t oldest, Tensor& scores) const {
   const Tensor landmark = at::arange(oldest + 1, oldest + scores.size(3) + 1, at::kLong) * options_.block - 1;
   const auto of_rows = [&](const Tensor& t) { return t.narrow(2, row, scores.size(2)).unsqueeze(3); };
-  scores.masked_fill_(of_rows(shown.start).gt(landmark).logical_or_(of_rows(shown.end).le(landmark)), kMinusInfinity);
+  scores.masked_fill_(of_rows(shown.start).gt(landmark).logical_or(of_rows(shown.end).le(landmark)), kMinusInfinity);
 }
 
 // chosen [B, Hq, n, top_k] of `count` candidates, for the group's rows from `row` on.  Slot of the r-th of the chosen:

@@ -114,12 +114,14 @@ class LandmarkState final : public State {
   int64_t length() const override { return cache_.length(); }
   int64_t bytes() const override { return cache_.bytes() + retrieval_.bytes(); }
   int64_t read_bytes() const override {
-    const int64_t next = cache_.length(), before = options_.blocks_before(next), count = options_.candidates(before);
-    const int64_t token = cache_.token_bytes(), near = next - options_.local_start(next);
-    if (count <= options_.top_k) return std::min(near, cache_.held()) * token;
+    const int64_t next = cache_.length(), count = options_.blocks_before(next) - fetchable_from(next) / options_.block;
+    const int64_t near = next - options_.local_start(next), most = rule_.window_left ? *rule_.window_left + 1 : next;
+    const int64_t token = cache_.token_bytes();
+    if (count <= options_.top_k) return std::min({near, cache_.held(), most}) * token;
     const int64_t landmark =
         cache_.held() > 0 ? cache_.k().size(0) * cache_.k().size(1) * ops::row_dim(cache_.k()) * 4 : 0;
-    return (near + std::min(options_.top_k * group_, count) * options_.block) * token + count * landmark;
+    const int64_t fetched = std::min(options_.top_k * group_, count) * options_.block;
+    return std::min(near + fetched, most) * token + count * landmark;
   }
 
  private:
