@@ -363,7 +363,9 @@ def test_training_reports_in_json_lines_and_goes_on_where_it_stopped(foveate, tm
     assert [line["scored"] for line in (before, trained, untrained)] == ["before training", "trained", "untrained parts"]
     assert trained["loss"] != before["loss"] and 0 < trained["found"] < 1
     saved = ["--checkpoint", tmp_path / "state"]
-    running = subprocess.Popen([*done.args, *saved, "--steps", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    longer = [*done.args]
+    longer[longer.index("--steps") + 1] = "100000"
+    running = subprocess.Popen([*longer, *saved], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert json.loads(running.stdout.readline())["step"] == 3
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130 and (tmp_path / "state").exists()
