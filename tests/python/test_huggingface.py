@@ -187,11 +187,13 @@ def test_dropout_keeps_eagers_mean():
 
 
 def visible(size, sinks, padded=None):
-    """[B, 1, L, L] bool of a window with sinks, by loops."""
+    """[B, 1, L, L] bool of a window with sinks, the first tokens that are no padding, by loops."""
     out = torch.zeros(2, 1, LENGTH, LENGTH, dtype=torch.bool)
-    for i in range(LENGTH):
-        for j in range(i + 1):
-            out[:, 0, i, j] = i - j < size or j < sinks
+    for b in range(2):
+        first = 0 if padded is None else int(padded[b].int().argmax())
+        for i in range(LENGTH):
+            for j in range(i + 1):
+                out[b, 0, i, j] = i - j < size or j < first + sinks
     return out if padded is None else out & padded.bool()[:, None, None]
 
 
