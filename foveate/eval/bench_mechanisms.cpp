@@ -31,14 +31,14 @@ struct Budget {
 };
 constexpr Budget kBudgets[] = {
     {"window", "size=n/16", "size=n"},
-    {"dhsa", "budget=n/16", "budget=n"},
+    {"dhsa", "budget=n/16,decode=sparse", "budget=n"},
     {"dhsa_blocks", "density=0.06", "density=1"},
     {"block_topk", "density=0.12", "density=1"},
-    {"xattention", "tau=0.3", "tau=1"},
+    {"xattention", "tau=0.2", "tau=1"},
     {"quest", "budget=n/16", "budget=n"},
     {"triangle", "size=n/16", "size=n"},
     {"vertical_slash", "vertical=n/32,slash=128", "slash=n"},
-    {"flexprefill", "gamma=0.4,min_budget=n/128", "gamma=1"},
+    {"flexprefill", "gamma=0.25,min_budget=n/128", "gamma=1"},
     {"nsa", "blocks=n/2048,window=n/32", "gates=selected,phi=mean,blocks=n"},
     {"duo", "size=n/16,full_heads=none", "full_heads=all"},
     {"flux", "cheap=(window:size=n/16),route=cheap", "route=full"},
