@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "tests/attention/calls.h"
 #include "tests/support/arrays.h"
 #include "tests/support/compare.h"
 
@@ -78,6 +79,13 @@ struct Sample {
   }
 };
 
+// All rows of a call, decoded one by one.
+at::Tensor decoded(State& state, const Inputs& in) {
+  std::vector<at::Tensor> outs;
+  for (int64_t row = 0; row < in.q.size(2); ++row) outs.push_back(state.decode(test::rows_of(in, row, 1)).out);
+  return at::cat(outs, 2);
+}
+
 TEST(Window, equals_the_mask) {
   const at::NoGradGuard no_grad;
   const Sample s(50);
@@ -103,13 +111,7 @@ TEST(Window, inside_a_layers_own_window_sinks_end_with_it) {
     const Window window{.size = size, .sinks = 2};
     EXPECT_TRUE(same(window.attend(s.in).out, to_tensor(want.out), {1e-11, 1e-11})) << size;
     const auto state = window.make_state({.rule = s.in.rule});
-    std::vector<at::Tensor> outs;
-    for (int64_t row = 0; row < 50; ++row) {
-      Inputs one = s.in;
-      one.q = s.in.q.narrow(2, row, 1), one.k = s.in.k.narrow(2, row, 1), one.v = s.v.narrow(2, row, 1);
-      outs.push_back(state->decode(one).out);
-    }
-    EXPECT_TRUE(same(at::cat(outs, 2), to_tensor(want.out), {1e-11, 1e-11})) << "decode, " << size;
+    EXPECT_TRUE(same(decoded(*state, s.in), to_tensor(want.out), {1e-11, 1e-11})) << "decode, " << size;
   }
 }
 
@@ -126,13 +128,7 @@ TEST(Window, blocks_inside_a_layers_own_window_lose_their_sinks_with_it) {
   const Window window{.size = 8, .sinks = 4, .block = 4};
   EXPECT_TRUE(same(window.attend(s.in).out, to_tensor(want.out), {1e-11, 1e-11}));
   const auto state = window.make_state({.rule = s.in.rule});
-  std::vector<at::Tensor> outs;
-  for (int64_t row = 0; row < 50; ++row) {
-    Inputs one = s.in;
-    one.q = s.in.q.narrow(2, row, 1), one.k = s.in.k.narrow(2, row, 1), one.v = s.v.narrow(2, row, 1);
-    outs.push_back(state->decode(one).out);
-  }
-  EXPECT_TRUE(same(at::cat(outs, 2), to_tensor(want.out), {1e-11, 1e-11})) << "decode";
+  EXPECT_TRUE(same(decoded(*state, s.in), to_tensor(want.out), {1e-11, 1e-11})) << "decode";
 }
 
 TEST(Window, sinks_are_those_of_each_rows_text) {
@@ -171,13 +167,7 @@ TEST(Window, cache_positions_equal_streaming_llm) {
       const at::Tensor want = to_tensor(streaming_oracle(to_array(s.q), to_array(s.k), to_array(s.v), size, sinks));
       EXPECT_TRUE(same(window.attend(s.in).out, want, {1e-10, 1e-10})) << size << " " << sinks;
       const auto state = window.make_state({});
-      std::vector<at::Tensor> outs;
-      for (int64_t row = 0; row < 60; ++row) {
-        Inputs one = s.in;
-        one.q = s.in.q.narrow(2, row, 1), one.k = s.in.k.narrow(2, row, 1), one.v = s.v.narrow(2, row, 1);
-        outs.push_back(state->decode(one).out);
-      }
-      EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-10, 1e-10})) << "decode, " << size << " " << sinks;
+      EXPECT_TRUE(same(decoded(*state, s.in), want, {1e-10, 1e-10})) << "decode, " << size << " " << sinks;
     }
 }
 

@@ -35,6 +35,25 @@ double logprob(const models::Decoder& decoder, Tokens context, const Tokens& ans
   return sum;
 }
 
+// How many references rank first, each behind those before it or, if `forgets`, behind the leads alone.
+double firsts_of(const models::Decoder& decoder, const Codec& codec, const RulerSample& sample, bool forgets) {
+  Tokens context = sample.tokens;
+  const auto read = [&](const std::string& text) {
+    for (const int32_t token : codec.encode(text)) context.push_back(token);
+  };
+  double firsts = 0;
+  for (size_t r = 0; r < sample.references.size(); ++r) {
+    if (!sample.leads[r].empty()) read(sample.leads[r]);
+    const double right = logprob(decoder, context, codec.encode(" " + sample.references[r]));
+    bool is_first = true;
+    for (const std::string& wrong : sample.distractors[r])
+      is_first &= right > logprob(decoder, context, codec.encode(" " + wrong));
+    firsts += is_first;
+    if (!forgets) read(" " + sample.references[r]);
+  }
+  return firsts;
+}
+
 TEST(Recall, references_are_ranked_behind_those_before_them) {
   const at::NoGradGuard no_grad;
   const models::Decoder decoder = test::tiny_decoder();
@@ -43,34 +62,24 @@ TEST(Recall, references_are_ranked_behind_those_before_them) {
   std::vector<RulerSample> samples;
   for (const char* prompt : {"Tell me:", "One two three", "A long road", "say", "What is it?", "xyz"}) {
     RulerSample sample{.tokens = codec.encode(prompt), .answer_budget = 3};
-    sample.references = {"ab", "cde", "f", "gh"}, sample.leads = {"", ",", ", and", ""};
-    sample.distractors = {{"xy", "zz"}, {"cdf", "b"}, {"g", "h"}, {"gi", "ab"}};
+    sample.references = {"ab", "cde", "f", "gh", "k", "m", "p", "r"};
+    sample.leads = {"", ",", ", and", "", "", ",", "", ""};
+    sample.distractors = {{"xy", "zz"}, {"cdf", "b"}, {"g", "h"}, {"gi", "ab"}, {"l", "n"}, {"o"}, {"q", "s"}, {"t"}};
     samples.push_back(sample);
   }
   double all = 0;
+  int told_apart = 0;
   const auto results = run_ruler(decoder, dense(), *tokenizer, samples, attention::CacheType::model);
   ASSERT_EQ(results.size(), samples.size());
   for (size_t i = 0; i < samples.size(); ++i) {
-    const RulerSample& sample = samples[i];
-    Tokens context = sample.tokens;
-    const auto read = [&](const std::string& text) {
-      for (const int32_t token : codec.encode(text)) context.push_back(token);
-    };
-    double firsts = 0;
-    for (size_t r = 0; r < sample.references.size(); ++r) {
-      if (!sample.leads[r].empty()) read(sample.leads[r]);
-      const double right = logprob(decoder, context, codec.encode(" " + sample.references[r]));
-      bool is_first = true;
-      for (const std::string& wrong : sample.distractors[r])
-        is_first &= right > logprob(decoder, context, codec.encode(" " + wrong));
-      firsts += is_first;
-      read(" " + sample.references[r]);
-    }
-    EXPECT_DOUBLE_EQ(results[i].ranked_first, firsts / 4) << i;
+    const double firsts = firsts_of(decoder, codec, samples[i], false);
+    EXPECT_DOUBLE_EQ(results[i].ranked_first, firsts / 8) << i;
     all += firsts;
+    told_apart += firsts != firsts_of(decoder, codec, samples[i], true);
   }
-  EXPECT_GT(all, 4);  // of 24; chance alone has 8
-  EXPECT_LT(all, 20);
+  EXPECT_GT(all, 8);  // of 48; chance alone has 18
+  EXPECT_LT(all, 40);
+  EXPECT_GE(told_apart, 2);  // what was read before matters
 }
 
 TEST(Recall, a_heat_maps_cells_are_the_needles_of_their_depth) {
