@@ -1,5 +1,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/broadcast_tensors.h>
+#include <ATen/ops/isin.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 
@@ -65,6 +69,30 @@ SeenKeys seen_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_
 Rule without_windows(Rule rule) {
   rule.window_left = std::nullopt, rule.head_window = std::nullopt, rule.sinks = 0;
   return rule;
+}
+
+int64_t first_query_key(const Inputs& in, std::string_view owner) {
+  const int64_t queries = in.q.size(2), keys = in.k.size(2), start = in.rule.query_start.value_or(keys - queries);
+  require(start >= 0 && start + queries <= keys, "{}: queries must sit at keys 0 .. {}, got {} from {} on", owner,
+          keys - 1, queries, start);
+  return start;
+}
+
+at::Tensor keys_in_sight(const Inputs& in) {
+  if (!cuts_texts(in.rule)) return in.k;
+  const int64_t keys = in.k.size(2);
+  const RowRanges ranges = row_ranges(in.rule, in.q.size(2), keys);
+  const auto both = at::broadcast_tensors({ranges.start, ranges.end});
+  const at::Tensor start = both[0].flatten(1), end = both[1].flatten(1), one = at::ones_like(start);
+  const at::Tensor edges = at::zeros({start.size(0), keys + 1}, at::kLong);
+  edges.scatter_add_(1, start, one).scatter_add_(1, end, one.neg());
+  at::Tensor seen = edges.cumsum(1).narrow(1, 0, keys).gt(0);
+  if (in.rule.key_documents) {
+    seen = seen.expand({in.k.size(0), keys}).clone();
+    for (int64_t b = 0; b < in.k.size(0); ++b)
+      seen[b].logical_and_(at::isin((*in.rule.key_documents)[b], (*in.rule.query_documents)[b]));
+  }
+  return in.k.detach().masked_fill(seen.logical_not().unsqueeze(1).unsqueeze(3), 0);
 }
 
 at::Tensor text_positions(const Inputs& in, std::string_view owner) {

@@ -71,8 +71,16 @@ SeenKeys seen_keys(const Rule& rule, int64_t queries, int64_t keys, std::string_
 // The rule were there no windows: a query sees its text from its first key on.
 Rule without_windows(Rule rule);
 
-// Where the queries of a call stand in their texts, [B|1, Lq] int64: from first_position on, or counted from the first
-// key that padding and documents leave them.  Throws Error as seen_keys().
+// The key at which the first query of a call stands.  Throws Error, which names `owner`: a query that stands at no key.
+int64_t first_query_key(const Inputs& in, std::string_view owner);
+
+// in.k with zeros for keys that no query of the call sees because of padding, documents or ranges: what blocks of keys
+// are summed up from, so that hidden numbers decide nothing.  The keys themselves where all may be seen.
+at::Tensor keys_in_sight(const Inputs& in);
+
+// Where the queries of a call stand in their texts, [B|1, Lq] int64: from first_position on; where row_start or
+// documents are given, counted from the first key that they leave, whatever first_position says.  Throws Error as
+// seen_keys().
 at::Tensor text_positions(const Inputs& in, std::string_view owner);
 
 // The plan that served rows [first_row, first_row + rows) of a call.

@@ -15,6 +15,7 @@
 #include "foveate/base/error.h"
 #include "foveate/ops/attend/flat.h"
 #include "foveate/ops/attend/gradient.h"
+#include "foveate/ops/quantise/quantise.h"
 
 namespace foveate::attention {
 namespace {
@@ -83,7 +84,7 @@ Learned learned_of(const Call& c, const Mechanism& mechanism) {
     require(learned.emplace(c.names[i], c.parts[i]).second, "mechanism: a part may be given once, got {} twice",
             std::string(c.names[i]));
   const auto parts_at = [&](int64_t width) {
-    return mechanism.learned_parts({width, p.q.size(1), p.k.size(1), p.q.size(3), p.v.size(3)});
+    return mechanism.learned_parts({width, p.q.size(1), p.k.size(1), p.q.size(3), ops::row_dim(p.v)});
   };
   const auto same_sizes = [](const LearnedPart& a, const LearnedPart& b) { return a.sizes == b.sizes; };
   if (!learned.empty() && (c.hidden || std::ranges::equal(parts_at(1), parts_at(2), same_sizes)))

@@ -125,8 +125,9 @@ void Window::validate() const {
 RunPlan Window::by_block(const Inputs& in) const {
   const int64_t queries = in.q.size(2);
   const Place place(in);
-  // parts of a prompt may begin inside of a block, and so may texts
-  const bool by_row = place.first % block != 0 || place.text_start;
+  // parts of a prompt may begin inside of a block, and so may texts; behind evicted keys the model's own window leaves
+  // its sinks row by row
+  const bool by_row = place.first % block != 0 || place.text_start || (place.gap > 0 && in.rule.window_left);
   const int64_t query_block = by_row ? 1 : block;
   at::Tensor position = at::arange(place.first, place.first + queries, query_block, at::kLong).view({1, 1, -1});
   const at::Tensor text = place.text_start.value_or(at::zeros_like(position));

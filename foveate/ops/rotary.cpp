@@ -43,7 +43,8 @@ bool Rotary::operator==(const Rotary& other) const { return frequency_.equal(oth
 
 at::Tensor Rotary::rotate(const at::Tensor& x, const at::Tensor& positions) const {
   if (positions.dim() == 2) {
-    if (positions.size(0) == 1 || x.size(0) == 0) return rotate(x, positions.flatten().narrow(0, 0, positions.size(1)));
+    if (x.size(0) == 0) return x;
+    if (positions.size(0) == 1) return rotate(x, positions[0]);
     require(positions.size(0) == x.size(0), "rotary: positions must be of each of {} sequences, got {}", x.size(0),
             positions.size(0));
     std::vector<at::Tensor> parts;

@@ -84,6 +84,8 @@ void check_lists(const at::Tensor& index, const at::Tensor* count, int64_t query
 
 }  // namespace
 
+bool cuts_texts(const Rule& rule) { return rule.key_lengths || rule.key_documents || rule.row_start || rule.row_end; }
+
 const Rule& rule_of(const Plan& plan) {
   if (const auto* blocks = std::get_if<BlockPlan>(&plan)) return blocks->rule;
   if (const auto* tokens = std::get_if<TokenPlan>(&plan)) return tokens->rule;

@@ -29,6 +29,9 @@ struct Rule {
   static Rule full() { return {.window_right = std::nullopt}; }
 };
 
+// Whether padding, documents or ranges of rows hide keys, beside windows and causality.
+bool cuts_texts(const Rule& rule);
+
 // Whole blocks of keys for each block of queries, as FlexAttention and FlashAttention-4 store them.  Head axis H in
 // {1, Hkv, Hq}; N = ceil(rows / query_block); capacity = the longest list.  Entries behind `count` are ignored.
 // Keys of a partial block are checked by the rule; keys of a full block are all seen by all rows of the query block.

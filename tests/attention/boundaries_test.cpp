@@ -315,7 +315,8 @@ TEST_F(CutDhsa, later_layers_go_by_earlier_ones) {
   Inputs second = test::random_call(61, 61, {.batch = 2, .dim = 6, .seed = 50});
   const std::string none =
       "dhsa: chunks=shared needs an earlier layer with chunks=learned in the same forward pass, got none";
-  EXPECT_EQ(message_of([&] { later.attend(second); }), none);
+  EXPECT_EQ(message_of([&] { later.attend(second); }),
+            "dhsa: chunks=shared is for the layers of one forward pass, got a call alone, which shares nothing");
   Shared shared;
   in_.shared = second.shared = &shared;
   EXPECT_EQ(message_of([&] { later.attend(second); }), none);
@@ -326,6 +327,10 @@ TEST_F(CutDhsa, later_layers_go_by_earlier_ones) {
   shared.clear();
   dhsa_.attend(in_);
   later.lists = Dhsa::Lists::shared;
+  EXPECT_TRUE(std::get<TokenPlan>(later.attend(second).plans[0].plan)
+                  .index.equal(std::get<TokenPlan>(first.plans[0].plan).index));
+  later.decode = Dhsa::Decode::sparse, later.chunk = 5;  // what selects nothing for the prompt may differ
+  later.theta = 7, later.nms_window = 5, later.chunks_per_block = 3, later.half_window = 2, later.boundary_heads = 1;
   EXPECT_TRUE(std::get<TokenPlan>(later.attend(second).plans[0].plan)
                   .index.equal(std::get<TokenPlan>(first.plans[0].plan).index));
   second.rule.window_left = 20;
@@ -340,14 +345,15 @@ TEST_F(CutDhsa, sparse_decode_reads_the_prompts_chunks_and_survives_files) {
   const auto state = dhsa_.make_state({}), other = dhsa_.make_state({});
   Inputs prompt = test::rows_of(in_, 0, 40);
   state->prefill(prompt);
-  const Dhsa::Cuts cuts = dhsa_.cuts_of(prompt);
+  Dhsa::Cuts cuts = dhsa_.cuts_of(prompt);
   const auto check = [&](State& s, int64_t row) {
     const Attended got = s.decode(test::rows_of(in_, row, 1));
     const at::Tensor index = std::get<TokenPlan>(got.plans[0].plan).index;
     for (int64_t b = 0; b < 2; ++b) {
       std::vector<int64_t> grown = cuts[size_t(b)];
       grown.back() = row + 1;  // new keys join the last chunk
-      const auto want = oracle_list(dhsa_, one(b, row + 1), grown, row, row + 1);
+      const Inputs seen = one(b, row + 1);
+      const auto want = oracle_list(dhsa_, seen, grown, row, row + 1);
       for (int64_t n = 0; n < std::ssize(want); ++n)
         EXPECT_EQ(index[b][0][0][n].item<int64_t>(), want[size_t(n)]) << row << " " << b;
     }
@@ -363,9 +369,17 @@ TEST_F(CutDhsa, sparse_decode_reads_the_prompts_chunks_and_survives_files) {
   EXPECT_EQ(message_of([&] { dhsa_.make_state({})->load(spoilt); }),
             "dhsa: a saved state of these options must have chunk_starts that ascend from 0 below its 46 keys");
   // Going back into the prompt drops the chunks behind.
-  state->truncate(cuts[0][1]);
-  state->decode(test::rows_of(in_, cuts[0][1], 1));
-  EXPECT_EQ(state->save().at("chunk_starts")[0][0].item<int64_t>(), 0);
+  const int64_t back = cuts[0][2];
+  state->truncate(back);
+  for (auto& own : cuts) {
+    std::erase_if(own, [&](int64_t cut) { return cut >= back; });
+    own.push_back(back);
+  }
+  check(*state, back), check(*state, back + 1);
+  // A prompt that goes on is cut anew.
+  state->prefill(test::rows_of(in_, back + 2, 30));
+  cuts = dhsa_.cuts_of(test::rows_of(in_, 0, back + 32));
+  check(*state, back + 32), check(*state, back + 33);
 }
 
 TEST_F(CutDhsa, gradients_reach_queries_keys_and_values_under_a_fixed_selection) {

@@ -37,10 +37,12 @@ inline attention::Inputs rows_of(const attention::Inputs& in, int64_t first, int
   return part;
 }
 
-// Whether a causal rule with a window, sinks and row_start [1, 1, Lq] shows query i key j, written out.
+// Whether a causal rule with a window, sinks, row_start [1, 1, Lq] and documents [1, ..] shows query i key j, written
+// out.
 inline bool rule_shows(const attention::Inputs& in, int64_t i, int64_t j) {
   const int64_t p = in.k.size(2) - in.q.size(2) + i, left = in.rule.window_left.value_or(1 << 30);
   if (in.rule.row_start && j < (*in.rule.row_start)[0][0][i].item<int64_t>()) return false;
+  if (in.rule.key_documents && !(*in.rule.query_documents)[0][i].equal((*in.rule.key_documents)[0][j])) return false;
   return j <= p && (p - left <= j || j < in.rule.sinks);
 }
 

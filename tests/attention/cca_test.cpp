@@ -322,6 +322,9 @@ TEST(Cca, padding_moves_the_groups) {
       EXPECT_TRUE(same(own(got), oracle(o, own(in.q), own(in.k), own(in.v), pads[b]), {1e-11, 1e-11})) << b;
     }
     EXPECT_EQ(got[0].narrow(1, 0, 7).abs().sum().item<double>(), 0);  // rows of padding see nothing
+    in.first_position = 101;                                          // of the call, not of the texts
+    EXPECT_TRUE(o.attend(in).out.equal(got));
+    in.first_position.reset();
   }
   Inputs right = sample(50);
   right.rule.key_lengths = at::tensor({41, 50}, at::kLong);

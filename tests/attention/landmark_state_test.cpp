@@ -152,6 +152,24 @@ TEST(LandmarkState, a_damaged_file_is_one_line_and_the_rest_stays) {
   EXPECT_EQ(state->length(), 45);
 }
 
+TEST(LandmarkState, takes_padding_only_where_all_keys_are_in_memory) {
+  const at::NoGradGuard no_grad;
+  const Sample s(75);
+  Inputs in = s.in;
+  in.rule.row_start = at::full({1, 1, 75}, 5, at::kLong);
+  const auto refusal = [&](const Landmark& options, const StateOptions& state) {
+    return message_of([&] { options.make_state(state)->prefill(in); });
+  };
+  const std::string want =
+      "landmark: padding, documents and ranges of keys need all keys in memory, got a state with offload, max_blocks "
+      "or a "
+      "layer's window; attend without a state";
+  EXPECT_EQ(refusal({.block = 5, .top_k = 2, .chunk = 10, .offload = testing::TempDir()}, {}), want);
+  EXPECT_EQ(refusal({.block = 5, .top_k = 2, .chunk = 10, .max_blocks = 4}, {}), want);
+  EXPECT_EQ(refusal({.block = 5, .top_k = 2, .chunk = 10}, {.rule = {.window_left = 20}}), want);
+  EXPECT_EQ(refusal({.block = 5, .top_k = 2, .chunk = 10}, {}), "no error");
+}
+
 TEST(LandmarkState, refuses_folders_that_are_none) {
   const at::NoGradGuard no_grad;
   const Sample s(75);
@@ -185,7 +203,7 @@ TEST(LandmarkState, of_another_configuration_is_refused) {
   State::Snapshot other = all;
   other.erase("block");
   EXPECT_EQ(refusal({.block = 5, .top_k = 2, .chunk = 10}, other),
-            "landmark: a saved state must be of blocks of 5, got another mechanism's");
+            "landmark: a saved state must be of blocks of 5, got none");
   const State::Snapshot few = saved_by({.block = 5, .top_k = 2, .chunk = 10, .max_blocks = 3});
   const std::string message = refusal({.block = 5, .top_k = 2, .chunk = 10}, few);
   EXPECT_NE(message.find("landmark: a saved state must hold whole blocks from position 0 on, got those from"),

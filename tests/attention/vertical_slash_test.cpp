@@ -56,15 +56,26 @@ Converted convert(const Numbers& columns, const Numbers& distances, int64_t end,
   return c;
 }
 
-// The `count` best places, the first `forced` before all others; sums compared in fp32, equal ones by place.
-Numbers best(const std::vector<double>& sums, int64_t forced, int64_t count) {
+// The `count` best places, `forced` ones from `first` on before all others; sums compared in fp32, equal ones by place.
+Numbers best(const std::vector<double>& sums, int64_t first, int64_t forced, int64_t count) {
   std::vector<std::tuple<bool, float, int64_t>> order;
-  for (int64_t i = 0; i < std::ssize(sums); ++i)
-    order.emplace_back(i >= forced, i < forced ? 0.0f : -float(sums[size_t(i)]), i);
+  for (int64_t i = 0; i < std::ssize(sums); ++i) {
+    const bool is_forced = first <= i && i < first + forced;
+    order.emplace_back(!is_forced, is_forced ? 0.0f : -float(sums[size_t(i)]), i);
+  }
   std::sort(order.begin(), order.end());
   Numbers taken;
   for (int64_t i = 0; i < std::min<int64_t>(count, std::ssize(order)); ++i) taken.insert(std::get<2>(order[size_t(i)]));
   return taken;
+}
+
+// The first key that query i would see without a window.
+int64_t text_of(const Inputs& in, int64_t i) {
+  Inputs open = in;
+  open.rule.window_left.reset();
+  int64_t j = 0;
+  while (!rule_shows(open, i, j)) ++j;
+  return j;
 }
 
 struct HeadLines {
@@ -91,8 +102,8 @@ HeadLines oracle_lines(const VerticalSlash& o, const HeadPattern& pattern, const
   }
   if (pattern.kind == HeadPattern::Kind::stream_llm)
     std::fill(column.begin(), column.end(), 0), std::fill(distance.begin(), distance.end(), 0);
-  return {best(column, o.first_columns, std::max(pattern.vertical, o.first_columns)),
-          best(distance, o.first_distances, std::max(pattern.slash, o.first_distances / 2))};
+  return {best(column, text_of(in, queries - 1), o.first_columns, std::max(pattern.vertical, o.first_columns)),
+          best(distance, 0, o.first_distances, std::max(pattern.slash, o.first_distances / 2))};
 }
 
 // The kept keys of every block of rows: [b, h, block].
@@ -103,10 +114,15 @@ std::vector<Numbers> oracle_keys(const VerticalSlash& o, const std::vector<HeadP
     for (int64_t h = 0; h < in.q.size(1); ++h) {
       const HeadLines lines = oracle_lines(o, patterns[size_t(h)], in, b, h);
       for (int64_t first = 0; first < queries; first += o.block) {
-        const Converted c = convert(lines.columns, lines.distances, start + first + o.block, o.block);
-        Numbers kept = c.columns;
+        int64_t text = keys;  // the earliest of the block's rows
+        for (int64_t i = first; i < std::min(first + o.block, queries); ++i) text = std::min(text, text_of(in, i));
+        Numbers columns, kept;  // counted from the text's first key
+        for (const int64_t j : lines.columns)
+          if (j >= text) columns.insert(j - text);
+        const Converted c = convert(columns, lines.distances, start + first + o.block - text, o.block);
+        for (const int64_t j : c.columns) kept.insert(j + text);
         for (const auto& [begin, end] : c.ranges)
-          for (int64_t j = begin; j < std::min(end, keys); ++j) kept.insert(j);
+          for (int64_t j = begin; j < end; ++j) kept.insert(j + text);
         all.push_back(kept);
       }
     }
@@ -153,6 +169,12 @@ std::vector<std::pair<int64_t, int64_t>> runs_of(const RunPlan& plan, int64_t bl
   return runs;
 }
 
+BlockGrid grid_of(int64_t rows, int64_t keys, int64_t block) {
+  Inputs in;
+  in.q = at::empty({1, 1, rows, 1}), in.k = at::empty({1, 1, keys, 1});
+  return {in, block, block, "grid"};
+}
+
 std::vector<VerticalSlash> variants() {
   std::vector<VerticalSlash> all;
   for (const auto& [vertical, slash] : std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {20, 4}, {5, 40}, {30, 30}})
@@ -169,7 +191,7 @@ std::vector<VerticalSlash> variants() {
 
 TEST(VerticalSlash, golden_conversion) {
   const Lines lines{list_of({3, 100, 200}), list_of({0, 70})};
-  const RunPlan plan = line_runs(lines, 256, 0, 256, 64);
+  const RunPlan plan = line_runs(lines, grid_of(256, 256, 64));
   using Runs = std::vector<std::pair<int64_t, int64_t>>;
   EXPECT_EQ(runs_of(plan, 0), (Runs{{0, 64}}));
   EXPECT_EQ(runs_of(plan, 1), (Runs{{0, 128}}));
@@ -188,7 +210,7 @@ TEST(VerticalSlash, conversion_holds_every_line_and_lists_no_key_twice) {
       const int64_t first = int64_t(random.below(uint64_t(keys))), run = int64_t(random.below(2) * random.below(90));
       for (int64_t d = first; d <= std::min(first + run, keys - 1); ++d) distances.insert(d);
     }
-    const RunPlan plan = line_runs({list_of(columns), list_of(distances)}, rows, start, keys, block);
+    const RunPlan plan = line_runs({list_of(columns), list_of(distances)}, grid_of(rows, keys, block));
     for (int64_t m = 0; m * block < rows; ++m) {
       const auto runs = runs_of(plan, m);
       Numbers listed, want;
@@ -226,6 +248,21 @@ TEST(VerticalSlash, a_layer_with_its_own_window_and_scale_counts_what_it_shows) 
         in.rule.window_left = window, in.rule.sinks = sinks;
         expect_oracle(o, in);
       }
+}
+
+TEST(VerticalSlash, the_lines_of_a_text_begin_with_its_first_key) {
+  const at::NoGradGuard no_grad;
+  Inputs in = make_inputs(150, 150);
+  const at::Tensor documents =
+      at::arange(150, at::kLong).div(53, "floor").expand({2, 150});  // the last one has 44 keys
+  Inputs packed = in, padded = in;
+  packed.rule.query_documents = packed.rule.key_documents = documents;
+  padded.rule.row_start = at::arange(150, at::kLong).clamp_max(21).view({1, 1, 150});
+  for (const VerticalSlash& o : variants()) {
+    expect_oracle(o, packed);
+    expect_oracle(o, padded);
+    EXPECT_FALSE(o.attend_prompt(packed).lse->isinf().any().item<bool>()) << "a row without keys";
+  }
 }
 
 TEST(VerticalSlash, all_columns_or_all_distances_are_dense) {
@@ -362,8 +399,12 @@ TEST(VerticalSlash, refuses_what_it_cannot_do) {
   EXPECT_EQ(message({.first_distances = 0}, {}), "vertical_slash: first_distances must be >= 1, got 0");
   EXPECT_EQ(message({}, Rule::full()),
             "vertical_slash: attention must be causal, got a rule that shows later keys; use dense");
-  EXPECT_EQ(message({}, {.key_lengths = at::full({2}, 20, at::kLong)}),
-            "vertical_slash: padded keys and ordered queries are not supported, choose rows of one length");
+  EXPECT_EQ(message({}, {.key_lengths = at::full({2}, 20, at::kLong)}), "no error");
+  EXPECT_EQ(
+      message({.vertical = 1, .slash = 1, .first_columns = 1, .first_distances = 1},
+              {.key_lengths = at::full({2}, 19, at::kLong)}),
+      "vertical_slash: the last row, whose attention chooses, must see its own key 19, got padding behind a text; "
+      "pad in front");
   EXPECT_EQ(message({}, {}), "no error");
 }
 

@@ -129,6 +129,11 @@ TEST(Window, blocks_inside_a_layers_own_window_lose_their_sinks_with_it) {
   EXPECT_TRUE(same(window.attend(s.in).out, to_tensor(want.out), {1e-11, 1e-11}));
   const auto state = window.make_state({.rule = s.in.rule});
   EXPECT_TRUE(same(decoded(*state, s.in), to_tensor(want.out), {1e-11, 1e-11})) << "decode";
+  const auto chunked = window.make_state({.rule = s.in.rule});
+  std::vector<at::Tensor> outs;
+  for (int64_t row = 0; row < 50; row += 4)
+    outs.push_back(chunked->prefill(test::rows_of(s.in, row, std::min<int64_t>(4, 50 - row))).out);
+  EXPECT_TRUE(same(at::cat(outs, 2), to_tensor(want.out), {1e-11, 1e-11})) << "prompt in chunks";
 }
 
 TEST(Window, sinks_are_those_of_each_rows_text) {

@@ -160,6 +160,33 @@ TEST(Landmarks, a_full_disk_leaves_all_layers_where_they_were) {
         << read;
 }
 
+// Layers in front of the one that fails go back, or where they cannot, the session is empty: never half a call.
+TEST(Landmarks, a_full_disk_of_the_last_layer_leaves_all_or_nothing) {
+  const at::NoGradGuard no_grad;
+  const Decoder model = decoder();
+  const auto text = with_landmarks(some_tokens(60), {.token = kLandmark, .block = 4});
+  const std::span<const int32_t> given(text);
+  const std::string landmark = "landmark:block=4,top_k=2,chunk=8,positions=text",
+                    offload = ",offload=" + testing::TempDir();
+  for (const std::string& other : {landmark, std::string("window:size=3,sinks=1")}) {
+    Session session(model, attention::make_mechanisms(other + "@0-1;" + landmark + offload + "@2", 3));
+    session.prefill(given.first(20));
+    const size_t next = 20, rows = 30;
+    {
+      const test::FullDisk disk(2000);
+      EXPECT_NE(message_of([&] { session.prefill(given.subspan(next, rows)); }).find("offload: the disk of"),
+                std::string::npos);
+    }
+    const bool is_kept = other == landmark;  // a window has dropped what it would need
+    ASSERT_EQ(session.length(), is_kept ? 20 : 0) << other;
+    const size_t from = is_kept ? next : 0;
+    EXPECT_EQ(session.tokens(), std::vector(text.begin(), text.begin() + int64_t(from)));
+    Session whole(model, attention::make_mechanisms(other + "@0-1;" + landmark + "@2", 3));
+    if (from > 0) whole.prefill(given.first(from));
+    EXPECT_TRUE(same(session.prefill(given.subspan(from)), whole.prefill(given.subspan(from)), {1e-4, 1e-4})) << other;
+  }
+}
+
 TEST(Landmarks, are_never_generated) {
   const at::NoGradGuard no_grad;
   const Decoder model = decoder();

@@ -15,8 +15,10 @@
 
 #include "foveate/base/error.h"
 #include "foveate/base/spec.h"
+#include "foveate/io/safetensors.h"
 #include "foveate/models/language/adapter.h"
 #include "foveate/models/language/generate.h"
+#include "foveate/models/language/stored.h"
 #include "tests/models/tiny.h"
 #include "tests/support/compare.h"
 
@@ -118,30 +120,36 @@ class SessionFile : public testing::Test {
 };
 
 // Every mechanism with something to save: beside the cache where it keeps more.
-const char* kSaved[] = {"dense",
-                        "window:size=7,sinks=2,positions=cache",
-                        "triangle:size=7,sinks=2,last=5",
-                        "dhsa:query_block=4,budget=8,global_tokens=1,local_tokens=2,chunk=2,decode=sparse",
-                        "dhsa_blocks:density=0.5,query_block=16,key_block=16",
-                        "block_topk:query_block=4,block=4,blocks=3",
-                        "xattention:block=8,stride=2,tau=0.5",
-                        "vertical_slash:vertical=4,slash=3,last_queries=8,first_columns=1,first_distances=2,block=8",
-                        "flexprefill:gamma=0.3,min_budget=1,block=8",
-                        "quest:page=4,budget=8,least_pages=1",
-                        "nsa:compress=8,stride=4,block=8,blocks=3,window=6,phi=weighted",
-                        "hisa:topk=9,block=4,block_topk=3,heads=3,dim=16",
-                        "landmark:block=4,top_k=2,chunk=8",
-                        "landmark:block=4,top_k=2,chunk=8,max_blocks=3",
-                        "landmark:block=4,top_k=2,chunk=8,offload=/tmp",
-                        "superlinear:num_spans=2,sw_index=2,search_power=0.5",
-                        "cca:group=4,window=6,keep_raw=true",
-                        "hyper:min_seq_len=6,block_size=4,sample_size=5",
-                        "duo:size=7,sinks=2,full_heads=1",
-                        "duo:size=7,sinks=2,full_heads=none",
-                        "duo:size=7,sinks=2",
-                        "flux:cheap=(duo:size=7,sinks=2,full_heads=1)",
-                        "flux:route=cheap,cheap=(window:size=7,sinks=2)",
-                        "dense@0;window:size=5@2;duo:size=7,full_heads=0@1"};
+const char* kSaved[] = {
+    "dense",
+    "window:size=7,sinks=2,positions=cache",
+    "triangle:size=7,sinks=2,last=5",
+    "dhsa:query_block=4,budget=8,global_tokens=1,local_tokens=2,chunk=2,decode=sparse",
+    "dhsa:chunks=learned,theta=0,query_block=4,budget=8,global_tokens=1,local_tokens=2,decode=sparse@0;"
+    "dhsa:chunks=shared,query_block=4,budget=8,global_tokens=1,local_tokens=2,decode=sparse",
+    "dhsa:chunks=learned,theta=0,query_block=4,budget=8,global_tokens=1,local_tokens=2@0;"
+    "dhsa:chunks=shared,query_block=4,budget=8,global_tokens=1,local_tokens=2@1;"
+    "dhsa:chunks=shared,lists=shared,query_block=4,budget=8,global_tokens=1,local_tokens=2@2",
+    "dhsa_blocks:density=0.5,query_block=16,key_block=16",
+    "block_topk:query_block=4,block=4,blocks=3",
+    "xattention:block=8,stride=2,tau=0.5",
+    "vertical_slash:vertical=4,slash=3,last_queries=8,first_columns=1,first_distances=2,block=8",
+    "flexprefill:gamma=0.3,min_budget=1,block=8",
+    "quest:page=4,budget=8,least_pages=1",
+    "nsa:compress=8,stride=4,block=8,blocks=3,window=6,phi=weighted",
+    "hisa:topk=9,block=4,block_topk=3,heads=3,dim=16",
+    "landmark:block=4,top_k=2,chunk=8",
+    "landmark:block=4,top_k=2,chunk=8,max_blocks=3",
+    "landmark:block=4,top_k=2,chunk=8,offload=/tmp",
+    "superlinear:num_spans=2,sw_index=2,search_power=0.5",
+    "cca:group=4,window=6,keep_raw=true",
+    "hyper:min_seq_len=6,block_size=4,sample_size=5",
+    "duo:size=7,sinks=2,full_heads=1",
+    "duo:size=7,sinks=2,full_heads=none",
+    "duo:size=7,sinks=2",
+    "flux:cheap=(duo:size=7,sinks=2,full_heads=1)",
+    "flux:route=cheap,cheap=(window:size=7,sinks=2)",
+    "dense@0;window:size=5@2;duo:size=7,full_heads=0@1"};
 
 TEST_F(SessionFile, of_every_mechanism_is_tried_here) {
   for (const attention::MechanismInfo& info : attention::list_mechanisms())
@@ -169,6 +177,28 @@ TEST_F(SessionFile, goes_on_with_the_same_bits) {
             other.decode(std::span(tokens).subspan(i, 1)).equal(session.decode(std::span(tokens).subspan(i, 1))))
             << spec << " token " << i;
     }
+}
+
+TEST_F(SessionFile, with_keys_of_groups_beside_those_of_all_is_refused) {
+  const Decoder decoder = test::tiny_decoder();
+  Session session(decoder, attention::make_mechanisms("dense", 3));
+  session.prefill(some_tokens(20));
+  session.save(path_);
+  const io::Safetensors file = io::Safetensors::open(path_);
+  std::vector<at::Tensor> kept;
+  std::vector<io::StoredTensor> stored;
+  for (const io::StoredTensor& t : file.tensors()) {
+    at::Tensor numbers = restore(t).clone();
+    if (t.name == "layer.1.k") {  // two heads in two parts
+      stored.push_back(store("layer.1.full.k", kept.emplace_back(numbers.narrow(1, 1, 1).contiguous())));
+      numbers = numbers.narrow(1, 0, 1).contiguous();
+    }
+    stored.push_back(store(t.name, kept.emplace_back(numbers)));
+  }
+  const auto metadata = file.metadata();
+  io::write_safetensors(path_, stored, {metadata.begin(), metadata.end()});
+  EXPECT_NE(failure(decoder, "dense").find("layer.1.: k must have 2 heads, got 1"), std::string::npos)
+      << failure(decoder, "dense");
 }
 
 TEST_F(SessionFile, of_something_else_is_refused_by_name) {

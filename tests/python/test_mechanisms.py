@@ -135,6 +135,17 @@ def test_learned_parts_that_do_not_fit_are_named(spec):
         made(q, k, v, hidden=given["hidden"][:, 1:], learned=learned)
 
 
+def test_keys_in_8_bits_have_the_learned_parts_of_their_numbers():
+    spec = SMALL["nsa"]
+    make = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, heads, 96, 32, generator=make) for heads in (4, 2, 2))
+    parts = foveate.mechanism(spec).learned_parts(width=12, heads=4, kv_heads=2, head_dim=32, value_dim=32)
+    hidden = torch.randn(1, 96, 12, generator=make)
+    packed = [torch.ops.foveate.quantise_rows(t) for t in (k, v)]
+    call = lambda k, v: torch.ops.foveate.mechanism(spec, 0, None, True, [], hidden, list(parts), list(parts.values()), q, k, v, window_right=0)[0]  # noqa: E731
+    torch.testing.assert_close(call(*packed), call(*(torch.ops.foveate.dequantise_rows(t, torch.float) for t in packed)), atol=1e-4, rtol=1e-4)
+
+
 def test_the_command_line_lists_the_same(build):
     listed = subprocess.run([build / "foveate", "list", "--json"], capture_output=True, check=True).stdout
     assert json.loads(listed) == listed_mechanisms()

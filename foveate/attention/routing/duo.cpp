@@ -1,9 +1,7 @@
 #include "foveate/attention/routing/duo.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/maximum.h>
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>

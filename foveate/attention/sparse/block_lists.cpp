@@ -5,7 +5,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/maximum.h>
-#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
@@ -95,12 +94,6 @@ Tensor BlockGrid::first_block(const Span& s) const {
 bool shows_all_before(const Rule& rule) {
   return !rule.window_left && !rule.head_window && !rule.key_lengths && !rule.query_documents && !rule.row_start &&
          !rule.row_end;
-}
-
-void check_block_rule(const Rule& rule, std::string_view name) {
-  require(!rule.key_lengths && !rule.query_order,
-          "{}: padded keys and ordered queries are not supported, choose rows of one length", name);
-  require(rule.window_right == 0, "{}: attention must be causal, got a rule that shows later keys; use dense", name);
 }
 
 BlockScores scores_by_means(const BlockGrid& grid, const Tensor& q, const Tensor& means, bool by_group) {

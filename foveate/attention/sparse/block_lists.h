@@ -16,6 +16,8 @@ class BlockGrid {
 
   int64_t query_block() const { return query_block_; }
   int64_t key_block() const { return key_block_; }
+  int64_t keys() const { return keys_; }
+  int64_t start() const { return start_; }  // position of the first query
   int64_t rows() const { return (queries_ + query_block_ - 1) / query_block_; }
   int64_t key_blocks() const { return (keys_ + key_block_ - 1) / key_block_; }
 
@@ -42,9 +44,6 @@ class BlockGrid {
 
 // Whether a causal rule shows every query all keys before it.
 bool shows_all_before(const Rule& rule);
-
-// Throws Error: a rule that is not causal, padded keys or ordered queries, which lines do not know.
-void check_block_rule(const Rule& rule, std::string_view name);
 
 // Scores of rows [first, first + count): [B, heads, count, key_blocks].
 using BlockScores = std::function<at::Tensor(int64_t first, int64_t count)>;

@@ -26,7 +26,7 @@ int64_t BlockTopk::chunk_multiple() const { return std::lcm(query_block, block);
 
 Attended BlockTopk::attend(const Inputs& in) const {
   if (decode == Decode::dense && is_generated_row(in)) return Dense{}.attend(in);
-  return attend_by(in, means_of(in.k, block));
+  return attend_by(in, means_of(keys_in_sight(in), block));
 }
 
 Attended BlockTopk::attend_by(const Inputs& in, const Tensor& means) const {

@@ -1,7 +1,6 @@
 #include "foveate/attention/sparse/boundaries.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/cosine_similarity.h>
@@ -24,16 +23,10 @@ namespace {
 using at::Tensor;
 constexpr int64_t kHidden = 256;  // of the MLP
 
-const Tensor& part(const Learned& parts, std::string_view name) {
-  const auto found = parts.find(name);
-  require(found != parts.end(), "dhsa: the adapter must have {}, got none", name);
-  return found->second;
-}
-
 // Projections of the keys [n, 3 C] around each of n - 2w + 1 gaps -> what an MLP says of them, [n - 2w + 1].
 Tensor gap_logits(const Tensor& projected, const Learned& parts, const BoundaryOptions& o) {
   const auto type = projected.scalar_type();
-  const auto as = [&](std::string_view name) { return part(parts, name).to(type); };
+  const auto as = [&](const char* name) { return parts.at(name).to(type); };
   const int64_t w = o.half_window, width = projected.size(1) / 3, dim = width / o.heads;
   // [gaps, 2w, 3, heads, dim] -> three of [gaps, heads, 2w, dim]
   const Tensor windows = projected.unfold(0, 2 * w, 1).transpose(1, 2).unflatten(2, {3, o.heads, dim});
@@ -74,12 +67,11 @@ Tensor boundary_logits(const Tensor& k, const Learned& parts, const BoundaryOpti
   const auto type = wide.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor tokens = wide.to(type).transpose(1, 2).flatten(2);  // [B, L, C]
   const int64_t length = tokens.size(1), w = o.half_window;
-  require(tokens.size(2) % o.heads == 0, "dhsa: boundary_heads must divide the {} numbers of a token's keys, got {}",
-          tokens.size(2), o.heads);
+  check_learned(parts, boundary_parts(tokens.size(2), o), "dhsa");
   if (length == 0) return tokens.sum(2);
   // A key's projections are the same for all gaps around it; zeros beside the text have them too.
   const Tensor padded = at::constant_pad_nd(tokens, {0, 0, w - 1, w});
-  const Tensor projected = at::linear(padded, part(parts, "mha_in").to(type), part(parts, "mha_in_bias").to(type));
+  const Tensor projected = at::linear(padded, parts.at("mha_in").to(type), parts.at("mha_in_bias").to(type));
   constexpr int64_t kGaps = 1024;  // at a time: each holds 2 w keys
   std::vector<Tensor> rows;
   for (int64_t b = 0; b < tokens.size(0); ++b) {

@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 #include "foveate/attention/learned.h"
@@ -22,7 +21,7 @@ std::vector<LearnedPart> boundary_parts(int64_t width, const BoundaryOptions& op
 // keys k [B, Hkv, L, D] as attention takes them (rotated; perhaps 8-bit rows) -> logits [B, L] fp32 (fp64 for fp64) of
 // a boundary behind each token.  The 2 w keys around a gap (zeros outside the text) attend to each other, are normed
 // and averaged on each side, l and r; an MLP reads [l, r, |l - r|, l r, cos(l, r)].  Differentiable in k and the parts.
-// Throws Error: missing parts, heads that do not divide the width.
+// Throws Error: parts that are not boundary_parts(), heads that do not divide the width.
 at::Tensor boundary_logits(const at::Tensor& k, const Learned& parts, const BoundaryOptions& options);
 
 struct ChunkLimits {

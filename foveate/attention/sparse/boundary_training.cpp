@@ -25,15 +25,19 @@ Tensor boundary_ratios(const Inputs& in, const Tensor& lse, int64_t w) {
   const at::NoGradGuard no_grad;
   const int64_t length = in.k.size(2);
   require(in.q.size(2) == length, "dhsa: labels need a row for each of the {} keys, got {}", length, in.q.size(2));
-  require(!in.score.bias && !in.score.slopes && !in.score.relative && !in.score.leaky && !in.score.landmarks,
-          "dhsa: labels know scale and soft cap alone, got other score terms");
+  const ops::Score& score = in.score;
+  require(!score.bias && !score.slopes && !score.relative && !score.leaky && !score.landmarks && !score.sink &&
+              score.dropout == 0,
+          "dhsa: labels know scale and soft cap alone, got other score terms; leave them out");
+  require(in.rule.window_right == 0 && in.rule.sinks == 0 && !cuts_texts(in.rule) && !in.rule.head_window &&
+              !in.rule.query_order,
+          "dhsa: labels know causal texts and a layer's window alone, got another rule; label whole texts");
   // Weights of keys 0 .. 2w - 1 back, one by one, near [B, 2w, L]; of those further back summed over rows, far [B, L].
   const Tensor place = at::arange(length, at::kLong), back = at::arange(2 * w, at::kLong);
   const Tensor index = (place.unsqueeze(1) - back).view({1, 1, length, 2 * w});
-  const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3))));
+  const double scale = in.score.scale_of(in.q.size(3));
   Tensor s = ops::pair_scores(in.q, ops::widened(in.k, in.q.scalar_type()), index, scale);
-  if (in.score.soft_cap) s = (s / *in.score.soft_cap).tanh() * *in.score.soft_cap;  // of -inf: masked below
-  s = s.masked_fill(index.lt(0), -INFINITY);
+  s = in.score.capped(s).masked_fill(index.lt(0), -INFINITY);
   if (in.rule.window_left) s = s.masked_fill(back.gt(*in.rule.window_left), -INFINITY);
   const Tensor by_row = (s.to(at::kDouble) - lse.unsqueeze(3)).exp().mean(1);  // [B, L rows, 2w back]
   Rule rule = in.rule;

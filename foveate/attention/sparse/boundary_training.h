@@ -12,7 +12,8 @@ namespace foveate::attention {
 // For the gap behind each token p: with the attention that later rows (i > p + half_window) pay to the half_window keys
 // before the gap and to those after it, mean over heads, the larger over the smaller, each + 1e-6.  lse [B, Hq, L] of
 // dense attention over in.k, whose rows are all keys' (Lq = Lk).  Returns [B, L] fp64; gaps with less than half_window
-// keys on a side: 1.  No L x L memory.  Throws Error: fewer rows than keys.
+// keys on a side: 1.  No L x L memory.  Throws Error: fewer rows than keys, score terms but scale and soft cap, a rule
+// other than causality and a window.
 at::Tensor boundary_ratios(const Inputs& in, const at::Tensor& lse, int64_t half_window);
 
 // Which gaps count: all but the first 2 w - 1 and the last 2 w, [L] bool.

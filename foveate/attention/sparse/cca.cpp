@@ -5,7 +5,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/minimum.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros_like.h>
@@ -59,8 +58,6 @@ Tensor pooled(const Cca& cca, const Tensor& x, const Tensor& weights, std::span<
   }
   fail("cca: unknown pool");
 }
-
-double scale_of(const Inputs& in) { return in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3)))); }
 
 // What a call reads: the tokens at hand, of which `evicted` are missing behind the first sink_groups groups, and the
 // cores of the groups from the first on.
@@ -157,7 +154,7 @@ Attended attend_from(const Cca& cca, const Inputs& in, int64_t origin, const Ten
     const Tensor rows = (at::arange(groups, at::kLong) * g + first_last).clamp_min(0);
     const int64_t position = in.first_position ? *in.first_position - start + origin : 0;  // a text begins with it
     held.cores = cca_pool(cca, in.q.index_select(2, rows), held.k.narrow(2, 0, groups * g),
-                          held.v.narrow(2, 0, groups * g), scale_of(in), in.rotary, position);
+                          held.v.narrow(2, 0, groups * g), in.score.scale_of(in.q.size(3)), in.rotary, position);
   }
   return fuse(cca, in, held, tokens);
 }
@@ -169,6 +166,7 @@ Inputs sequence_of(const Inputs& in, int64_t b) {
                   &one.rule.key_documents})
     t->reset();
   one.rule.window_right = 0;
+  one.first_position.reset();  // its text begins with its first key
   return one;
 }
 
@@ -182,8 +180,7 @@ Attended Cca::attend(const Inputs& in) const {
   seen_keys(in.rule, queries, keys, name);  // one range each
   const SeenKeys text = seen_keys(without_windows(in.rule), queries, keys, name);
   if (queries == 0 || (text.end - text.start).max().item<int64_t>() <= window) return Dense{}.attend(in);
-  if (!in.rule.row_start && !in.rule.row_end && !in.rule.key_lengths && !in.rule.key_documents)
-    return attend_from(*this, in, 0, text.end.select(0, 0));
+  if (!cuts_texts(in.rule)) return attend_from(*this, in, 0, text.end.select(0, 0));
   std::vector<Tensor> outs, starts, ends;
   const auto row = [](const Tensor& t, int64_t b) { return t.select(0, t.size(0) == 1 ? 0 : b); };
   for (int64_t b = 0; b < in.q.size(0); ++b) {
@@ -235,12 +232,11 @@ class CcaState final : public State {
       : cca_(cca), window_left_(options.rule.window_left), rollback_(options.rollback), raw_(options.cache) {}
 
   Attended prefill(const Inputs& in) override {
-    require(!in.rule.row_start && !in.rule.row_end && !in.rule.key_lengths && !in.rule.key_documents &&
-                in.rule.window_right == 0,
+    require(!cuts_texts(in.rule) && in.rule.window_right == 0,
             "cca: a state holds one causal text a row, got padding, documents or later keys; attend without a state");
     const int64_t start = raw_.length(), rows = in.q.size(2);
     raw_.append(in.k, in.v);
-    scale_ = scale_of(in), rotary_ = in.rotary, type_ = in.q.scalar_type();
+    scale_ = in.score.scale_of(in.q.size(3)), rotary_ = in.rotary, type_ = in.q.scalar_type();
     if (cca_.keep_raw && cca_.pool == Cca::Pool::cca) queries_.append(in.q);  // others pool without queries
     add_cores(in.q, start);
     const Held held{raw_.k(),

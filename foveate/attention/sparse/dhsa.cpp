@@ -82,12 +82,19 @@ namespace {
 
 constexpr std::string_view kCuts = "dhsa.cuts", kLists = "dhsa.lists";
 
+// What an earlier layer left under a name.
+const std::vector<at::Tensor>& left(const Inputs& in, std::string_view name, std::string_view option,
+                                    std::string_view earlier) {
+  require(in.shared, "dhsa: {} is for the layers of one forward pass, got a call alone, which shares nothing", option);
+  const auto found = in.shared->find(name);
+  require(found != in.shared->end(), "dhsa: {} needs an earlier layer {} in the same forward pass, got none", option,
+          earlier);
+  return found->second;
+}
+
 Dhsa::Cuts shared_cuts(const Inputs& in) {
-  const auto found = in.shared ? in.shared->find(kCuts) : Shared::iterator();
-  require(in.shared && found != in.shared->end(),
-          "dhsa: chunks=shared needs an earlier layer with chunks=learned in the same forward pass, got none");
   Dhsa::Cuts all;
-  for (const at::Tensor& cuts : found->second) {
+  for (const at::Tensor& cuts : left(in, kCuts, "chunks=shared", "with chunks=learned")) {
     const int64_t* first = cuts.const_data_ptr<int64_t>();
     all.emplace_back(first, first + cuts.numel());
     require(all.back().back() == in.k.size(2), "dhsa: shared chunks must be of the same {} keys, got {}", in.k.size(2),
@@ -107,8 +114,13 @@ std::pair<int64_t, int64_t> text_of(const SeenKeys& seen, int64_t b) {
 // Layers whose lists may be the same say the same.
 std::string lists_name(const Dhsa& dhsa, const Inputs& in) {
   Dhsa plain = dhsa;
-  plain.lists = Dhsa::Lists::own;
+  const Dhsa given;
+  plain.lists = given.lists, plain.decode = given.decode;
   if (plain.chunks == Dhsa::Chunks::shared) plain.chunks = Dhsa::Chunks::learned;
+  if (plain.chunks == Dhsa::Chunks::learned) plain.chunk = given.chunk;
+  // how an earlier layer found its chunks is its own affair
+  plain.theta = given.theta, plain.nms_window = given.nms_window, plain.chunks_per_block = given.chunks_per_block;
+  plain.half_window = given.half_window, plain.boundary_heads = given.boundary_heads;
   return fmt::format("{}.{}.{}", kLists, in.rule.window_left.value_or(-1), to_spec(plain).text());
 }
 
@@ -119,7 +131,7 @@ Dhsa::Cuts Dhsa::cuts_of(const Inputs& in) const {
   const int64_t keys = in.k.size(2);
   if (chunks == Chunks::even) return {ops::even_cuts(keys, chunk)};
   if (chunks == Chunks::shared) return shared_cuts(in);
-  require(in.learned, "dhsa: has learned parts, got no adapter; give the file that training wrote");
+  learned(in, name, "mha_in");
   const SeenKeys seen = shown_keys(without_windows(in.rule), in.q.size(2), keys, name);
   Cuts all;
   for (int64_t b = 0; b < in.k.size(0); ++b) {
@@ -148,6 +160,14 @@ std::span<const ops::Candidates> of_sequence(std::span<const ops::Candidates> al
   return all.size() == blocks ? all : all.subspan(b * blocks, blocks);
 }
 
+// Lists [1, ..., longest] of sequences as those of a batch.
+at::Tensor joined(std::vector<at::Tensor> lists) {
+  int64_t longest = 0;
+  for (const at::Tensor& list : lists) longest = std::max(longest, list.size(3));
+  for (at::Tensor& list : lists) list = at::constant_pad_nd(list, {0, longest - list.size(3)}, -1);
+  return at::cat(lists);
+}
+
 // Lists of the blocks of in.q between query_cuts [B, 1|Hkv, blocks, longest] int32.
 at::Tensor select(const Dhsa& o, const Inputs& in, const Dhsa::Cuts& cuts, std::span<const int64_t> query_cuts,
                   std::span<const ops::Candidates> allowed) {
@@ -157,15 +177,12 @@ at::Tensor select(const Dhsa& o, const Inputs& in, const Dhsa::Cuts& cuts, std::
   };
   if (cuts.size() == 1) return ops::select_tokens(scores(in.q, in.k, cuts[0]), cuts[0], allowed, o.budget);
   std::vector<at::Tensor> lists;
-  int64_t longest = 0;
   for (size_t b = 0; b < cuts.size(); ++b) {
     const auto own = [&](const at::Tensor& t) { return t.narrow(0, int64_t(b), 1); };
     lists.push_back(ops::select_tokens(scores(own(in.q), own(in.k), cuts[b]), cuts[b],
                                        of_sequence(allowed, b, query_cuts.size() - 1), o.budget));
-    longest = std::max(longest, lists.back().size(3));
   }
-  for (at::Tensor& list : lists) list = at::constant_pad_nd(list, {0, longest - list.size(3)}, -1);
-  return at::cat(lists);
+  return joined(std::move(lists));
 }
 
 }  // namespace
@@ -195,13 +212,11 @@ Attended Dhsa::attend_chunks(const Inputs& in, const Cuts& cuts) const {
   const std::string name = lists_name(*this, in);
   at::Tensor index;
   if (lists == Lists::shared) {
-    const auto found = in.shared ? in.shared->find(name) : Shared::iterator();
-    require(
-        in.shared && found != in.shared->end(),
-        "dhsa: lists=shared needs an earlier layer of the same options and window in the same forward pass, got none");
-    index = found->second.front();
+    index = left(in, name, "lists=shared", "of the same options and window").front();
   } else {
-    index = select(*this, sparse, cuts, ops::even_cuts(rows, query_block), candidates(sparse, query_block));
+    Inputs scored = sparse;
+    scored.k = keys_in_sight(in);
+    index = select(*this, scored, cuts, ops::even_cuts(rows, query_block), candidates(sparse, query_block));
     if (in.shared) (*in.shared)[name] = {index};
   }
   run(0, sparse, TokenPlan{query_block, index, sparse.rule});
@@ -323,8 +338,7 @@ class CutDhsaState final : public CachedState {
   int64_t read_bytes() const override {
     if (dhsa_.decode == Dhsa::Decode::dense || length() == 0) return CachedState::read_bytes();
     const at::Tensor key = cache_.k().narrow(2, 0, 1);
-    const int64_t dim = ops::is_quantised(key) ? ops::quantised_dim(key.size(3)) : key.size(3);
-    const int64_t summary = (dhsa_.head_share ? 1 : key.size(1)) * dim * int64_t(sizeof(float));
+    const int64_t summary = (dhsa_.head_share ? 1 : key.size(1)) * ops::row_dim(key) * int64_t(sizeof(float));
     int64_t sum = 0;
     for (const auto& starts : starts_)  // kept keys, summaries, and the open chunk's keys
       sum += (std::ssize(starts) - 1) * summary + (length() - starts.back()) * int64_t(key.nbytes()) / key.size(0);
@@ -352,7 +366,6 @@ class CutDhsaState final : public CachedState {
     if (starts_.empty()) starts_.assign(size_t(batch), {0});
     const auto allowed = dhsa_.candidates(in, 1);
     std::vector<at::Tensor> lists;
-    int64_t longest = 0;
     for (int64_t b = 0; b < batch; ++b) {
       std::vector<int64_t> cuts = starts_[size_t(b)];
       const int64_t open = cuts.back();
@@ -365,10 +378,8 @@ class CutDhsaState final : public CachedState {
       const at::Tensor scores = ops::score_blocks(in.q.narrow(0, b, 1), chunks, std::array<int64_t, 2>{0, 1},
                                                   pooling_of(dhsa_.pooling), /*by_group=*/true);
       lists.push_back(ops::select_tokens(scores, cuts, of_sequence(allowed, size_t(b), 1), dhsa_.budget));
-      longest = std::max(longest, lists.back().size(3));
     }
-    for (at::Tensor& list : lists) list = at::constant_pad_nd(list, {0, longest - list.size(3)}, -1);
-    TokenPlan plan{1, at::cat(lists), in.rule};
+    TokenPlan plan{1, joined(std::move(lists)), in.rule};
     const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
     return {attended.out, attended.lse, {{0, 1, std::move(plan)}}};
   }

@@ -1,10 +1,10 @@
 #include "foveate/attention/sparse/dhsa_blocks.h"
 
 #include <ATen/TensorOperators.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/full.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
@@ -28,13 +28,13 @@ class Blocks : public BlockGrid {
   Blocks(const DhsaBlocks& o, const Inputs& in)
       : BlockGrid(in, o.query_block, o.key_block, DhsaBlocks::name),
         o_(o),
-        keys_(in.k.size(2)),
         asking_(std::min(o.query_block, in.q.size(2))),
-        budget_(std::max<int64_t>(1, int64_t(o.density * double(text_blocks())))) {}
+        budget_(text_blocks().to(at::kDouble).mul_(o.density).to(at::kLong).clamp_min_(1)) {}
 
-  int64_t budget() const { return budget_; }
-  int64_t lines() const { return std::min(keys_, budget_ * o_.key_block); }  // of tokens, for vs
-  int64_t asking() const { return asking_; }                                 // the last queries, which vs and vsb read
+  // [B|1, 1, 1]
+  const Tensor& budget() const { return budget_; }
+  Tensor lines() const { return (budget_ * o_.key_block).clamp_max_(keys()); }  // of tokens, for vs
+  int64_t asking() const { return asking_; }  // the last queries, which vs and vsb read
   bool reads_lines() const { return o_.mask == Mask::vs || o_.mask == Mask::vsb; }
 
   Tensor forced(const Span& s) const {
@@ -46,36 +46,44 @@ class Blocks : public BlockGrid {
     return all.logical_and_(seen(s));
   }
 
-  // Rows from the first on that attend to all they see.
-  int64_t dense_head() const {
+  // Rows that attend to all they see: [B|1, 1, rows] bool.
+  Tensor dense_rows() const {
     const Span s = span(0, rows());
-    Tensor dense = seen(s).sum(-1).le(budget_).flatten(0, 1).all(0);  // [rows]
-    const int64_t covered = (lines() + o_.query_block - 1) / o_.query_block * o_.query_block;
-    if (reads_lines()) dense = dense.logical_or_((s.begin.squeeze(1) - s.text.start).lt(covered).all(0));
-    dense = dense.contiguous();
-    const bool* flags = dense.const_data_ptr<bool>();
-    return std::find(flags, flags + rows(), false) - flags;
+    const Tensor dense = seen(s).sum(-1).le(budget_);
+    if (!reads_lines()) return dense;
+    const Tensor covered = (lines() + (o_.query_block - 1)).div_(o_.query_block, "floor").mul_(o_.query_block);
+    return dense.logical_or((s.begin.squeeze(1) - s.text.start).unsqueeze(1).lt(covered));
   }
   int64_t dense_tail() const { return reads_lines() ? 1 : 0; }
 
  private:
-  // Of the longest text.
-  int64_t text_blocks() const {
-    if (asking_ == 0) return 0;
+  // Of each sequence's longest text: [B|1, 1, 1].
+  Tensor text_blocks() const {
+    if (asking_ == 0) return at::zeros({1, 1, 1}, at::kLong);
     const SeenKeys text = span(0, rows()).text;
     const auto block = [&](const Tensor& key) { return key.div(key_block(), "floor"); };
-    return (block(text.end + (key_block() - 1)) - block(text.start)).max().item<int64_t>();
+    return (block(text.end + (key_block() - 1)) - block(text.start)).amax(1).unsqueeze(1).unsqueeze(2);
   }
 
   const DhsaBlocks& o_;
-  int64_t keys_, asking_, budget_;
+  int64_t asking_;
+  Tensor budget_;
 };
 
-// The `count` best entries of x along the last axis where they stand, 0 elsewhere.
-Tensor keep_top(const Tensor& x, int64_t count, const std::optional<Tensor>& banned = {}) {
-  const Tensor index = ops::select_top(x, count, {.forced = {}, .banned = banned});
+// The `count` best entries of x along the last axis where they stand, 0 elsewhere; a count broadcasts as in select_top.
+Tensor keep_top(const Tensor& x, const Tensor& count, const ops::TopOptions& which) {
+  const Tensor index = ops::select_top(x, count, which);
   const Tensor place = index.clamp_min(0).to(at::kLong);
   return at::zeros_like(x).scatter_add_(-1, place, x.gather(-1, place).masked_fill_(index.lt(0), 0));
+}
+
+Tensor share_of(const Tensor& counts, double share) { return counts.to(at::kDouble).mul_(share).to(at::kLong); }
+
+// How many rows from the first on are true in all sequences: rows [B, 1, n] bool.
+int64_t leading(const Tensor& rows) {
+  const Tensor all = rows.flatten(0, 1).all(0).contiguous();
+  const bool* flags = all.const_data_ptr<bool>();
+  return std::find(flags, flags + all.numel(), false) - flags;
 }
 
 // What blocks score in every row alike, and what the distances between a row and a block add.
@@ -88,31 +96,31 @@ struct Lines {
 Tensor sums_below(const Tensor& x) { return at::constant_pad_nd(x.cumsum(-1, at::kDouble), {1, 0}); }
 
 Lines token_lines(const DhsaBlocks& o, const Blocks& blocks, const Inputs& asking, const Tensor& lse) {
-  const LineSums sums = line_sums(asking, lse);
-  const int64_t columns = int64_t(double(blocks.lines()) * o.vertical_slash_ratio);
-  const Tensor kept = keep_top(sums.columns, columns);
+  const LineSums sums = line_sums(asking, lse, o.name);
+  const Tensor lines = blocks.lines().squeeze(2), columns = share_of(lines, o.vertical_slash_ratio);
+  const Tensor kept = keep_top(sums.columns, columns, {});
   const Tensor whole = at::constant_pad_nd(kept, {0, blocks.key_blocks() * o.key_block - kept.size(2)});
   return {
       whole.unflatten(2, {blocks.key_blocks(), o.key_block}).sum(c10::IntArrayRef{3}, false, at::kDouble).unsqueeze(2),
-      sums_below(keep_top(sums.distances, blocks.lines() - columns))};
+      sums_below(keep_top(sums.distances, lines - columns, {}))};
 }
 
 Lines block_lines(const DhsaBlocks& o, const Blocks& blocks, const Inputs& asking, const Tensor& means) {
   const Tensor q = asking.q.detach();
   const Tensor scores = ops::score_blocks(q, means, std::array<int64_t, 2>{0, q.size(2)}, ops::Pooling::mean, false);
   const Blocks::Span span = blocks.span_of_last(blocks.asking());
-  const Tensor banned = blocks.seen(span).logical_not_();
-  const int64_t columns = int64_t(double(blocks.budget()) * o.vertical_slash_ratio);
-  const Tensor slashes = keep_top(scores, blocks.budget() - columns, banned).squeeze(2);
+  const ops::TopOptions seen{.forced = {}, .banned = blocks.seen(span).logical_not_()};
+  const Tensor columns = share_of(blocks.budget(), o.vertical_slash_ratio);
+  const Tensor slashes = keep_top(scores, blocks.budget() - columns, seen).squeeze(2);
   const int64_t latest = span.latest.item<int64_t>();
-  return {keep_top(scores, columns, banned).to(at::kDouble),
+  return {keep_top(scores, columns, seen).to(at::kDouble),
           sums_below(slashes.narrow(2, 0, latest + 1).flip(2))};  // from the nearest to the farthest
 }
 
 BlockScores scores_by_lines(const DhsaBlocks& o, const Blocks& blocks, const Lines& lines) {
   return [&o, &blocks, lines](int64_t first, int64_t count) {
     const Blocks::Span s = blocks.span(first, count);
-    const Tensor column = at::arange(blocks.key_blocks(), at::kLong);
+    const Tensor column = blocks.columns();
     const bool by_block = o.mask == Mask::vsb;
     // distances [nearest, farthest) lead from the row's queries to keys of the block
     const Tensor nearest = by_block ? s.own - column : s.begin - (column + 1) * o.key_block + 1;
@@ -133,7 +141,7 @@ BlockScores scores_of(const DhsaBlocks& o, const Blocks& blocks, const Inputs& i
                       const Tensor& lse) {
   if (o.mask == Mask::vs) return scores_by_lines(o, blocks, token_lines(o, blocks, asking, lse));
   const auto cuts = ops::even_cuts(in.k.size(2), o.key_block);
-  const Tensor means = ops::pool_segments(in.k.detach(), cuts, ops::Pooling::mean);
+  const Tensor means = ops::pool_segments(keys_in_sight(in).detach(), cuts, ops::Pooling::mean);
   if (o.mask == Mask::vsb) return scores_by_lines(o, blocks, block_lines(o, blocks, asking, means));
   return scores_by_means(blocks, in.q, means, /*by_group=*/false);
 }
@@ -157,7 +165,8 @@ Attended DhsaBlocks::attend(const Inputs& in) const {
 Attended DhsaBlocks::attend_prompt(const Inputs& in) const {
   validate();
   const Blocks blocks(*this, in);
-  const int64_t queries = in.q.size(2), head = blocks.dense_head(), tail = blocks.dense_tail();
+  const Tensor dense = blocks.dense_rows();
+  const int64_t queries = in.q.size(2), head = leading(dense), tail = blocks.dense_tail();
   const int64_t rows = blocks.rows() - head - tail;  // sparse ones
   if (rows <= 0) return Dense{}.attend(in);
 
@@ -182,7 +191,7 @@ Attended DhsaBlocks::attend_prompt(const Inputs& in) const {
   }
   const BlockScores scores = scores_of(*this, blocks, in, asking, asked.lse);
   const auto forced = [&](const BlockGrid::Span& span) { return blocks.forced(span); };
-  const Tensor takes = at::full({1, 1, rows}, blocks.budget(), at::kLong);
+  const Tensor takes = at::where(dense.narrow(2, head, rows), blocks.key_blocks(), blocks.budget());
   const Tensor index = select_blocks(blocks, scores, forced, takes, head, in.q.size(0) * in.q.size(1));
   const Inputs part = narrow_rows(in, begin, end - begin);
   BlockPlan plan = plan_of_blocks(blocks, index, head, part.rule);

@@ -25,14 +25,15 @@ namespace foveate::attention {
 // Shorter blocks at the ends: means of their real rows (the release pads hidden states with zeros instead, so that it
 // differs where the length is no multiple of both blocks); the last queries are `query_block` real ones.
 // Blocks that no row of the block can see (the layer's own window, padding, documents) are no candidates, the first
-// block included; the first block is that of the text's first key, and a budget counts the blocks of the longest text.
+// block included; the first block is that of the text's first key, and a budget counts the blocks of each sequence's
+// longest text.
 // Score terms of the model (scale, soft cap) count for vs. Prefill only: generated rows are dense.  All four need the
 // prompt's length for their budget, so a prompt in chunks is planned chunk by chunk, each as if it ended the prompt.
 // Deviations from the release: own_blocks=false takes its forced blocks, with which rows may not see their own key (and
 // rows of topk nothing: out 0, lse -inf); its topk also spends budget on later blocks, ours never does; its vsb spends
 // budget on forced blocks once more, ours fills up.
-// Forced blocks are kept even where they exceed the budget.  Throws Error: options out of range, a rule that BlockGrid
-// does not take.
+// Forced blocks are kept even where they exceed the budget.  Throws Error: options out of range, padding behind a
+// text where lines choose, a rule that BlockGrid does not take.
 struct DhsaBlocks {
   static constexpr std::string_view name = "dhsa_blocks";
   static constexpr std::string_view summary =

@@ -39,20 +39,25 @@ Tensor sum_blocks(const Tensor& x, int64_t block) {
 
 // Products of means [B, Hq, rows, blocks] as probabilities over the seen blocks.
 Tensor probabilities(Tensor products, const Inputs& in, const Tensor& seen) {
-  products.mul_(in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3)))));
-  if (const auto cap = in.score.soft_cap) products.div_(*cap).tanh_().mul_(*cap);
+  products = in.score.capped(products.mul_(in.score.scale_of(in.q.size(3))));
   products.masked_fill_(seen.logical_not(), -kInfinity);
   return at::softmax(products, -1).masked_fill_(seen.logical_not(), 0);
+}
+
+// Which of `entries` a list [.., longest] with -1 behind its end names: [.., entries] bool.
+Tensor named_by(const Tensor& list, int64_t entries) {
+  std::vector<int64_t> sizes = list.sizes().vec();
+  sizes.back() = entries + 1;  // the last takes empty places
+  const Tensor named = at::full(sizes, false, at::kBool);
+  named.scatter_(-1, at::where(list.ge(0), list, entries).to(at::kLong), true);
+  return named.narrow(-1, 0, entries).contiguous();
 }
 
 // Whether entries along the last axis are among the count [B, Hq] best, entry `first` [B|1] before all others.
 Tensor among_best(const Tensor& sums, const Tensor& count, const Tensor& first) {
   const int64_t entries = sums.size(2);
   const Tensor forced = at::arange(entries, at::kLong).eq(first.unsqueeze(1)).unsqueeze(1);
-  const Tensor best = ops::select_top(sums, count, {.forced = forced, .banned = {}});
-  const Tensor kept = at::full({sums.size(0), sums.size(1), entries + 1}, false, at::kBool);
-  kept.scatter_(2, at::where(best.ge(0), best, entries).to(at::kLong), true);  // the last takes empty entries
-  return kept.narrow(2, 0, entries).contiguous();
+  return named_by(ops::select_top(sums, count, {.forced = forced, .banned = {}}), entries);
 }
 
 // What heads keep, in blocks.
@@ -63,7 +68,7 @@ struct Kept {
 
 Kept keep_lines(const FlexPrefill& o, const BlockGrid& grid, const Inputs& in, const Tensor& means) {
   const int64_t asking = std::min(o.block, in.q.size(2)), blocks = grid.key_blocks();
-  const LineSums sums = line_sums_of_last(in, o.block);
+  const LineSums sums = line_sums_of_last(in, o.block, o.name);
   const Tensor columns = sum_blocks(sums.columns, o.block), distances = sum_blocks(sums.distances, o.block);
   const Tensor last = in.q.narrow(2, in.q.size(2) - asking, asking);
   const Tensor products = ops::score_blocks(last, means, std::array<int64_t, 2>{0, asking}, ops::Pooling::mean, false);
@@ -90,9 +95,7 @@ Tensor keep_of_map(const FlexPrefill& o, const BlockGrid& grid, const Inputs& in
   const Tensor seen = all_seen.narrow(0, all_seen.size(0) == 1 ? 0 : batch, 1);
   const Tensor map = probabilities(scores_by_means(grid, q, of_head, false)(0, grid.rows()), in, seen);
   const Tensor taken = ops::select_mass(map.flatten(), o.gamma, {.forced = {}, .banned = {}, .crossing = false});
-  const Tensor kept = at::full({map.numel() + 1}, false, at::kBool);
-  kept.index_fill_(0, at::where(taken.ge(0), taken, map.numel()).to(at::kLong), true);  // the last takes empty entries
-  return kept.narrow(0, 0, map.numel()).view({grid.rows(), grid.key_blocks()});
+  return named_by(taken, map.numel()).view({grid.rows(), grid.key_blocks()});
 }
 
 // Rows of one head as lists of blocks.
@@ -128,7 +131,7 @@ class HeadLists {
 Tensor select_blocks_of_heads(const FlexPrefill& o, const BlockGrid& grid, const Inputs& in) {
   const at::NoGradGuard no_gradients;
   const int64_t heads = in.q.size(1), lists = in.q.size(0) * heads, rows = grid.rows(), blocks = grid.key_blocks();
-  const Tensor means = ops::pool_segments(in.k, ops::even_cuts(in.k.size(2), o.block), ops::Pooling::mean);
+  const Tensor means = ops::pool_segments(keys_in_sight(in), ops::even_cuts(in.k.size(2), o.block), ops::Pooling::mean);
   const Kept kept = keep_lines(o, grid, in, means);
   std::vector<Tensor> maps(static_cast<size_t>(lists));
   for (int64_t list = 0; list < lists; ++list)
@@ -176,9 +179,6 @@ Attended FlexPrefill::attend_prompt(const Inputs& in) const {
   const BlockGrid grid(in, block, block, name);
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   if (queries == 0 || keys <= std::max(2 * block, blocks_of(min_budget, block) * block)) return Dense{}.attend(in);
-  const int64_t start = in.rule.query_start.value_or(keys - queries);
-  require(start >= 0 && start + queries <= keys, "flexprefill: queries must sit at keys 0 .. {}, got {} from {} on",
-          keys - 1, queries, start);
   return attend_blocks(grid, select_blocks_of_heads(*this, grid, in), in);
 }
 

@@ -24,8 +24,8 @@ namespace foveate::attention {
 // prompt; a block of queries that lies over two blocks of keys keeps what either place would. Deviations from the
 // release: budgets are divided by `block`, there always by 128; where the length is no multiple of `block`, its blocks
 // of distances are counted from the farthest; a block of keys that P does not touch makes its divergence NaN, ours is
-// finite. Throws Error: options out of range, max_budget below min_budget, a rule that BlockGrid does not
-// take, queries that do not sit at keys.
+// finite.  Throws Error: options out of range, max_budget below min_budget, padding behind a text, a rule that
+// BlockGrid does not take, queries that do not sit at keys.
 struct FlexPrefill {
   static constexpr std::string_view name = "flexprefill";
   static constexpr std::string_view summary =

@@ -17,6 +17,8 @@ namespace {
 
 using at::Tensor;
 
+constexpr std::string_view kName = "head search";
+
 // What blocks of rows list of the keys before their ends, on average over the batch.
 double listed_share(const RunPlan& plan, int64_t start, int64_t keys) {
   const Tensor ends = at::arange(1, plan.start.size(2) + 1, at::kLong).mul_(plan.query_block).add_(start);
@@ -31,9 +33,7 @@ class Fitting {
   Fitting(const HeadSearch& s, const Inputs& in, const LineSums& sums, int64_t head)
       : options_(s.options),
         sums_{sums.columns.narrow(1, head, 1), sums.distances.narrow(1, head, 1), sums.first_key},
-        rows_(in.q.size(2)),
-        keys_(in.k.size(2)),
-        start_(in.rule.query_start.value_or(keys_ - rows_)) {}
+        grid_(in, options_.block, options_.block, kName) {}
 
   std::optional<HeadPattern> fit(const HeadPattern& candidate, double density) const {
     const int64_t larger = std::max(candidate.vertical, candidate.slash);
@@ -45,7 +45,7 @@ class Fitting {
     };
     const auto fits = [&](int64_t n) { return share(scaled(n)) <= density; };
     if (!fits(1)) return std::nullopt;
-    int64_t most = 1, too_many = keys_ + 1;
+    int64_t most = 1, too_many = grid_.keys() + 1;
     while (too_many - most > 1) {
       const int64_t n = (most + too_many) / 2;
       (fits(n) ? most : too_many) = n;
@@ -56,12 +56,12 @@ class Fitting {
  private:
   double share(const HeadPattern& p) const {
     const Lines lines = select_lines(sums_, {&p, 1}, options_);
-    return listed_share(line_runs(lines, rows_, start_, keys_, options_.block), start_, keys_);
+    return listed_share(line_runs(lines, grid_), grid_.start(), grid_.keys());
   }
 
   const VerticalSlash& options_;
   const LineSums sums_;
-  int64_t rows_, keys_, start_;
+  BlockGrid grid_;
 };
 
 // The candidates of each head: [candidate][head], absent where one does not fit.
@@ -72,7 +72,7 @@ std::vector<std::vector<std::optional<HeadPattern>>> candidates_of_heads(const H
     for (const HeadPattern& candidate : s.candidates) all.push_back({size_t(heads), candidate});
     return all;
   }
-  const LineSums sums = line_sums_of_last(in, s.options.last_queries);
+  const LineSums sums = line_sums_of_last(in, s.options.last_queries, kName);
   all.resize(s.candidates.size());
   for (int64_t head = 0; head < heads; ++head) {
     const Fitting fitting(s, in, sums, head);
@@ -99,7 +99,6 @@ Tensor costs(const HeadSearch& s, const Inputs& in, const Attended& dense, const
 LayerPatterns search_heads(const HeadSearch& s, const Inputs& in) {
   const at::NoGradGuard no_gradients;
   check_options(s.options);
-  check_block_rule(in.rule, "head search");
   require(!s.candidates.empty(), "head search: there must be candidates, got none");
   for (const HeadPattern& c : s.candidates)
     require(c.vertical >= 1 && c.slash >= 1, "head search: candidates must have counts >= 1, got {} and {}", c.vertical,

@@ -5,8 +5,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/layer_norm.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/maximum.h>
-#include <ATen/ops/minimum.h>
 #include <ATen/ops/promote_types.h>
 #include <ATen/ops/stack.h>
 
@@ -187,7 +185,7 @@ Tensor Hisa::loss(const Inputs& in, Stage stage) const {
     const Tensor start = visible.start.select(0, b), end = visible.end.select(0, b);
     std::optional<Tensor> index;
     if (stage == Stage::selected) index = from_first_key(select(queries(rows, b, start, end), keys[size_t(b)]), start);
-    const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3))));
+    const double scale = in.score.scale_of(in.q.size(3));
     losses.push_back(ops::indexer_loss(
         {rows.q.select(0, b), rows.k.select(0, b), rows.weights.select(0, b), start, end},
         {in.q.select(0, b), ops::widened(in.k, at::kFloat).select(0, b), scale, in.score.soft_cap}, index));

@@ -227,8 +227,7 @@ CappedResidual capped_residual(const Hyper& o, const SortedRectangle& r, const T
   const Tensor cap = at::logaddexp(block_lse, floor) + std::log(o.epsilon * o.epsilon * share);
   const Tensor drawn = r.k.gather(2, places.unsqueeze(3).expand({-1, -1, -1, r.k.size(3)}));
   Tensor logits = at::matmul(r.q.to(type), drawn.to(type).repeat_interleave(group, 1).transpose(2, 3));
-  logits = logits * score.scale.value_or(1 / std::sqrt(double(r.q.size(3))));
-  if (score.soft_cap) logits = (logits / *score.soft_cap).tanh() * *score.soft_cap;
+  logits = score.capped(logits * score.scale_of(r.q.size(3)));
   logits = at::minimum(logits, cap.unsqueeze(3));
   const Tensor own = at::arange(r.q.size(2), at::kLong).div(r.query_block, "floor").view({1, 1, -1, 1});
   const Tensor other = places.div(r.key_block, "floor").repeat_interleave(group, 1).unsqueeze(2);

@@ -35,8 +35,6 @@ at::Tensor regular_landmarks(int64_t first, int64_t length, int64_t block) {
   return at::arange(first + 1, first + length + 1, at::kLong).remainder(block).eq(0).unsqueeze(0);
 }
 
-bool cuts_texts(const Rule& rule) { return rule.key_lengths || rule.key_documents || rule.row_start || rule.row_end; }
-
 void Landmark::validate() const {
   check_options(*this);
   if (mode != Mode::landmark) {
@@ -102,6 +100,7 @@ Attended Landmark::attend(const Inputs& in) const {
     return {attended.out, attended.lse, {{0, in.q.size(2), in.rule}}};
   }
   check_retrieval(in, first + in.k.size(2));
+  first_query_key(in, name);
   require(first % block == 0, "landmark: the first key must start a block of {}, got position {}", block, first);
   LandmarkRetrieval retrieval(*this);
   retrieval.set(ops::widened(in.k, in.q.scalar_type()).slice(2, block - 1, {}, block), first / block);

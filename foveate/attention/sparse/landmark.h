@@ -87,9 +87,6 @@ struct Landmark {
   void check_retrieval(const Inputs& in, int64_t end) const;
 };
 
-// Whether a rule shows less of a text than a window of its latest keys: padding, documents, ranges of keys.
-bool cuts_texts(const Rule& rule);
-
 // [1, length] bool: tokens at positions first, first + 1, .. of a text with a landmark at the end of every `block`.
 at::Tensor regular_landmarks(int64_t first, int64_t length, int64_t block);
 

@@ -12,7 +12,6 @@
 #include <ATen/ops/tensor.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "foveate/ops/fused.h"
@@ -75,12 +74,6 @@ Tensor joined(const ops::Attended& own, const ops::Attended& fetched) {
   std::vector<ops::Attended> parts = {own};
   for (int64_t r = 0; r < each; ++r) parts.push_back({fetched.out.select(3, r), fetched.lse.select(3, r)});
   return ops::merge_by_lse(parts).out;
-}
-
-double scale_of(const Inputs& in) { return in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3)))); }
-
-Tensor capped(const Tensor& logits, const ops::Score& score) {
-  return score.soft_cap ? (logits / *score.soft_cap).tanh() * *score.soft_cap : logits;
 }
 
 // x [B, Hq, n, ..] of query heads -> [B, Hkv, Hq / Hkv * n, ..]
@@ -198,7 +191,7 @@ void LandmarkRetrieval::choose(const Inputs& in, bool by_row, Group& group) {
     const int64_t position = group.position + row, before = options_.blocks_before(position);
     const int64_t rows = std::min(group.rows - row, chunk - position % chunk), count = held_candidates(before);
     Tensor scores = by_key_head(q.narrow(2, row, rows), key_heads).matmul(moved(in, before).transpose(2, 3));
-    scores = capped(scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(scale_of(in)), in.score);
+    scores = in.score.capped(scores.unflatten(2, {-1, rows}).flatten(1, 2).mul_(in.score.scale_of(in.q.size(3))));
     if (group.shown) hide(*group.shown, row, before - count, scores);
     const Tensor chosen = best(scores, key_heads, by_row);
     place(chosen, row, count, before - count, group);
@@ -304,7 +297,8 @@ ops::Attended LandmarkRetrieval::fetched_parts(const Inputs& in, const Group& gr
   const Plan plan = plan_of(from.places, needs_rule ? fetched_rule(in, group, chosen, from) : Rule::full());
   const ops::Attended parts = ops::attend(q, from.k, from.v, plan, score);
   const Tensor landmarks = (first_ > 0 ? chosen - first_ : chosen).unsqueeze(3);
-  Tensor gates = capped(ops::pair_scores(q, keys_.narrow(2, 0, count_), landmarks, scale_of(in)).squeeze(3), score);
+  Tensor gates =
+      score.capped(ops::pair_scores(q, keys_.narrow(2, 0, count_), landmarks, score.scale_of(q.size(3))).squeeze(3));
   if (group.shown)  // else every landmark has keys
     gates = gates.masked_fill(parts.lse.detach().eq(kMinusInfinity), kMinusInfinity);
   const auto by_query = [&](const Tensor& t) { return t.unflatten(2, {repeats, group.rows, each}).flatten(1, 2); };

@@ -102,7 +102,7 @@ class LandmarkState final : public State {
         saved != snapshot.end() && saved->second.scalar_type() == at::kLong && saved->second.numel() == 1;
     const int64_t block = has_block ? saved->second.item<int64_t>() : 0;
     require(block == options_.block, "landmark: a saved state must be of blocks of {}, got {}", options_.block,
-            has_block ? std::to_string(block) : "another mechanism's");
+            has_block ? std::to_string(block) : "none");
     cache_.load(snapshot);
     const int64_t from = held_from(), needed = fetchable_from(cache_.length());
     if (cache_.head() != 0 || from % options_.block != 0 || from > needed) {
@@ -129,9 +129,9 @@ class LandmarkState final : public State {
   Attended run(const Inputs& in, bool by_row) {
     const int64_t before = cache_.length(), rows = in.k.size(2);
     options_.check_retrieval(in, before + rows);
-    require(
-        !cuts_texts(in.rule) || (options_.offload.empty() && options_.max_blocks == 0 && held_from() == 0),
-        "landmark: padding, documents and ranges of keys need all keys in memory; leave offload and max_blocks out");
+    require(!cuts_texts(in.rule) || (options_.offload.empty() && options_.max_blocks == 0 && !rule_.window_left),
+            "landmark: padding, documents and ranges of keys need all keys in memory, got a state with offload, "
+            "max_blocks or a layer's window; attend without a state");
     group_ = in.q.size(1) / std::max<int64_t>(in.k.size(1), 1);
     Attended attended{.out = {}, .lse = {}, .plans = {}};
     std::vector<Tensor> outs;
@@ -157,7 +157,7 @@ class LandmarkState final : public State {
         }
         row += count;
       }
-    } catch (const Error&) {
+    } catch (...) {
       if (fetchable_from(before) >= kept_from()) truncate(before);
       throw;
     }

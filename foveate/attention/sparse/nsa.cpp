@@ -90,7 +90,7 @@ ops::Score windows_score(const Nsa& o, const ops::Score& score, const at::Tensor
   require(!score.relative && !score.landmarks && !score.leaky,
           "nsa: relative logits, landmarks and leaky logits have no meaning for summed-up windows");
   ops::Score of_windows = score;
-  of_windows.scale = score.scale.value_or(1 / std::sqrt(double(q.size(3))));
+  of_windows.scale = score.scale_of(q.size(3));
   of_windows.slopes = std::nullopt;
   if (score.bias && score.bias->size(3) != 1)
     of_windows.bias = windows > 0 ? score.bias->unfold(3, o.compress, o.stride).mean(-1) : score.bias->narrow(3, 0, 0);

@@ -6,7 +6,9 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/cummax.h>
 #include <ATen/ops/cummin.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
@@ -22,16 +24,10 @@ namespace {
 
 using at::Tensor;
 
-// Rows of one call that choose together, by position: [count, 1] int64 but for k.
-struct Part {
-  int64_t start, count;
-  Tensor position, own;  // of their queries; pages of their keys
-};
-
 // max(q_c M_c, q_c m_c) summed over c is one product: of q's positive and negative parts with M and m.  [B, Hq|Hkv,
-// rows, 2 * D]
-Tensor signed_parts(const Quest& o, const Inputs& in, const Part& rows, int64_t first, at::ScalarType type) {
-  const Tensor q = in.q.detach().narrow(2, first, rows.count).to(type);
+// count, 2 * D] of rows [first, first + count).
+Tensor signed_parts(const Quest& o, const Inputs& in, int64_t first, int64_t count, at::ScalarType type) {
+  const Tensor q = in.q.detach().narrow(2, first, count).to(type);
   const Tensor parts = at::cat({q.clamp_min(0), q.clamp_max(0)}, 3);
   return o.share == Quest::Share::group ? parts.unflatten(1, {in.k.size(1), -1}).sum(2) : parts;
 }
@@ -43,15 +39,16 @@ Tensor bounds(const Tensor& x, const Tensor& summaries) {
   return at::matmul(folded, summaries.transpose(2, 3)).view({x.size(0), x.size(1), x.size(2), summaries.size(2)});
 }
 
-// The bound of a row's own page as it was when the row's key was its last: [B, H, rows, 1].
-Tensor own_bounds(const Quest& o, const Tensor& x, const Tensor& k, const Part& rows) {
-  const int64_t first = rows.start / o.page * o.page, length = rows.start + rows.count - first;
+// The bounds of the own pages of rows from position `start` on as they were when the row's key was the last: [B, H,
+// rows, 1].
+Tensor own_bounds(const Quest& o, const Tensor& x, const Tensor& k, int64_t start) {
+  const int64_t rows = x.size(2), first = start / o.page * o.page, length = start + rows - first;
   const int64_t pages = (length + o.page - 1) / o.page;
   const Tensor keys = ops::widened(k.detach().narrow(2, first, length), at::kFloat).to(x.scalar_type());
   const Tensor paged = at::constant_pad_nd(keys, {0, 0, 0, pages * o.page - length}).unflatten(2, {pages, o.page});
   const Tensor running = at::cat({std::get<0>(at::cummax(paged, 3)), std::get<0>(at::cummin(paged, 3))}, 4)
                              .flatten(2, 3)
-                             .narrow(2, rows.start - first, rows.count);
+                             .narrow(2, start - first, rows);
   return (x.unflatten(1, {k.size(1), -1}) * running.unsqueeze(2)).sum(-1, true).flatten(1, 2);
 }
 
@@ -69,37 +66,31 @@ Tensor Quest::summaries(const Tensor& k) const {
 Attended Quest::attend_pages(const Inputs& in, const Tensor& summaries) const {
   validate();
   const int64_t queries = in.q.size(2), keys = in.k.size(2), all = summaries.size(2);
-  const int64_t start = in.rule.query_start.value_or(keys - queries);
   if (queries == 0 || all <= pages()) return Dense{}.attend(in);
-  require(start >= 0 && start + queries <= keys, "quest: queries must sit at keys 0 .. {}, got {} from {} on", keys - 1,
-          queries, start);
+  const int64_t start = first_query_key(in, name);
   const BlockGrid grid(in, 1, page, name);
-  constexpr int64_t kMostScores = int64_t{1} << 21;  // held at a time
-  const int64_t step = std::max<int64_t>(1, kMostScores / std::max<int64_t>(1, in.q.size(0) * in.q.size(1) * all));
-  std::vector<Tensor> lists;
-  for (int64_t first = 0; first < queries; first += step) {
-    Part rows{start + first, std::min(step, queries - first), {}, {}};
-    rows.position = at::arange(rows.start, rows.start + rows.count, at::kLong).unsqueeze(1);
-    rows.own = rows.position.div(page, "floor");
-    const Tensor x = signed_parts(*this, in, rows, first, summaries.scalar_type());
-    Tensor scores = bounds(x, summaries);
-    if (rows.start + rows.count < keys || rows.count > 1) {  // else the last page ends with the row's key
-      const Tensor own = own_bounds(*this, x, in.k, rows);
-      scores.scatter_(3, rows.own.expand({own.size(0), own.size(1), -1, 1}), own);
-    }
-    const Tensor hidden = grid.seen(grid.span(first, rows.count)).logical_not_();
-    std::optional<Tensor> forced;
-    if (force_latest) forced = at::arange(all, at::kLong).eq(rows.own);
-    lists.push_back(ops::select_top(scores, pages(), {.forced = forced, .banned = hidden}));
-  }
-  const Tensor index = lists.size() == 1 ? lists[0] : at::cat(lists, 2);
-  return attend_blocks(grid, index, in);
+  const auto scores = [&](int64_t first, int64_t count) {
+    const Tensor x = signed_parts(*this, in, first, count, summaries.scalar_type());
+    const Tensor scores = bounds(x, summaries);
+    const int64_t position = start + first;
+    if (position + count == keys && count == 1) return scores;  // the last page ends with the row's key
+    const Tensor own = own_bounds(*this, x, in.k, position);
+    const Tensor page_of = at::arange(position, position + count, at::kLong).div_(page, "floor").unsqueeze(1);
+    return scores.scatter(3, page_of.expand({own.size(0), own.size(1), -1, 1}), own);
+  };
+  const auto forced = [&](const BlockGrid::Span& span) {
+    const Tensor own = grid.own_blocks(span);
+    return force_latest ? own : at::zeros_like(own);
+  };
+  const int64_t lists = in.q.size(0) * (share == Share::group ? in.k.size(1) : in.q.size(1));
+  const Tensor takes = at::full({1, 1, queries}, pages(), at::kLong);
+  return attend_blocks(grid, select_blocks(grid, scores, forced, takes, 0, lists), in);
 }
 
 Attended Quest::attend(const Inputs& in) const {
   validate();
   if (in.k.size(2) == 0 || (rows == Rows::prompt && !is_generated_row(in))) return Dense{}.attend(in);
-  return attend_pages(in, summaries(in.k));
+  return attend_pages(in, summaries(keys_in_sight(in)));
 }
 
 namespace {

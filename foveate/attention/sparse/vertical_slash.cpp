@@ -10,7 +10,6 @@
 #include <limits>
 
 #include "foveate/attention/dense.h"
-#include "foveate/attention/sparse/block_lists.h"
 #include "foveate/ops/parallel.h"
 #include "foveate/ops/select/select.h"
 
@@ -139,24 +138,29 @@ Lines select_lines(const LineSums& sums, std::span<const HeadPattern> heads, con
   const auto distances = [&](const HeadPattern& p) { return distances_of(p, o); };
   const Tensor nearest = at::zeros({1}, at::kLong);
   return {select_lines_of(sums.columns, sums.first_key, o.first_columns, heads, columns),
-          select_lines_of(sums.distances, nearest, o.first_distances, heads, distances), sums.first_key};
+          select_lines_of(sums.distances, nearest, o.first_distances, heads, distances)};
 }
 
-RunPlan line_runs(const Lines& lines, int64_t rows, int64_t start, int64_t keys, int64_t block) {
-  const int64_t batch = lines.columns.size(0), heads = lines.columns.size(1), blocks = (rows + block - 1) / block;
+RunPlan line_runs(const Lines& lines, const BlockGrid& grid) {
+  const int64_t batch = lines.columns.size(0), heads = lines.columns.size(1), blocks = grid.rows();
+  const int64_t block = grid.query_block(), keys = grid.keys(), start = grid.start();
   std::vector<std::vector<Run>> runs(size_t(batch * heads * blocks));
   const Pool pool = ops::torch_pool();
-  const Tensor texts = lines.first_key.defined() ? lines.first_key.contiguous() : at::zeros({1}, at::kLong);
+  const Tensor texts = grid.span(0, blocks).text.start.contiguous();  // [B|1, blocks]
   constexpr int64_t kBlocksAtOnce = 32;
   const int64_t parts = (blocks + kBlocksAtOnce - 1) / kBlocksAtOnce;
   run_queue(pool, batch * heads * parts, [&](int64_t item, int) {
     const int64_t list = item / parts, first = item % parts * kBlocksAtOnce;
     const std::vector<Run> distances = runs_of(listed(lines.distances, list));
-    const int64_t text = texts.const_data_ptr<int64_t>()[texts.numel() == 1 ? 0 : list / heads];
+    const int64_t* text_of = texts.const_data_ptr<int64_t>() + (texts.size(0) == 1 ? 0 : list / heads * blocks);
     std::vector<int32_t> columns;  // of the text
-    for (const int32_t key : listed(lines.columns, list))
-      if (key >= text) columns.push_back(int32_t(key - text));
     for (int64_t m = first; m < std::min(first + kBlocksAtOnce, blocks); ++m) {
+      const int64_t text = text_of[m];
+      if (m == first || text != text_of[m - 1]) {
+        columns.clear();
+        for (const int32_t key : listed(lines.columns, list))
+          if (key >= text) columns.push_back(int32_t(key - text));
+      }
       auto& own = runs[size_t(list * blocks + m)];
       own = BlockRuns(columns, keys - text).make(distances, start + (m + 1) * block - text, block);
       for (Run& run : own) run.begin += text, run.end += text;
@@ -177,11 +181,11 @@ RunPlan line_runs(const Lines& lines, int64_t rows, int64_t start, int64_t keys,
 }
 
 Attended attend_lines(const Inputs& in, std::span<const HeadPattern> heads, const VerticalSlash& o) {
+  const BlockGrid grid(in, o.block, o.block, o.name);
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   const auto covers = [&](const HeadPattern& p) { return columns_of(p, o) >= keys || distances_of(p, o) >= keys; };
   if (queries == 0 || std::all_of(heads.begin(), heads.end(), covers)) return Dense{}.attend(in);
-  const Lines lines = select_lines(line_sums_of_last(in, o.last_queries), heads, o);
-  RunPlan plan = line_runs(lines, queries, in.rule.query_start.value_or(keys - queries), keys, o.block);
+  RunPlan plan = line_runs(select_lines(line_sums_of_last(in, o.last_queries, o.name), heads, o), grid);
   plan.rule = in.rule;
   const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
   return {attended.out, attended.lse, {{0, queries, std::move(plan)}}};
@@ -198,7 +202,6 @@ Attended VerticalSlash::attend(const Inputs& in) const {
 
 Attended VerticalSlash::attend_prompt(const Inputs& in) const {
   check_options(*this);
-  check_block_rule(in.rule, name);
   return attend_lines(in, patterns_of(*this, in), *this);
 }
 

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "foveate/attention/mechanism.h"
+#include "foveate/attention/sparse/block_lists.h"
 #include "foveate/attention/sparse/head_patterns.h"
 #include "foveate/attention/sparse/lines.h"
 #include "foveate/base/options.h"
@@ -25,9 +26,10 @@ namespace foveate::attention {
 // does not name take vertical and slash.  It is read at every prefill.
 // q [B, Hq, Lq, D]; k, v [B, Hkv, Lk, D].  Selection has no gradient; q, k, v have theirs through the kept keys.
 // Prefill only: generated rows are dense.  A prompt in chunks is planned chunk by chunk, each as if it ended the
-// prompt. Deviations: the search of the release forces 30 distances (first_distances=30).
-// Throws Error: options out of range, a file that is not of the form or not of the model, a rule that is not causal or
-// has key_lengths or query_order.
+// prompt; of several documents the last one chooses the lines for all.  Deviations: the search of the release forces 30
+// distances (first_distances=30).
+// Throws Error: options out of range, a file that is not of the form or not of the model, padding behind a text, a rule
+// that BlockGrid does not take, queries that do not sit at keys.
 struct VerticalSlash {
   static constexpr std::string_view name = "vertical_slash";
   static constexpr std::string_view summary =
@@ -58,14 +60,13 @@ struct VerticalSlash {
 // Kept lines of each head: [B, Hq, capacity] int32, ascending, -1 behind the end.
 struct Lines {
   at::Tensor columns, distances;
-  at::Tensor first_key;  // [B|1] int64: where the text begins; unset: at key 0
 };
 // `heads`: one for each query head; counts above the number of keys keep all.
 Lines select_lines(const LineSums& sums, std::span<const HeadPattern> heads, const VerticalSlash& options);
 
-// The ranges and single keys of blocks of `block` rows, the first of which stands at position `start`: the conversion
-// above.  Ranges of a list ascend and are disjoint; neighbouring single keys are one range.
-RunPlan line_runs(const Lines& lines, int64_t rows, int64_t start, int64_t keys, int64_t block);
+// The ranges and single keys of the rows of a grid: the conversion above, for each row as if the text of its queries
+// began with key 0.  Ranges of a list ascend and are disjoint; neighbouring single keys are one range.
+RunPlan line_runs(const Lines& lines, const BlockGrid& grid);
 
 // Attention to given lines: one pattern for each query head.
 Attended attend_lines(const Inputs& in, std::span<const HeadPattern> heads, const VerticalSlash& options);

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 #include <limits>
 
 #include "foveate/attention/dense.h"
@@ -85,11 +84,12 @@ Tensor XAttention::estimate(const Inputs& in) const {
   validate();
   const at::ScalarType given = in.q.scalar_type(), type = given == at::kHalf ? at::kFloat : given;
   const at::ScalarType wide = given == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor keys = key_groups(*this, ops::widened(in.k.detach(), type).to(type)), order = query_order(*this);
+  const Tensor keys = key_groups(*this, ops::widened(keys_in_sight(in).detach(), type).to(type)),
+               order = query_order(*this);
   const BlockGrid grid(in, block, block, name), groups_seen(in, stride, stride, name);
   const int64_t batch = in.q.size(0), heads = in.q.size(1), queries = in.q.size(2), each = block / stride;
   const int64_t groups = keys.size(1);
-  const double scale = in.score.scale.value_or(1 / std::sqrt(double(in.q.size(3)))) / double(stride);
+  const double scale = in.score.scale_of(in.q.size(3)) / double(stride);
   const Tensor z = at::zeros({batch, heads, grid.rows(), grid.key_blocks()}, in.q.options().dtype(wide));
   constexpr int64_t kStripGroups = 64;  // rows of products at a time, for each head: little above the diagonal is made
   const int64_t strip = std::max<int64_t>(kStripGroups / each, 1);

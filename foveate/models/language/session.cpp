@@ -47,17 +47,20 @@ at::Tensor Session::run(std::span<const int32_t> tokens, bool is_prompt, bool en
     const at::Tensor hidden = decoder_.forward(ids, before, attend);
     tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
     return hidden;
-  } catch (const Error&) {
-    go_back(before);
+  } catch (...) {
+    go_back(before, is_prompt);
     throw;
   }
 }
 
-void Session::go_back(int64_t length) {
+void Session::go_back(int64_t length, bool from_prompt) {
+  const auto plans = [](const attention::Mechanism& m) { return m.kind() == attention::Kind::prompt; };
   try {
+    require(!from_prompt || std::ranges::none_of(mechanisms_, plans),
+            "session: what a prompt decided can not be undone");
     for (const auto& state : states_)
       if (state->length() > length) state->truncate(length);
-  } catch (const Error&) {
+  } catch (...) {
     for (const auto& state : states_) state->load({});
     tokens_.clear();
   }

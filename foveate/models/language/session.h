@@ -28,8 +28,8 @@ class Session {
   at::Tensor prefill(std::span<const int32_t> tokens, bool ends_prompt = true);
   // Generated tokens, by the decode rule -> hidden [1, n, width].
   at::Tensor decode(std::span<const int32_t> tokens);
-  // Where a layer throws Error (a mechanism's disk is full), no layer has read anything of the call; where one of them
-  // has dropped what going back takes, the session is empty.
+  // Where a layer throws (a mechanism's disk is full), no layer has read anything of the call.  The session is empty
+  // where one of them has dropped what going back takes, or where mechanisms of class prompt were reading one.
 
   // Forgets all tokens from `length` on.  Throws Error where a state has evicted what it needs.
   void truncate(int64_t length);
@@ -49,7 +49,7 @@ class Session {
 
  private:
   at::Tensor run(std::span<const int32_t> tokens, bool is_prompt, bool ends_prompt);
-  void go_back(int64_t length);
+  void go_back(int64_t length, bool from_prompt);
 
   const Decoder& decoder_;
   SessionOptions options_;

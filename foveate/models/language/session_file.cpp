@@ -11,23 +11,25 @@
 namespace foveate::models {
 namespace {
 
-// Throws Error unless the keys and values of a layer are such as the model makes: k and v, or those of groups of heads,
-// GROUP.k and GROUP.v, which together are the model's.
+// Throws Error unless the keys and values of a layer are such as the model makes: k and v, or where there are none
+// those of groups of heads, GROUP.k and GROUP.v, which together are the model's.
 void check_layer(const attention::State::Snapshot& snapshot, const DecoderConfig& config, at::ScalarType dtype,
                  const std::string& what) {
   for (const auto& [name, dim] : {std::pair("k", config.head_dim), {"v", config.value_dim}}) {
     int64_t heads = 0;
-    for (const char* group : {"", "full.", "streaming."}) {
-      const auto found = snapshot.find(std::string(group) + name);
-      if (found == snapshot.end()) continue;
+    const auto add = [&](const std::string& part) {
+      const auto found = snapshot.find(part);
+      if (found == snapshot.end()) return false;
       const at::Tensor& t = found->second;
       const bool fits = t.dim() == 4 && t.size(0) == 1 && (ops::is_quantised(t) || t.scalar_type() == dtype) &&
                         ops::row_dim(t) == dim;
-      require(fits, "{}: {}{} must be {} or 8 bits [1, heads, tokens, {}], got {} [{}]", what, group, name,
-              c10::toString(dtype), dim, c10::toString(t.scalar_type()),
-              fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
+      require(fits, "{}: {} must be {} or 8 bits [1, heads, tokens, {}], got {} [{}]", what, part, c10::toString(dtype),
+              dim, c10::toString(t.scalar_type()), fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
       heads += t.size(1);
-    }
+      return true;
+    };
+    if (!add(name))
+      for (const char* group : {"full.", "streaming."}) add(std::string(group) + name);
     require(heads == config.kv_heads || snapshot.empty(), "{}: {} must have {} heads, got {}", what, name,
             config.kv_heads, heads);
   }

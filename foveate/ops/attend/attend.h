@@ -43,7 +43,9 @@ struct Score {
   double dropout = 0;
   std::optional<at::Tensor> dropout_seed;  // int64, one element, so that a compiled graph may draw it; unset: 0
 
-  uint64_t seed() const;  // what dropout_seed says
+  uint64_t seed() const;                              // what dropout_seed says
+  double scale_of(int64_t dim) const;                 // what scale says for heads of `dim` numbers
+  at::Tensor capped(const at::Tensor& logits) const;  // what soft_cap makes of logits
 };
 
 // Which key and value head a query head reads, where the groups are unequal or differ between keys and values.

@@ -59,6 +59,12 @@ Tensor dropout_rows(const Problem& p, int64_t query_start) {
 
 uint64_t Score::seed() const { return dropout_seed ? uint64_t(dropout_seed->item<int64_t>()) : 0; }
 
+double Score::scale_of(int64_t dim) const { return scale.value_or(1 / std::sqrt(double(dim))); }
+
+Tensor Score::capped(const Tensor& logits) const {
+  return soft_cap ? logits.div(*soft_cap).tanh() * *soft_cap : logits;
+}
+
 void check_score(const Problem& p) {
   const Score& s = p.score;
   require(s.soft_cap.value_or(1) > 0, "attend: soft_cap must be > 0, got {}", s.soft_cap.value_or(1));

@@ -3,7 +3,6 @@
 #include <ATen/TensorOperators.h>
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "foveate/base/random.h"
@@ -126,7 +125,7 @@ const float* Prepared::floats(const Tensor& t) {
 
 void Prepared::set_score(const Score& score) {
   auto& s = arguments.score;
-  s.scale = float(score.scale.value_or(1 / std::sqrt(double(arguments.dim))));
+  s.scale = float(score.scale_of(arguments.dim));
   s.soft_cap = float(score.soft_cap.value_or(0));
   s.leaky = float(score.leaky.value_or(1));
   s.drop_below = dropout_threshold(score.dropout);

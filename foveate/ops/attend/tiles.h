@@ -27,7 +27,7 @@ class Tiles {
         repeats(heads / groups),
         keys_per_group(groups / problem.k.size(1)),
         compute(problem.q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat),
-        scale(problem.score.scale.value_or(1 / std::sqrt(double(problem.q.size(3))))),
+        scale(problem.score.scale_of(problem.q.size(3))),
         score(problem, walker, compute),
         grouped(problem, walker) {}
 

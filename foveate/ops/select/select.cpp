@@ -54,8 +54,9 @@ at::Tensor select_tokens(const at::Tensor& scores, std::span<const int64_t> cuts
   const int64_t blocks = scores.size(2), chunks = scores.size(3);
   const int64_t sets = std::ssize(candidates), of_batch = sets == blocks ? 1 : scores.size(0);
   require(sets == of_batch * blocks && std::ssize(cuts) == chunks + 1,
-          "select_tokens: one candidate set per block and one cut more than chunks, got {} for {} and {} for {}", sets,
-          blocks, cuts.size(), chunks);
+          "select_tokens: one candidate set per block, or per sequence and block, and one cut more than chunks, got {} "
+          "for {} and {} for {}",
+          sets, blocks, cuts.size(), chunks);
   int64_t capacity = 0;
   for (const Candidates& c : candidates) {
     const int64_t allowed = std::max<int64_t>(c.last - c.first, 0);
