@@ -36,18 +36,20 @@ struct RecallModel {
 enum class Scored { trained, untrained_parts, shuffled_routes };
 
 struct RecallScore {
-  double loss = 0, accuracy = 0;               // over all questions
-  double far_accuracy = 0, near_accuracy = 0;  // over texts with the gap and without; NaN where there are none
-  double found = 0;                            // questions whose value some head of the last layer selects
-  std::optional<double> far_full, near_full;   // flux: share of full layers
+  double loss = 0, accuracy = 0;                      // over all questions
+  std::optional<double> far_accuracy, near_accuracy;  // over texts with the gap and without; none: no such texts
+  std::optional<double> far_full, near_full;          // of layers whose flux has a router: the share of full ones
+  std::optional<double> found;  // questions whose value some head of the last layer selects; none: it is flux
 };
 
 class Recall {
  public:
-  // attention: a layered spec.  Throws Error: options or mechanisms that do not fit.
+  // attention: a layered spec.  Throws Error: options or mechanisms that do not fit, a flux whose phase, tau or seed is
+  // given: they are those of each step.
   Recall(const RecallTask& task, const RecallModel& model, const std::string& attention, uint64_t seed);
 
-  // All weights by their GGUF names, learned parts as layers.LAYER.MECHANISM.PART, and for flux the two multipliers.
+  // All weights by their GGUF names, learned parts as layers.LAYER.MECHANISM.PART, and for routers of flux the two
+  // multipliers.
   ParameterMap parameters() const;
   // What identifies the run beside the trainer's options.
   std::map<std::string, std::string> subject() const;
@@ -58,6 +60,7 @@ class Recall {
 
   const models::Decoder& decoder() const { return *decoder_; }
   const std::vector<attention::Mechanism>& mechanisms() const { return mechanisms_; }
+  bool has_routes() const { return has_routes_; }  // whether some layer is flux with a router
 
  private:
   std::vector<attention::Mechanism> with_start() const;
@@ -69,7 +72,7 @@ class Recall {
   std::unique_ptr<models::Decoder> decoder_;
   std::vector<attention::Mechanism> mechanisms_;  // with learned parts
   at::Tensor lambda1_, lambda2_;                  // [2] of flux's penalty: texts with the gap, texts without
-  bool has_flux_ = false;
+  bool has_routes_ = false;
 };
 
 }  // namespace foveate::train
