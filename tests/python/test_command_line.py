@@ -354,37 +354,55 @@ def test_an_unknown_backend_is_named(foveate):
 TINY_RECALL = "--length 33 --pairs 2 --gap 8 --keys 4 --values 4 --batch 4 --width 16 --heads 2 --kv-heads 1 --feed-forward 16 --score-batches 1".split()
 
 
-def test_training_reports_in_json_lines_and_goes_on_where_it_stopped(foveate, tmp_path):
+def test_training_reports_in_json_lines_and_goes_on_where_it_stopped(foveate, build, tmp_path):
     words = ["train", "recall", *TINY_RECALL, "--attention", "nsa:compress=4,stride=2,block=4,blocks=4,window=8", "--steps", "8", "--json"]
-    done = foveate(*words, "--log-every", "3", "-o", tmp_path / "made" / "whole")
+    done = foveate(*words, "--log-every", "3", "--checkpoint", tmp_path / "made" / "whole")
     *steps, before, trained, untrained = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.stderr == b"" and [line["step"] for line in steps] == [3, 6, 8]
     assert all(line["loss"] > 0 and line["lr"] > 0 and line["tokens_per_s"] > 0 and 0 <= line["accuracy"] <= 1 for line in steps)
     assert [line["scored"] for line in (before, trained, untrained)] == ["before training", "trained", "untrained parts"]
     assert trained["loss"] != before["loss"] and 0 < trained["found"] < 1
     saved = ["--checkpoint", tmp_path / "state"]
-    longer = [*done.args]
+    longer = [build / "foveate", *words, "--log-every", "3"]
     longer[longer.index("--steps") + 1] = "100000"
     running = subprocess.Popen([*longer, *saved], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert json.loads(running.stdout.readline())["step"] == 3
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130 and (tmp_path / "state").exists()
-    refused = foveate(*words, *saved, "--resume", code=2).stderr.decode()
+    costly = [*words]
+    costly[costly.index("--score-batches") + 1] = "1000000"  # minutes: refused before anything is scored
+    refused = foveate(*costly, *saved, "--resume", code=2).stderr.decode()
     assert "state: steps must be '8' as in this run, got '100000'; resume with" in refused and refused.count("\n") == 1
     foveate(*words, *saved)
     again = foveate(*words, *saved, "--resume").stdout.splitlines()  # nothing is left to do
-    assert json.loads(again[-2]) == trained and (tmp_path / "state").read_bytes() == (tmp_path / "made" / "whole").read_bytes()
+    assert [json.loads(line) for line in again] == [before, trained, untrained] and (tmp_path / "state").read_bytes() == (tmp_path / "made" / "whole").read_bytes()
 
 
 def test_training_refuses_in_one_line(foveate, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for words, message in {
-        ("--resume",): "train: to resume needs the checkpoint's path, got none",
+        ("--resume",): "train: --resume needs --checkpoint FILE, got none",
+        ("--resume", "--checkpoint", str(tmp_path / "none")): str(tmp_path / "none"),
         ("--save-every", "3"): "train: --save-every needs --checkpoint FILE, got none",
         ("--steps", "0"): "--steps: must be >= 1, got 0",
         ("--pairs", "9", "--keys", "8"): "recall: pairs must be <= keys, got 9 and 8",
         ("--attention", "nsa:block=7"): "nsa: ",
-        ("-o", str(tmp_path / "file" / "x")): "output folder: must be ",
+        ("--checkpoint", str(tmp_path / "file" / "x")): "output folder: must be ",
+        ("-o", str(tmp_path / "x")): "-o",
     }.items():
         refused = foveate("train", "recall", *words, code=2).stderr.decode()
         assert refused.startswith("foveate: ") and message in refused and refused.count("\n") == 1
+
+
+def test_training_of_flux_says_what_it_can(foveate):
+    words = ["train", "recall", *TINY_RECALL, "--steps", "2", "--attention"]
+    routed = "flux:full=(nsa:compress=4,stride=2,block=4,blocks=4,window=8),cheap=(window:size=4,sinks=0),pool_size=6"
+    for attention, names in {
+        "flux:route=full": ["before training", "trained"],
+        routed: ["before training", "trained", "untrained parts", "shuffled routes"],
+    }.items():
+        rows = [json.loads(line) for line in foveate(*words, attention, "--json").stdout.splitlines()[1:]]
+        assert [row["scored"] for row in rows] == names
+        assert all("found" not in row and "near_full" not in row and ("far_full" in row) == (attention == routed) for row in rows)
+        assert b"nan" not in foveate(*words, attention).stdout
+    assert "near_full" in json.loads(foveate(*words, routed, "--near", "0.5", "--json").stdout.splitlines()[-1])
