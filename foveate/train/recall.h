@@ -18,13 +18,15 @@ struct RecallModel {
   int64_t batch = 16, layers = 2, width = 64, heads = 4, kv_heads = 2, feed_forward = 128;
   double sparsity = 0.5, near_sparsity = 1;
 
+  static constexpr double kMost = 1 << 20;  // products of two of these numbers must fit
+
   static void fields(auto& self, auto&& visit) {
-    visit("batch", self.batch, at_least(1), "texts of a step");
-    visit("layers", self.layers, at_least(1), "of the decoder");
-    visit("width", self.width, at_least(2), "of its residual stream");
-    visit("heads", self.heads, at_least(1), "query heads; width is a multiple of 2 heads");
-    visit("kv_heads", self.kv_heads, at_least(1), "key heads");
-    visit("feed_forward", self.feed_forward, at_least(1), "width of the layers' MLPs");
+    visit("batch", self.batch, between(1, kMost), "texts of a step");
+    visit("layers", self.layers, between(1, 4096), "of the decoder");
+    visit("width", self.width, between(2, kMost), "of its residual stream");
+    visit("heads", self.heads, between(1, kMost), "query heads; width is a multiple of 2 heads");
+    visit("kv_heads", self.kv_heads, between(1, kMost), "key heads");
+    visit("feed_forward", self.feed_forward, between(1, kMost), "width of the layers' MLPs");
     visit("sparsity", self.sparsity, between(0, 1), "flux: share of cheap layers to be reached in texts with a gap");
     visit("near_sparsity", self.near_sparsity, between(0, 1), "flux: the same in texts without");
   }

@@ -8,6 +8,7 @@
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <set>
 
 #include "foveate/attention/dense.h"
@@ -22,6 +23,18 @@ namespace {
 
 using test::message_of;
 using test::random_tensor;
+
+TEST(RecallTask, numbers_whose_sums_do_not_fit_are_refused) {
+  constexpr int64_t kHuge = int64_t{1} << 62;
+  const auto refused = [](const RecallTask& task) { return message_of([&] { task.validate(); }); };
+  EXPECT_EQ(refused({.gap = std::numeric_limits<int64_t>::max()}),
+            "recall: gap must be 0 .. 1048576, got 9223372036854775807");
+  EXPECT_EQ(refused({.pairs = kHuge, .keys = kHuge}), "recall: pairs must be 1 .. 1048576, got 4611686018427387904");
+  for (const RecallTask& task : {RecallTask{.length = kHuge}, {.keys = kHuge}, {.values = kHuge}, {.noise = kHuge}})
+    EXPECT_NE(refused(task).find("1048576, got 4611686018427387904"), std::string::npos) << refused(task);
+  EXPECT_EQ(message_of([&] { RecallModel{.heads = kHuge}.validate(); }),
+            "recall: heads must be 1 .. 1048576, got 4611686018427387904");
+}
 
 TEST(RecallTask, texts_have_every_pair_once_and_ask_for_it_once) {
   const RecallTask task{.length = 60, .pairs = 5, .gap = 11, .keys = 9, .values = 4, .noise = 3, .near = 0.5};
