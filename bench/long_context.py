@@ -16,8 +16,8 @@ that choosing keys, summaries and the cache are inside of every figure. `over` i
 half as fast. Dense is foveate's own, SDPA torch's in the same process (decoding with a group's heads as rows, its faster way). `density` is the share of causal pairs
 looked at, `read` the share of dense's bytes read for a token, `kept mass` the share of dense attention's weight on what was looked at, on made-up data with topics
 and sinks (`layer_inputs` in `foveate/eval/bench_mechanisms.h`): it says that something was selected, not how good a model is; `foveate compare` says that.
-Before it is timed each mechanism is run with a budget that covers everything and must equal dense attention (`check`: the relative difference; - where no option is
-known to cover everything). Learned parts hold their starting values. Medians of several runs.
+Before it is timed each mechanism is run on at most 1,000 tokens with a budget that covers everything and must equal dense attention (`check`: the relative
+difference; - where no option is known to cover everything). Learned parts hold their starting values. Medians of several runs.
 """
 
 

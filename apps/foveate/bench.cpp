@@ -299,8 +299,8 @@ void add_bench(CLI::App& app) {
   auto& m = options->mechanisms;
   command
       .add_option("--attention", m.attention,
-                  "of suite mechanisms, e.g. dhsa:budget=n/16, n being the length; repeat for more; without: each at "
-                  "about an eighth of all pairs")
+                  "of suite mechanisms, e.g. dhsa:budget=n/16, n being the length; repeat for more; without: each with "
+                  "a budget that is a part of the length, see docs/long-context.md")
       ->take_all()
       ->allow_extra_args(false);
   command.add_option("--repeats", m.repeats, "prefills timed by suite mechanisms")->capture_default_str();

@@ -18,13 +18,44 @@ struct Options {
   ModelOptions model;
   std::string text = "book", mechanism = "vertical_slash", out;
   int64_t context = 4096;
-  By by = By::output_error;
+  std::optional<By> by;
   std::optional<double> density;
-  attention::Window streaming{.size = 1024, .sinks = 128};
+  std::optional<int64_t> size, sinks;
   bool force = false;
 };
 
+bool is_duo(const Options& options) { return options.mechanism == "duo"; }
+
+attention::Window streaming_of(const Options& options) {
+  return {.size = options.size.value_or(1024), .sinks = options.sinks.value_or(128)};
+}
+
+attention::HeadSearch search_of(const Options& options) {
+  attention::HeadSearch search{.by = options.by.value_or(By::output_error), .density = options.density};
+  search.first_row = std::min(search.first_row, options.context / 2);
+  return search;
+}
+
+void check_form(const Options& options) {
+  const auto belongs = [&](const char* option, bool is_given, const char* mechanism) {
+    require(!is_given || options.mechanism == mechanism, "find-patterns: {} must come with --for {}, got --for {}",
+            option, mechanism, options.mechanism);
+  };
+  belongs("--by", options.by.has_value(), "vertical_slash");
+  belongs("--density", options.density.has_value(), "vertical_slash");
+  belongs("--size", options.size.has_value(), "duo");
+  belongs("--sinks", options.sinks.has_value(), "duo");
+}
+
+// The mechanism that reads the file as it was measured.
+std::string reader_of(const Options& options) {
+  if (!is_duo(options)) return fmt::format("vertical_slash:heads={}", options.out);
+  const attention::Window streaming = streaming_of(options);
+  return fmt::format("duo:pattern={},size={},sinks={}", options.out, streaming.size, streaming.sinks);
+}
+
 void find_patterns(const Options& options) {
+  check_form(options);
   require(options.context >= 2, "find-patterns: context must be >= 2, got {}", options.context);
   const std::filesystem::path out(options.out);
   require_writable_directory(out.has_parent_path() ? out.parent_path().string() : ".");
@@ -42,17 +73,15 @@ void find_patterns(const Options& options) {
     line.show("find-patterns", options.mechanism, share);
   };
   std::string found;
-  if (options.mechanism == "duo") {
-    found = eval::gates_as_lines(eval::find_gates(*loaded.decoder, sample, options.streaming, done));
+  if (is_duo(options)) {
+    found = eval::gates_as_lines(eval::find_gates(*loaded.decoder, sample, streaming_of(options), done));
   } else {
-    attention::HeadSearch search{.by = options.by, .density = options.density};
-    search.first_row = std::min(search.first_row, options.context / 2);
-    found = attention::head_patterns_as_json(eval::find_line_patterns(*loaded.decoder, sample, search, done)) + "\n";
+    const auto layers = eval::find_line_patterns(*loaded.decoder, sample, search_of(options), done);
+    found = attention::head_patterns_as_json(layers) + "\n";
   }
   line.finish();
   write_file_atomically(out, found);
-  fmt::print(stderr, "written: {}; use it as --attention {}={}\n", options.out,
-             options.mechanism == "duo" ? "duo:pattern" : "vertical_slash:heads", options.out);
+  fmt::print(stderr, "written: {}; use it as --attention {}\n", options.out, reader_of(options));
 }
 
 }  // namespace
@@ -70,13 +99,15 @@ void add_find_patterns(CLI::App& app) {
                    "weight that its streaming window loses")
       ->check(CLI::IsMember({"vertical_slash", "duo"}))
       ->capture_default_str();
-  command->add_option("--by", options->by, "vertical_slash: fewest outputs that differ from dense, or most weight kept")
+  command
+      ->add_option("--by", options->by,
+                   "vertical_slash: fewest outputs that differ from dense (without), or most weight kept")
       ->transform(CLI::CheckedTransformer(
           std::map<std::string, By>{{"output_error", By::output_error}, {"kept_mass", By::kept_mass}}));
   command->add_option("--density", options->density,
                       "vertical_slash: candidates scaled to list this share of the keys; without: as published");
-  command->add_option("--size", options->streaming.size, "duo: latest keys of the window")->capture_default_str();
-  command->add_option("--sinks", options->streaming.sinks, "duo: first keys of it")->capture_default_str();
+  command->add_option("--size", options->size, "duo: latest keys of the window; without: 1024");
+  command->add_option("--sinks", options->sinks, "duo: first keys of it; without: 128");
   command->add_option("-o,--out", options->out, "file that is written")->required();
   command->add_flag("--force", options->force, "go on beyond the model's context");
   command->footer(

@@ -15,7 +15,6 @@ namespace foveate::app {
 
 void add_run_options(CLI::App& command, TrainCommand& options) {
   add_fields(command, options.train);
-  command.add_option("-o,--out", options.out, "what was trained, written at the end");
   command.add_option("--checkpoint", options.run.checkpoint, "file from which a stopped run can go on");
   command.add_option("--save-every", options.run.save_every, "steps between checkpoints; 0: at the end and on Ctrl-C")
       ->check(CLI::NonNegativeNumber)
@@ -27,14 +26,17 @@ void add_run_options(CLI::App& command, TrainCommand& options) {
   command.add_flag("--json", options.is_json, "a JSON line for every --log-every steps and for the scores");
 }
 
-void check_outputs(const TrainCommand& options) {
+void check_output(const std::string& file) {
+  if (file.empty()) return;
+  const std::filesystem::path folder = std::filesystem::path(file).parent_path();
+  require_writable_directory(folder.empty() ? "." : folder);
+}
+
+void check_checkpoint(const TrainCommand& options) {
   require(options.run.save_every == 0 || !options.run.checkpoint.empty(),
           "train: --save-every needs --checkpoint FILE, got none");
-  for (const std::string& file : {options.out, options.run.checkpoint}) {
-    if (file.empty()) continue;
-    const std::filesystem::path folder = std::filesystem::path(file).parent_path();
-    require_writable_directory(folder.empty() ? "." : folder);
-  }
+  require(!options.run.resumes || !options.run.checkpoint.empty(), "train: --resume needs --checkpoint FILE, got none");
+  check_output(options.run.checkpoint);
 }
 
 namespace {
@@ -87,9 +89,14 @@ class Progress {
 
 }  // namespace
 
+void resume(train::Trainer& trainer, const TrainCommand& options) {
+  if (options.run.resumes) trainer.load(options.run.checkpoint);
+}
+
 void run_training(train::Trainer& trainer, const TrainCommand& options) {
   watch_interrupts();
   train::RunOptions run = options.run;
+  run.resumes = false;  // the caller did
   Progress progress(options);
   run.observe = [&](const train::StepReport& report) { progress(report); };
   train::run(trainer, run);

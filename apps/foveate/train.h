@@ -12,7 +12,6 @@ namespace foveate::app {
 struct TrainCommand {
   train::TrainOptions train;
   train::RunOptions run;
-  std::string out;
   int64_t log_every = 50;
   bool is_json = false;
 };
@@ -36,8 +35,13 @@ void add_fields(CLI::App& command, T& options) {
 }
 
 void add_run_options(CLI::App& command, TrainCommand& options);
-void check_outputs(const TrainCommand& options);  // Throws Error: a folder that cannot be written to
-// All steps, with progress; stops with a checkpoint on Ctrl-C.
+// Throws Error: a folder that cannot be written to; "" is no file.
+void check_output(const std::string& file);
+// Throws Error: the same, options that need --checkpoint without it.
+void check_checkpoint(const TrainCommand& options);
+// With --resume the run as its checkpoint has it: before anything that takes long, for it may be refused.
+void resume(train::Trainer& trainer, const TrainCommand& options);
+// All steps that are left, with progress; stops with a checkpoint on Ctrl-C.
 void run_training(train::Trainer& trainer, const TrainCommand& options);
 
 void add_train_recall(CLI::App& train);

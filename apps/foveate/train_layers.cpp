@@ -2,6 +2,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common.h"
+#include "foveate/eval/recall.h"
 #include "foveate/io/cache.h"
 #include "foveate/train/layers.h"
 #include "train.h"
@@ -12,7 +13,7 @@ namespace {
 struct Options {
   TrainCommand command;
   ModelOptions model;
-  std::string text = "book", attention;
+  std::string text = "book", attention, out;
   train::TextOptions windows;
 };
 
@@ -32,7 +33,8 @@ void print_score(const char* name, const train::LayerScore& score, bool is_json)
 }
 
 void train_layers(const Options& options, const train::LayerTask& task) {
-  check_outputs(options.command);
+  check_checkpoint(options.command);
+  check_output(options.out);
   const std::string path = io::find_text(options.text);
   const LoadedModel loaded = load_model(options.model);
   const models::Decoder& decoder = *loaded.decoder;
@@ -41,9 +43,9 @@ void train_layers(const Options& options, const train::LayerTask& task) {
     return models::equip_anew(attention::make_mechanisms(options.attention, decoder.layers()), decoder,
                               uint64_t(o.seed));
   };
-  const train::LayerTraining training(decoder, anew(), loaded.tokenizer->encode(io::read_text(path)),
-                                      loaded.tokenizer->bos(), options.windows, task);
-  const train::LayerScore before = training.score(anew());
+  const eval::Codec codec = eval::codec_of(*loaded.tokenizer);
+  const train::LayerTraining training(decoder, anew(), codec.encode(io::read_text(path)), codec.bos, options.windows,
+                                      task);
   std::map<std::string, std::string> subject = {{"run", task.name},
                                                 {"attention", options.attention},
                                                 {"model", decoder.fingerprint()},
@@ -55,8 +57,10 @@ void train_layers(const Options& options, const train::LayerTask& task) {
   train::Trainer trainer(
       training.parameters(), [&](int64_t step, uint64_t seed) { return training.loss(step, seed); }, o,
       std::move(subject));
+  resume(trainer, options.command);
+  const train::LayerScore before = training.score(anew());
   run_training(trainer, options.command);
-  if (!options.command.out.empty()) models::Adapter::save(options.command.out, decoder, training.mechanisms());
+  if (!options.out.empty()) models::Adapter::save(options.out, decoder, training.mechanisms());
   print_score("before training", before, options.command.is_json);
   if (task.unlearned) {
     std::vector<attention::Mechanism> plain = training.mechanisms();
@@ -80,6 +84,7 @@ void add_layer_run(CLI::App& train, const train::LayerTask& task, const char* wh
       ->capture_default_str();
   add_fields(*command, options->windows);
   add_run_options(*command, options->command);
+  command->add_option("-o,--out", options->out, "adapter with what was learned, written at the end");
   command->footer(footer);
   command->callback([options, task] { train_layers(*options, task); });
 }

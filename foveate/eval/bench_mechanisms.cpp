@@ -23,9 +23,9 @@ using attention::Attended;
 using attention::Inputs;
 using attention::Mechanism;
 
-// How a mechanism is given a budget: options that make it look at about an eighth of all pairs of a long causal prompt
-// (n/16 keys for each row are an eighth of the n/2 that dense attention has), and options that cover everything, ""
-// where none do.  One that is not here runs at its defaults.
+// How a mechanism is given a budget: options that make it look at 1 to 18 % of all pairs of a causal prompt (n/16 keys
+// for each row are an eighth of the n/2 that dense attention has; what it came to is measured; quest reads prompts
+// densely), and options that cover everything, "" where none do.  One that is not here runs at its defaults.
 struct Budget {
   std::string_view mechanism, sparse, full;
 };
@@ -42,7 +42,7 @@ constexpr Budget kBudgets[] = {
     {"nsa", "blocks=n/2048,window=n/32", "gates=selected,phi=mean,blocks=n"},
     {"duo", "size=n/16,full_heads=none", "full_heads=all"},
     {"flux", "cheap=(window:size=n/16),route=cheap", "route=full"},
-    {"hisa", "topk=n/16,heads=4,dim=64", "topk=n"},  // an indexer a third as wide as the layer, as in DeepSeek V3.2
+    {"hisa", "topk=n/16,heads=4,dim=64", "topk=n"},  // 256 dims, where layers have 256 to 1,024
     {"landmark", "", "mode=nomem"},
     {"cca", "window=n/32", "group=1"},
     {"hyper", "min_seq_len=n/32,block_size=n/128,sample_size=n/128", "min_seq_len=n"},

@@ -22,7 +22,8 @@ struct HeatMapOptions {
 // round(linspace(low, high, count)).  Throws Error: count < 1, low > high.
 std::vector<int64_t> even_lengths(int64_t low, int64_t high, int64_t count);
 
-// Up to six even ones from a sixth of the context on, but none too short for a question and its needles.
+// Up to six even ones from a sixth of the context on, but none below 256 tokens, room for a question and its needles;
+// of a context below 256 that one alone.
 std::vector<int64_t> default_heat_lengths(int64_t context);
 
 struct HeatPrompts {

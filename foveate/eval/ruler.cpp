@@ -142,7 +142,8 @@ RulerSample make_ruler(const Codec& codec, std::string_view prose, const RulerOp
     const int64_t middle = fits + (too_many - fits) / 2;
     (tokens_of(middle) <= room ? fits : too_many) = middle;
   }
-  require(fits < task.most, "ruler: length must be <= {} tokens for {}, which has no more different words, got {}",
+  require(fits < task.most || room == tokens_of(fits),
+          "ruler: length must be <= {} tokens for {}, which has no more different words, got {}",
           tokens_of(fits) + task.answer_budget + bos, task.name, options.length);
   Random random(options.seed, stream + (uint64_t{1} << 31));
   return ruler::finished(codec, task, options, draft(fits), random);

@@ -135,24 +135,21 @@ Gaps gaps_of(const Mechanism& m, const Inputs& in, const Attended& dense) {
           attention::boundary_ratios(in, *dense.lse, w).ge(2), attention::boundary_valid(in.k.size(2), w)};
 }
 
-std::map<std::string, double> boundary_notes(const Mechanism& m, const Inputs& in, const Attended& dense) {
-  const Gaps gaps = gaps_of(m, in, dense);
+}  // namespace
+
+std::map<std::string, double> boundary_notes(const at::Tensor& logits, const at::Tensor& targets,
+                                             const at::Tensor& valid) {
   const auto count = [&](const at::Tensor& which) {
-    return which.logical_and(gaps.valid).sum().to(at::kDouble).item<double>();
+    return which.logical_and(valid).sum().to(at::kDouble).item<double>();
   };
-  const at::Tensor said = gaps.logits.gt(0);
-  const double hits = count(said.logical_and(gaps.targets)), claims = count(said), all = count(gaps.targets);
-  Inputs given = in;
-  given.learned = m.learned();
+  const at::Tensor said = logits.gt(0);
+  const double hits = count(said.logical_and(targets)), claims = count(said), all = count(targets);
   const auto ratio = [](double a, double b) { return b > 0 ? a / b : 0; };
   return {{"precision", ratio(hits, claims)},
           {"recall", ratio(hits, all)},
           {"f1", ratio(2 * hits, claims + all)},
-          {"boundaries", all / count(at::ones_like(said))},
-          {"chunks", double(dhsa_of(m).cuts_of(given).front().size() - 1)}};
+          {"boundaries", ratio(all, count(at::ones_like(said)))}};
 }
-
-}  // namespace
 
 LayerTask boundaries_task() {
   return {"boundaries", std::string(attention::Dhsa::name),
@@ -160,7 +157,14 @@ LayerTask boundaries_task() {
             const Gaps gaps = gaps_of(m, in, dense);
             return attention::boundary_loss(gaps.logits, gaps.targets, gaps.valid);
           },
-          boundary_notes,
+          [](const Mechanism& m, const Inputs& in, const Attended& dense) {
+            const Gaps gaps = gaps_of(m, in, dense);
+            auto notes = boundary_notes(gaps.logits, gaps.targets, gaps.valid);
+            Inputs given = in;
+            given.learned = m.learned();
+            notes["chunks"] = double(dhsa_of(m).cuts_of(given).front().size() - 1);
+            return notes;
+          },
           [](const Mechanism& m) {
             attention::Dhsa even = dhsa_of(m);
             even.chunks = attention::Dhsa::Chunks::even;

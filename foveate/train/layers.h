@@ -15,9 +15,12 @@ struct TextOptions {
 
   int64_t length = 1024, held_out = 4;
 
+  static constexpr double kMost = 1 << 30;  // the product of both must fit
+
   static void fields(auto& self, auto&& visit) {
-    visit("length", self.length, at_least(16), "tokens of a window of the text, read by the model as one");
-    visit("held_out", self.held_out, at_least(1), "last windows of the text, which no step reads: what is scored");
+    visit("length", self.length, between(16, kMost), "tokens of a window of the text, read by the model as one");
+    visit("held_out", self.held_out, between(1, kMost),
+          "last windows of the text, which no step reads: what is scored");
   }
 };
 
@@ -78,8 +81,14 @@ class LayerTraining {
 // The first stage of training of hisa (sparse/hisa.h): KL of the indexer's softmax from dense attention's weights.
 LayerTask indexer_task();
 
+// Of logits [B, L], targets [B, L] bool and which gaps count, valid [L] bool: `precision`, `recall` and `f1` of gaps
+// whose logit is > 0, and `boundaries`, the share of true ones among the gaps that count; 0 where nothing is said or
+// true.
+std::map<std::string, double> boundary_notes(const at::Tensor& logits, const at::Tensor& targets,
+                                             const at::Tensor& valid);
+
 // DHSA's boundary predictors (sparse/boundary_training.h): focal cross-entropy of the gaps whose ratio is >= 2.  Notes:
-// precision, recall and f1 at probability 0.5, the share of boundaries among the gaps that count, chunks of a window.
+// those above, and `chunks` of a window, cut at logits above dhsa's own theta.
 LayerTask boundaries_task();
 
 }  // namespace foveate::train

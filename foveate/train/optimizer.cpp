@@ -40,6 +40,8 @@ double AdamW::step(double learning_rate) {
     if (const at::Tensor& gradient = parameter.value.grad(); gradient.defined())
       squares += gradient.to(at::kDouble).square().sum().item<double>();
   const double norm = std::sqrt(squares);
+  require(std::isfinite(norm), "optimizer: gradients must be finite, got a norm of {} in step {}; lower lr", norm,
+          steps_ + 1);
   const double share = clip_ > 0 && norm > clip_ ? clip_ / norm : 1;
   ++steps_;
   const at::Tensor count = at::full({}, double(steps_), at::kFloat);

@@ -50,7 +50,7 @@ class AdamW {
   AdamW(ParameterMap parameters, const TrainOptions& options);
 
   // Changes every parameter by the gradient it holds (none: 0) and drops the gradients.  Returns their norm before
-  // clipping, taken in fp64.
+  // clipping, taken in fp64.  Throws Error: a gradient that is not finite; nothing is changed then.
   double step(double learning_rate);
 
   int64_t steps() const { return steps_; }

@@ -15,6 +15,7 @@
 #include "foveate/attention/routing/flux.h"
 #include "foveate/attention/routing/objectives.h"
 #include "foveate/attention/sparse/nsa.h"
+#include "foveate/base/random.h"
 #include "foveate/models/language/adapter.h"
 #include "foveate/models/language/random_weights.h"
 
@@ -27,7 +28,7 @@ using attention::Mechanism;
 
 // Streams of random numbers under one seed: weights and learned parts use the first few hundred of their own seeds.
 constexpr uint64_t kTextStream = uint64_t{1} << 32, kHeldOutStream = uint64_t{2} << 32,
-                   kLambdaStream = uint64_t{3} << 32;
+                   kLambdaStream = uint64_t{3} << 32, kNoiseStream = uint64_t{4} << 32;
 constexpr uint64_t kPartsSeed = 1'000'003;  // learned parts begin from seeds apart from the weights'
 
 models::DecoderConfig config_of(const RecallTask& task, const RecallModel& m) {
@@ -46,11 +47,25 @@ models::DecoderConfig config_of(const RecallTask& task, const RecallModel& m) {
 
 bool is_flux(const Mechanism& m) { return m.spec().name == attention::Flux::name; }
 
+// Whether a router of the layer is to be trained.
+bool is_routed(const Mechanism& m) {
+  return is_flux(m) && parse_options<attention::Flux>(m.spec()).route == attention::Flux::Route::learned;
+}
+
+void check_flux(const std::string& attention, int64_t layers) {
+  for (const Spec& spec : parse_layered_spec(attention, layers))
+    for (const auto& [key, value] : spec.options)
+      require(spec.name != attention::Flux::name || (key != "phase" && key != "tau" && key != "seed"),
+              "recall: flux must leave phase, tau and seed to training, got {}={}; leave it out", key, value);
+}
+
 // The same flux as one step trains it.
-Mechanism in_training(const Mechanism& m, int64_t step, int64_t steps, const attention::LayerShape& shape) {
+Mechanism in_training(const Mechanism& m, int64_t step, int64_t steps, uint64_t seed,
+                      const attention::LayerShape& shape) {
   auto flux = parse_options<attention::Flux>(m.spec());
   flux.phase = attention::Flux::Phase::train;
-  flux.tau = attention::flux_temperature(step, steps), flux.seed = step;
+  flux.tau = attention::flux_temperature(step, steps);
+  flux.seed = int64_t(Random(seed, kNoiseStream + uint64_t(step)).next_u64() >> 1);
   return Mechanism(flux).with(*m.learned(), shape);
 }
 
@@ -79,21 +94,16 @@ attention::Attended selection_of(const Mechanism& m, const Inputs& in, const att
   return nsa.attend(given);
 }
 
-// One layer of flux with the decisions of other texts.
-attention::Attended shuffled(const attention::Flux& flux, const Inputs& in) {
-  const Tensor z = attention::flux_decision(flux, in).roll(1, 0);
-  const auto run = [&](const std::string& spec) { return attention::make_mechanism(parse_spec(spec)).attend(in); };
-  const attention::Attended full = run(flux.full), cheap = run(flux.cheap);
-  return {attention::flux_blend(full.out, cheap.out, z), std::nullopt, full.plans};
-}
-
 Tensor answer_logits(const models::Decoder& decoder, const RecallBatch& batch, const Tensor& hidden) {
   return decoder.logits(hidden.index_select(1, batch.asked));  // [B, pairs, vocabulary]
 }
 
-double share(const Tensor& hits, const Tensor& rows) {  // hits [B, N] bool, of rows [B] bool
+double mean_of(const Tensor& t) { return t.to(at::kDouble).mean().item<double>(); }
+
+// The mean over rows [B] bool of hits [B, ..]; none: there are none.
+std::optional<double> mean_of(const Tensor& hits, const Tensor& rows) {
   const Tensor some = hits.index_select(0, rows.nonzero().flatten());
-  return some.numel() == 0 ? std::nan("") : some.to(at::kDouble).mean().item<double>();
+  return some.numel() == 0 ? std::nullopt : std::optional(mean_of(some));
 }
 
 }  // namespace
@@ -108,10 +118,11 @@ Recall::Recall(const RecallTask& task, const RecallModel& model, const std::stri
     : task_(task), model_(model), attention_(attention), seed_(seed) {
   task.validate();
   model.validate();
+  check_flux(attention, model.layers);
   const models::DecoderConfig config = config_of(task, model);
   decoder_ = std::make_unique<models::Decoder>(config, models::random_weights(config, seed));
   mechanisms_ = with_start();
-  for (const Mechanism& m : mechanisms_) has_flux_ |= is_flux(m);
+  for (const Mechanism& m : mechanisms_) has_routes_ |= is_routed(m);
   lambda1_ = (attention::uniform({2}, seed, kLambdaStream) * 0.5).to(at::kFloat);
   lambda2_ = (attention::uniform({2}, seed, kLambdaStream + 1) * 0.5).to(at::kFloat);
   for (const auto& [name, parameter] : parameters()) Tensor(parameter.value).requires_grad_();
@@ -131,7 +142,7 @@ ParameterMap Recall::parameters() const {
     for (const auto& [name, value] : *m.learned())
       all[fmt::format("layers.{}.{}.{}", layer, m.spec().name, name)] = {.value = value, .decays = value.dim() > 1};
   }
-  if (has_flux_)
+  if (has_routes_)
     for (const auto& [name, value] : {std::pair{"flux.lambda1", lambda1_}, {"flux.lambda2", lambda2_}})
       all[name] = {.value = value, .decays = true, .ascends = true};
   return all;
@@ -153,8 +164,8 @@ StepLoss Recall::loss(int64_t step, int64_t steps, uint64_t seed) const {
   std::vector<Tensor> decisions;  // [B] of every flux layer
   const Tensor hidden = decoder_->forward(batch.tokens, 0, [&](const Inputs& in) {
     const Mechanism& m = mechanisms_[size_t(in.layer)];
-    if (!is_flux(m)) return m.attend(in);
-    const Mechanism training = in_training(m, step, steps, shape);
+    if (!is_routed(m)) return m.attend(in);
+    const Mechanism training = in_training(m, step, steps, seed, shape);
     Inputs given = in;
     given.learned = training.learned();
     decisions.push_back(attention::flux_decision(parse_options<attention::Flux>(training.spec()), given));
@@ -164,7 +175,7 @@ StepLoss Recall::loss(int64_t step, int64_t steps, uint64_t seed) const {
   const Tensor entropy = at::cross_entropy_loss(logits.flatten(0, 1), batch.answers.flatten());
   const double accuracy = logits.argmax(-1).eq(batch.answers).to(at::kDouble).mean().item<double>();
   StepLoss made{entropy, batch.tokens.numel(), {{"accuracy", accuracy}}};
-  if (!has_flux_) return made;
+  if (!has_routes_) return made;
   const Tensor z = at::stack(decisions, 1).to(at::kFloat);
   const Tensor targets = at::where(batch.is_near.gt(0), at::full({}, model_.near_sparsity, at::kFloat),
                                    at::full({}, model_.sparsity, at::kFloat));
@@ -176,7 +187,7 @@ StepLoss Recall::loss(int64_t step, int64_t steps, uint64_t seed) const {
 
 RecallScore Recall::score(Scored scored, int64_t batches) const {
   require(batches >= 1, "recall: batches to score must be >= 1, got {}", batches);
-  require(scored != Scored::shuffled_routes || has_flux_, "recall: no layer has routes to shuffle");
+  require(scored != Scored::shuffled_routes || has_routes_, "recall: no layer has routes to shuffle");
   const at::NoGradGuard no_grad;
   const std::vector<Mechanism> mechanisms = scored == Scored::untrained_parts ? with_start() : mechanisms_;
   std::vector<Tensor> hits, found, near, losses, full;  // [B, pairs], [B], scalars, [B]
@@ -187,15 +198,15 @@ RecallScore Recall::score(Scored scored, int64_t batches) const {
       const Mechanism& m = mechanisms[size_t(in.layer)];
       Inputs given = in;
       given.learned = m.learned();
-      attention::Attended attended;
-      if (is_flux(m)) {
+      const auto attend = [&] {
+        if (!is_routed(m)) return m.attend(in);
         const auto flux = parse_options<attention::Flux>(m.spec());
         decisions.push_back(attention::flux_decision(flux, given));
-        attended = scored == Scored::shuffled_routes ? shuffled(flux, given) : m.attend(in);
-      } else {
-        attended = m.attend(in);
-      }
-      if (in.layer == decoder_->layers() - 1)
+        const bool is_shuffled = scored == Scored::shuffled_routes;
+        return flux.attend_decided(given, is_shuffled ? decisions.back().roll(1, 0) : decisions.back());
+      };
+      const attention::Attended attended = attend();
+      if (in.layer == decoder_->layers() - 1 && !is_flux(m))
         found.push_back(seen(in, selection_of(m, in, attended), batch.asked, batch.places).any(1));
       return attended;
     });
@@ -203,15 +214,15 @@ RecallScore Recall::score(Scored scored, int64_t batches) const {
     losses.push_back(at::cross_entropy_loss(logits.flatten(0, 1), batch.answers.flatten()));
     hits.push_back(logits.argmax(-1).eq(batch.answers));
     near.push_back(batch.is_near);
-    if (has_flux_) full.push_back(at::stack(decisions, 1).mean(1));
+    if (has_routes_) full.push_back(at::stack(decisions, 1).mean(1));
   }
   const Tensor hit = at::cat(hits), is_near = at::cat(near).gt(0), is_far = is_near.logical_not();
-  const auto mean = [](const Tensor& t) { return t.to(at::kDouble).mean().item<double>(); };
-  RecallScore result{.loss = mean(at::stack(losses)), .accuracy = mean(hit), .found = mean(at::cat(found))};
-  result.far_accuracy = share(hit, is_far), result.near_accuracy = share(hit, is_near);
-  if (!has_flux_) return result;
+  RecallScore result{.loss = mean_of(at::stack(losses)), .accuracy = mean_of(hit)};
+  if (!found.empty()) result.found = mean_of(at::cat(found));
+  result.far_accuracy = mean_of(hit, is_far), result.near_accuracy = mean_of(hit, is_near);
+  if (!has_routes_) return result;
   const Tensor each = at::cat(full);
-  result.far_full = share(each, is_far), result.near_full = share(each, is_near);
+  result.far_full = mean_of(each, is_far), result.near_full = mean_of(each, is_near);
   return result;
 }
 

@@ -18,13 +18,15 @@ struct RecallModel {
   int64_t batch = 16, layers = 2, width = 64, heads = 4, kv_heads = 2, feed_forward = 128;
   double sparsity = 0.5, near_sparsity = 1;
 
+  static constexpr double kMost = 1 << 20;  // products of two of these numbers must fit
+
   static void fields(auto& self, auto&& visit) {
-    visit("batch", self.batch, at_least(1), "texts of a step");
-    visit("layers", self.layers, at_least(1), "of the decoder");
-    visit("width", self.width, at_least(2), "of its residual stream");
-    visit("heads", self.heads, at_least(1), "query heads; width is a multiple of 2 heads");
-    visit("kv_heads", self.kv_heads, at_least(1), "key heads");
-    visit("feed_forward", self.feed_forward, at_least(1), "width of the layers' MLPs");
+    visit("batch", self.batch, between(1, kMost), "texts of a step");
+    visit("layers", self.layers, between(1, 4096), "of the decoder");
+    visit("width", self.width, between(2, kMost), "of its residual stream");
+    visit("heads", self.heads, between(1, kMost), "query heads; width is a multiple of 2 heads");
+    visit("kv_heads", self.kv_heads, between(1, kMost), "key heads");
+    visit("feed_forward", self.feed_forward, between(1, kMost), "width of the layers' MLPs");
     visit("sparsity", self.sparsity, between(0, 1), "flux: share of cheap layers to be reached in texts with a gap");
     visit("near_sparsity", self.near_sparsity, between(0, 1), "flux: the same in texts without");
   }
@@ -36,18 +38,20 @@ struct RecallModel {
 enum class Scored { trained, untrained_parts, shuffled_routes };
 
 struct RecallScore {
-  double loss = 0, accuracy = 0;               // over all questions
-  double far_accuracy = 0, near_accuracy = 0;  // over texts with the gap and without; NaN where there are none
-  double found = 0;                            // questions whose value some head of the last layer selects
-  std::optional<double> far_full, near_full;   // flux: share of full layers
+  double loss = 0, accuracy = 0;                      // over all questions
+  std::optional<double> far_accuracy, near_accuracy;  // over texts with the gap and without; none: no such texts
+  std::optional<double> far_full, near_full;          // of layers whose flux has a router: the share of full ones
+  std::optional<double> found;  // questions whose value some head of the last layer selects; none: it is flux
 };
 
 class Recall {
  public:
-  // attention: a layered spec.  Throws Error: options or mechanisms that do not fit.
+  // attention: a layered spec.  Throws Error: options or mechanisms that do not fit, a flux whose phase, tau or seed is
+  // given: they are those of each step.
   Recall(const RecallTask& task, const RecallModel& model, const std::string& attention, uint64_t seed);
 
-  // All weights by their GGUF names, learned parts as layers.LAYER.MECHANISM.PART, and for flux the two multipliers.
+  // All weights by their GGUF names, learned parts as layers.LAYER.MECHANISM.PART, and for routers of flux the two
+  // multipliers.
   ParameterMap parameters() const;
   // What identifies the run beside the trainer's options.
   std::map<std::string, std::string> subject() const;
@@ -58,6 +62,7 @@ class Recall {
 
   const models::Decoder& decoder() const { return *decoder_; }
   const std::vector<attention::Mechanism>& mechanisms() const { return mechanisms_; }
+  bool has_routes() const { return has_routes_; }  // whether some layer is flux with a router
 
  private:
   std::vector<attention::Mechanism> with_start() const;
@@ -69,7 +74,7 @@ class Recall {
   std::unique_ptr<models::Decoder> decoder_;
   std::vector<attention::Mechanism> mechanisms_;  // with learned parts
   at::Tensor lambda1_, lambda2_;                  // [2] of flux's penalty: texts with the gap, texts without
-  bool has_flux_ = false;
+  bool has_routes_ = false;
 };
 
 }  // namespace foveate::train

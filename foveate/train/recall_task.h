@@ -20,13 +20,15 @@ struct RecallTask {
   int64_t length = 256, pairs = 8, gap = 64, keys = 32, values = 32, noise = 16;
   double near = 0;
 
+  static constexpr double kMost = 1 << 20;  // sums of a few of these numbers, and lists of them, must fit
+
   static void fields(auto& self, auto&& visit) {
-    visit("length", self.length, at_least(8), "tokens of a text");
-    visit("pairs", self.pairs, at_least(1), "pairs of key and value, all of which are asked for at the end");
-    visit("gap", self.gap, at_least(0), "tokens of noise between the pairs and the questions, at least");
-    visit("keys", self.keys, at_least(1), "different keys");
-    visit("values", self.values, at_least(2), "different values");
-    visit("noise", self.noise, at_least(1), "different tokens of noise");
+    visit("length", self.length, between(8, kMost), "tokens of a text");
+    visit("pairs", self.pairs, between(1, kMost), "pairs of key and value, all of which are asked for at the end");
+    visit("gap", self.gap, between(0, kMost), "tokens of noise between the pairs and the questions, at least");
+    visit("keys", self.keys, between(1, kMost), "different keys");
+    visit("values", self.values, between(2, kMost), "different values");
+    visit("noise", self.noise, between(1, kMost), "different tokens of noise");
     visit("near", self.near, between(0, 1), "share of texts whose pairs stand right before the questions");
   }
   // Throws Error: pairs, gap and questions that do not fit the length, fewer keys than pairs.

@@ -2,8 +2,8 @@
 
 #include <ATen/core/grad_mode.h>
 
-#include <charconv>
 #include <cmath>
+#include <optional>
 
 #include "foveate/base/timer.h"
 #include "foveate/io/safetensors.h"
@@ -56,19 +56,21 @@ void Trainer::save(const std::string& path) const {
 
 void Trainer::load(const std::string& path) {
   const io::Safetensors file = io::Safetensors::open(path);
-  auto found = file.metadata();
-  const auto text = [&](const std::string& key) { return found.contains(key) ? io::printable(found[key]) : "none"; };
-  require(found["foveate"] == kFormat, "{}: foveate must be '{}', got {}: this is no checkpoint", path, kFormat,
-          text("foveate"));
+  const auto& written = file.metadata();
+  const auto text = [&](const std::string& key) {
+    const auto found = written.find(key);
+    return found == written.end() ? std::nullopt : std::optional(found->second);
+  };
+  const auto got = [&](const std::string& key) { return text(key) ? io::printable(*text(key)) : "none"; };
+  require(text("foveate") == kFormat, "{}: foveate must be '{}', got {}: this is no checkpoint", path, kFormat,
+          got("foveate"));
   for (const auto& [key, value] : metadata())
-    require(found[key] == value,
-            "{}: {} must be {} as in this run, got {}; resume with the options it was written with", path, key,
-            io::printable(value), text(key));
+    require(text(key) == value, "{}: {} must be {} as in this run, got {}; resume with the options it was written with",
+            path, key, io::printable(value), got(key));
   int64_t steps = -1;
-  const std::string& written = found["step"];
-  std::from_chars(written.data(), written.data() + written.size(), steps);
-  require(steps >= 0 && steps <= options_.steps, "{}: step must be 0 .. {}, got {}", path, options_.steps,
-          text("step"));
+  const bool is_number = detail::parse_value(text("step").value_or(""), steps);
+  require(is_number && steps >= 0 && steps <= options_.steps, "{}: step must be 0 .. {}, got {}", path, options_.steps,
+          got("step"));
   const auto state = optimizer_.state();
   require(file.tensors().size() == state.size(), "{}: must have {} tensors as this run, got {}", path, state.size(),
           file.tensors().size());

@@ -31,7 +31,7 @@ class Trainer {
   // `subject` says in names and values what is trained beside the options: a checkpoint of another subject is refused.
   Trainer(ParameterMap parameters, LossOf loss, TrainOptions options, std::map<std::string, std::string> subject);
 
-  // Throws Error: a loss that is not finite; the parameters then stay as they were.
+  // Throws Error: a loss or gradients that are not finite; the parameters then stay as they were.
   StepReport step();
   int64_t steps_done() const { return optimizer_.steps(); }
   bool is_done() const { return steps_done() >= options_.steps; }
@@ -58,7 +58,7 @@ class Trainer {
 struct RunOptions {
   std::string checkpoint;                          // written every `save_every` steps and at the end; empty: never
   int64_t save_every = 0;                          // 0: only at the end
-  bool resumes = false;                            // from `checkpoint`, where there is one
+  bool resumes = false;                            // from `checkpoint`; a missing file is an error
   std::function<void(const StepReport&)> observe;  // sees every step; may throw to stop
 };
 

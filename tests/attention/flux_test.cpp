@@ -8,6 +8,7 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
@@ -268,6 +269,12 @@ TEST(Flux, each_sequence_goes_its_own_way) {
     const at::Tensor want =
         z[b].item<double>() > 0.5 ? Dense{}.attend(one).out : Window{.size = 5, .sinks = 2}.attend(one).out;
     EXPECT_TRUE(same(out.narrow(0, b, 1), want, kClose)) << b;
+    for (const double given : {0.0, 1.0}) {  // and by decisions from elsewhere
+      const at::Tensor other = at::where(at::arange(6).eq(b), given, z);
+      const Attended decided = routed().attend_decided(in, other);
+      const at::Tensor alone = given > 0 ? Dense{}.attend(one).out : Window{.size = 5, .sinks = 2}.attend(one).out;
+      EXPECT_TRUE(same(decided.out.narrow(0, b, 1), alone, kClose)) << b;
+    }
   }
 }
 

@@ -186,6 +186,10 @@ TEST(RulerTasks, say_where_words_run_out) {
     EXPECT_NE(error.find(fmt::format("for {}, which has no more different words, got {}", task, length)),
               std::string::npos)
         << error;
+    const int64_t most = std::stoll(error.substr(std::string_view("ruler: length must be <= ").size()));
+    const RulerSample longest = make_ruler(word_codec(), "", {.task = task, .length = most});
+    EXPECT_EQ(std::ssize(longest.tokens) + longest.answer_budget, most);
+    EXPECT_NE(error_of(word_codec(), {.task = task, .length = most + 1}, ""), "no error");
   }
   const RulerSample sample = make_ruler(word_codec(), "", {.task = "niah_multikey_2", .length = 150'000});
   EXPECT_GT(std::ssize(sample.tokens), 149'000);  // twice as many lines as fit would need more words than there are

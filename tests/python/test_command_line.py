@@ -117,7 +117,8 @@ def test_patterns_are_found_and_read_back(foveate, tmp_path):
     assert f"vertical_slash:heads={lines}" in said
     layers = json.loads(lines.read_text())
     assert len(layers) == 30 and all(len(layer) == 9 and layer["0"][0] == "vertical_and_slash" for layer in layers)
-    foveate("find-patterns", *text, "--for", "duo", "--size", "32", "--sinks", "4", "-o", gates)
+    said = foveate("find-patterns", *text, "--for", "duo", "--size", "32", "--sinks", "4", "-o", gates).stderr.decode()
+    assert f"--attention duo:pattern={gates},size=32,sinks=4\n" in said
     rows = [[float(word) for word in line.split("\t")] for line in gates.read_text().splitlines()]
     assert len(rows) == 30 and all(len(row) == 3 and all(0 <= gate < 1 for gate in row) for row in rows)
     assert len({gate for row in rows for gate in row}) > 60
@@ -130,6 +131,9 @@ def test_patterns_are_found_and_read_back(foveate, tmp_path):
     assert len(set(losses.values())) == 3
     assert b"density must be in (0, 1], got 2" in foveate("find-patterns", *text, "--density", "2", "-o", lines, code=2).stderr
     assert b"--out" in foveate("find-patterns", code=2).stderr
+    for mechanism, option, value in (("duo", "--by", "kept_mass"), ("duo", "--density", "0.5"), ("vertical_slash", "--size", "9"), ("vertical_slash", "--sinks", "9")):
+        refused = foveate("find-patterns", *text, "--for", mechanism, option, value, "-o", lines, code=2).stderr.decode()
+        assert f"find-patterns: {option} must come with --for " in refused and refused.count("\n") == 1
 
 
 def test_explain_says_what_ran(foveate):
@@ -354,37 +358,81 @@ def test_an_unknown_backend_is_named(foveate):
 TINY_RECALL = "--length 33 --pairs 2 --gap 8 --keys 4 --values 4 --batch 4 --width 16 --heads 2 --kv-heads 1 --feed-forward 16 --score-batches 1".split()
 
 
-def test_training_reports_in_json_lines_and_goes_on_where_it_stopped(foveate, tmp_path):
+def test_training_reports_in_json_lines_and_goes_on_where_it_stopped(foveate, build, tmp_path):
     words = ["train", "recall", *TINY_RECALL, "--attention", "nsa:compress=4,stride=2,block=4,blocks=4,window=8", "--steps", "8", "--json"]
-    done = foveate(*words, "--log-every", "3", "-o", tmp_path / "made" / "whole")
+    done = foveate(*words, "--log-every", "3", "--checkpoint", tmp_path / "made" / "whole")
     *steps, before, trained, untrained = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.stderr == b"" and [line["step"] for line in steps] == [3, 6, 8]
     assert all(line["loss"] > 0 and line["lr"] > 0 and line["tokens_per_s"] > 0 and 0 <= line["accuracy"] <= 1 for line in steps)
     assert [line["scored"] for line in (before, trained, untrained)] == ["before training", "trained", "untrained parts"]
     assert trained["loss"] != before["loss"] and 0 < trained["found"] < 1
     saved = ["--checkpoint", tmp_path / "state"]
-    longer = [*done.args]
+    longer = [build / "foveate", *words, "--log-every", "3"]
     longer[longer.index("--steps") + 1] = "100000"
     running = subprocess.Popen([*longer, *saved], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert json.loads(running.stdout.readline())["step"] == 3
     running.send_signal(signal.SIGINT)
     assert running.wait(60) == 130 and (tmp_path / "state").exists()
-    refused = foveate(*words, *saved, "--resume", code=2).stderr.decode()
+    costly = [*words]
+    costly[costly.index("--score-batches") + 1] = "1000000"  # minutes: refused before anything is scored
+    refused = foveate(*costly, *saved, "--resume", code=2).stderr.decode()
     assert "state: steps must be '8' as in this run, got '100000'; resume with" in refused and refused.count("\n") == 1
     foveate(*words, *saved)
     again = foveate(*words, *saved, "--resume").stdout.splitlines()  # nothing is left to do
-    assert json.loads(again[-2]) == trained and (tmp_path / "state").read_bytes() == (tmp_path / "made" / "whole").read_bytes()
+    assert [json.loads(line) for line in again] == [before, trained, untrained] and (tmp_path / "state").read_bytes() == (tmp_path / "made" / "whole").read_bytes()
 
 
 def test_training_refuses_in_one_line(foveate, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for words, message in {
-        ("--resume",): "train: to resume needs the checkpoint's path, got none",
+        ("--resume",): "train: --resume needs --checkpoint FILE, got none",
+        ("--resume", "--checkpoint", str(tmp_path / "none")): str(tmp_path / "none"),
         ("--save-every", "3"): "train: --save-every needs --checkpoint FILE, got none",
         ("--steps", "0"): "--steps: must be >= 1, got 0",
         ("--pairs", "9", "--keys", "8"): "recall: pairs must be <= keys, got 9 and 8",
+        ("--gap", str(2**63 - 1)): f"--gap: must be 0 .. 1048576, got {2**63 - 1}",
+        ("--pairs", str(2**62), "--keys", str(2**62)): f"--pairs: must be 1 .. 1048576, got {2**62}",
         ("--attention", "nsa:block=7"): "nsa: ",
-        ("-o", str(tmp_path / "file" / "x")): "output folder: must be ",
+        ("--checkpoint", str(tmp_path / "file" / "x")): "output folder: must be ",
+        ("-o", str(tmp_path / "x")): "-o",
     }.items():
         refused = foveate("train", "recall", *words, code=2).stderr.decode()
         assert refused.startswith("foveate: ") and message in refused and refused.count("\n") == 1
+
+
+def test_training_of_flux_says_what_it_can(foveate):
+    words = ["train", "recall", *TINY_RECALL, "--steps", "2", "--attention"]
+    routed = "flux:full=(nsa:compress=4,stride=2,block=4,blocks=4,window=8),cheap=(window:size=4,sinks=0),pool_size=6"
+    for attention, names in {
+        "flux:route=full": ["before training", "trained"],
+        routed: ["before training", "trained", "untrained parts", "shuffled routes"],
+    }.items():
+        rows = [json.loads(line) for line in foveate(*words, attention, "--json").stdout.splitlines()[1:]]
+        assert [row["scored"] for row in rows] == names
+        assert all("found" not in row and "near_full" not in row and ("far_full" in row) == (attention == routed) for row in rows)
+        assert b"nan" not in foveate(*words, attention).stdout
+    assert "near_full" in json.loads(foveate(*words, routed, "--near", "0.5", "--json").stdout.splitlines()[-1])
+
+
+def test_training_of_layers_makes_an_adapter(foveate, tmp_path):
+    note, other = tmp_path / "note.txt", tmp_path / "other.txt"
+    note.write_text("The old town was quiet in the rain, and nobody went out. " * 40)
+    other.write_text("The new town was loud in the sun, and everybody was out. " * 40)
+    spec = "hisa:heads=2,dim=16,topk=16,block=8,block_topk=4@4,20;dense"
+    words = ["train", "indexer", "--length", "64", "--held-out", "2", "--steps", "2", "--log-every", "1", "--json", "--attention", spec]
+    saved = ["--checkpoint", tmp_path / "state"]
+    lines = [json.loads(line) for line in foveate(*words, *saved, "--text", note, "-o", tmp_path / "hisa").stdout.splitlines()]
+    assert [set(line) for line in lines[:2]] == [{"step", "loss", "lr", "gradient_norm", "tokens_per_s"}] * 2
+    before, trained = lines[2:]
+    assert [line["scored"] for line in (before, trained)] == ["before training", "trained"]
+    for line in (before, trained):
+        assert set(line) == {"scored", "loss", "kept_mass", "kept_mass_by_layer"} and len(line["kept_mass_by_layer"]) == 2
+        assert line["kept_mass"] == pytest.approx(sum(line["kept_mass_by_layer"]) / 2) and 0 < line["kept_mass"] < 1
+    assert trained["loss"] != before["loss"]
+    score = ["score", "--context", "256", "--stride", "256", note, "--attention"]
+    losses = [json.loads(foveate(*score, *more).stdout.splitlines()[-1])["mean_nats"] for more in (["dense"], [spec, "--adapter", tmp_path / "hisa"])]
+    assert losses[0] != losses[1]
+    refused = foveate(*words, *saved, "--text", other, "--resume", code=2).stderr.decode()
+    assert "state: text must be '" in refused and "; resume with the options" in refused and refused.count("\n") == 1
+    again = foveate(*words, *saved, "--text", note, "--resume").stdout.splitlines()  # nothing is left to do
+    assert [json.loads(line) for line in again] == [before, trained]

@@ -1,6 +1,7 @@
 // Learned parts in the layers of a frozen model.
 #include "foveate/train/layers.h"
 
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
 #include "foveate/attention/dense.h"
@@ -101,6 +102,21 @@ TEST_F(Layers, steps_do_not_read_what_is_scored) {
   EXPECT_EQ(run(first, {}).loss, run(second, {}).loss);
 }
 
+TEST(BoundaryNotes, count_what_is_said_and_what_is_true_among_the_gaps_that_count) {
+  const auto flags = [](std::vector<int64_t> all) { return at::tensor(all, at::kLong).gt(0); };
+  // Of the seven gaps that count five are said to be boundaries, three are, two are both.
+  const at::Tensor logits = at::tensor({9.0, 2.0, 0.1, 5.0, 1.2, 0.3, -0.1, -7.0, -3.0, 4.0}).unsqueeze(0);
+  const at::Tensor targets = flags({1, 1, 1, 0, 0, 0, 1, 0, 1, 1}).unsqueeze(0);
+  const auto notes = boundary_notes(logits, targets, flags({0, 1, 1, 1, 1, 1, 1, 1, 0, 0}));
+  EXPECT_DOUBLE_EQ(notes.at("precision"), 2.0 / 5);
+  EXPECT_DOUBLE_EQ(notes.at("recall"), 2.0 / 3);
+  EXPECT_DOUBLE_EQ(notes.at("f1"), 2 * (2.0 / 5 * 2 / 3) / (2.0 / 5 + 2.0 / 3));
+  EXPECT_DOUBLE_EQ(notes.at("boundaries"), 3.0 / 7);
+  const auto none =
+      boundary_notes(logits - 99, targets.logical_and(targets.logical_not()), flags({1, 1, 1, 1, 1, 1, 1, 1, 1, 1}));
+  for (const auto& [name, value] : none) EXPECT_EQ(value, 0) << name;
+}
+
 TEST_F(Layers, refusals) {
   EXPECT_EQ(message_of([&] { training(kHisa, indexer_task(), text(191)); }),
             "train: the text must have a window to learn from and 2 to score, 192 tokens, got 191");
@@ -112,6 +128,9 @@ TEST_F(Layers, refusals) {
             std::string::npos);
   EXPECT_EQ(message_of([&] { LayerTraining(decoder_, anew(kHisa), text(9000), 256, {.length = 513}, indexer_task()); }),
             "train: length must be <= the model's 512 tokens, got 513");
+  const TextOptions huge{.length = 64, .held_out = int64_t{1} << 53};  // times 64 it wraps to 0
+  EXPECT_EQ(message_of([&] { LayerTraining(decoder_, anew(kHisa), text(600), 256, huge, indexer_task()); }),
+            "text: held_out must be 1 .. 1073741824, got 9007199254740992");
 }
 
 }  // namespace

@@ -70,6 +70,25 @@ TEST(Optimizer, adamw_equals_the_plain_loops) {
   }
 }
 
+TEST(Optimizer, gradients_that_are_not_finite_change_nothing) {
+  for (const double exponent : {1.0, 2.0}) {  // at 0 the slope of the root is inf, of the root of the square 0 inf
+    const at::Tensor w = at::tensor({4.0F, 1.0F}).requires_grad_();
+    AdamW optimizer({{"w", {.value = w}}}, {});
+    const auto step = [&] {
+      w.pow(exponent).sqrt().sum().backward();
+      optimizer.step(0.1);
+    };
+    step();
+    w.detach()[1].zero_();
+    std::map<std::string, at::Tensor> before;
+    for (const auto& [name, tensor] : optimizer.state()) before[name] = tensor.clone();
+    const std::string message = message_of(step);
+    EXPECT_NE(message.find("optimizer: gradients must be finite, got a norm of "), std::string::npos) << message;
+    for (const auto& [name, tensor] : optimizer.state()) EXPECT_TRUE(tensor.equal(before[name])) << name;
+    EXPECT_EQ(optimizer.steps(), 1);
+  }
+}
+
 TEST(Optimizer, the_learning_rate_warms_up_and_falls_as_half_a_cosine) {
   const TrainOptions o{.steps = 110, .warmup = 10, .lr = 2};
   EXPECT_DOUBLE_EQ(learning_rate(o, 0), 0.2);

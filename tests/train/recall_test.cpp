@@ -2,10 +2,19 @@
 #include "foveate/train/recall.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <set>
 
+#include "foveate/attention/dense.h"
+#include "foveate/attention/routing/flux.h"
+#include "foveate/attention/window.h"
+#include "tests/support/compare.h"
 #include "tests/support/files.h"
 #include "tests/support/messages.h"
 
@@ -13,6 +22,19 @@ namespace foveate::train {
 namespace {
 
 using test::message_of;
+using test::random_tensor;
+
+TEST(RecallTask, numbers_whose_sums_do_not_fit_are_refused) {
+  constexpr int64_t kHuge = int64_t{1} << 62;
+  const auto refused = [](const RecallTask& task) { return message_of([&] { task.validate(); }); };
+  EXPECT_EQ(refused({.gap = std::numeric_limits<int64_t>::max()}),
+            "recall: gap must be 0 .. 1048576, got 9223372036854775807");
+  EXPECT_EQ(refused({.pairs = kHuge, .keys = kHuge}), "recall: pairs must be 1 .. 1048576, got 4611686018427387904");
+  for (const RecallTask& task : {RecallTask{.length = kHuge}, {.keys = kHuge}, {.values = kHuge}, {.noise = kHuge}})
+    EXPECT_NE(refused(task).find("1048576, got 4611686018427387904"), std::string::npos) << refused(task);
+  EXPECT_EQ(message_of([&] { RecallModel{.heads = kHuge}.validate(); }),
+            "recall: heads must be 1 .. 1048576, got 4611686018427387904");
+}
 
 TEST(RecallTask, texts_have_every_pair_once_and_ask_for_it_once) {
   const RecallTask task{.length = 60, .pairs = 5, .gap = 11, .keys = 9, .values = 4, .noise = 3, .near = 0.5};
@@ -73,8 +95,8 @@ constexpr RecallTask kTask{.length = 33, .pairs = 2, .gap = 8, .keys = 4, .value
 constexpr RecallModel kModel{.batch = 8, .layers = 2, .width = 16, .heads = 2, .kv_heads = 1, .feed_forward = 16};
 constexpr TrainOptions kOptions{.steps = 30, .warmup = 5, .lr = 1e-2};
 const char* const kNsa = "nsa:compress=4,stride=2,block=4,blocks=4,window=8";
-const char* const kMechanisms[] = {kNsa, "superlinear:sw_index=3,num_spans=2,search=learned",
-                                   "flux:cheap=(window:size=4,sinks=0),pool_size=6"};
+const char* const kFlux = "flux:cheap=(window:size=4,sinks=0),pool_size=6";
+const char* const kMechanisms[] = {kNsa, "superlinear:sw_index=3,num_spans=2,search=learned", kFlux};
 
 std::vector<StepReport> train(const Recall& recall, const RunOptions& options, const TrainOptions& o = kOptions) {
   Trainer trainer(
@@ -132,10 +154,12 @@ TEST(Recall, scores_say_what_was_selected) {
   // All blocks selected: nothing is missed; four of nine with the first and the latest two: some are.
   const Recall all(kTask, kModel, "nsa:compress=4,stride=2,block=4,blocks=9,window=8", 1), some(kTask, kModel, kNsa, 1);
   EXPECT_EQ(all.score(Scored::trained, 2).found, 1);
-  const double found = some.score(Scored::trained, 2).found;
+  const double found = some.score(Scored::trained, 2).found.value();
   EXPECT_GT(found, 0);
   EXPECT_LT(found, 1);
   EXPECT_EQ(message_of([&] { dense.score(Scored::shuffled_routes, 1); }), "recall: no layer has routes to shuffle");
+  for (const char* flux : {kFlux, "flux:route=cheap,cheap=(window:size=4,sinks=0)"})
+    EXPECT_FALSE(Recall(kTask, kModel, flux, 1).score(Scored::trained, 1).found.has_value()) << flux;
 }
 
 TEST(Recall, untrained_parts_are_those_of_the_start) {
@@ -149,7 +173,7 @@ TEST(Recall, untrained_parts_are_those_of_the_start) {
 TEST(Recall, flux_begins_full_and_its_penalty_counts) {
   RecallTask task = kTask;
   task.near = 0.5;
-  const Recall flux(task, kModel, kMechanisms[2], 1);
+  const Recall flux(task, kModel, kFlux, 1);
   const RecallScore score = flux.score(Scored::trained, 4);
   EXPECT_EQ(*score.far_full, 1);
   EXPECT_EQ(*score.near_full, 1);
@@ -163,6 +187,98 @@ TEST(Recall, flux_begins_full_and_its_penalty_counts) {
   const double near = lambda("flux.lambda1", 1) + lambda("flux.lambda2", 1);
   ASSERT_EQ(made.notes.at("full"), 1);
   EXPECT_NEAR(made.loss.item<double>() - made.notes.at("answers"), (far + near) / 2, 1e-5);
+}
+
+at::Tensor decision_of(const attention::Learned& router, const attention::Inputs& in) {
+  attention::Inputs given = in;
+  given.learned = &router;
+  return attention::flux_decision({.pool_size = 6}, given);
+}
+
+// Sets a router so that it decides one way for some texts of the batch and the other way for the rest.
+void part_texts(const attention::Learned& router, const attention::Inputs& in) {
+  const at::Tensor out = router.at("head_out"), bias = router.at("head_out_bias");
+  out.copy_(random_tensor(out.sizes(), 8));
+  double low = -8, high = 8;  // of the bias for cheap attention: all are full, none is
+  for (double full = 0; full == 0 || full == double(in.q.size(0));) {
+    const double middle = (low + high) / 2;
+    bias.copy_(at::tensor({middle, 0.0}));
+    full = decision_of(router, in).sum().item<double>();
+    (full > 0 ? low : high) = middle;
+  }
+}
+
+TEST(Recall, shuffled_routes_are_those_of_the_next_text) {
+  RecallTask task = kTask;
+  task.near = 0.5;
+  const Recall flux(task, kModel, kFlux, 1);
+  const at::NoGradGuard no_grad;
+  const RecallBatch batch = make_recall(task, kModel.batch, 1, uint64_t{2} << 32);  // the first that is scored
+  const auto loss = [&](int64_t shift, bool is_set) {
+    const at::Tensor hidden = flux.decoder().forward(batch.tokens, 0, [&](const attention::Inputs& in) {
+      const attention::Learned& router = *flux.mechanisms()[size_t(in.layer)].learned();
+      if (!is_set) part_texts(router, in);
+      const at::Tensor z = decision_of(router, in);
+      std::vector<at::Tensor> outs;
+      for (int64_t b = 0; b < kModel.batch; ++b) {
+        attention::Inputs one = in;
+        one.q = in.q.narrow(0, b, 1), one.k = in.k.narrow(0, b, 1), one.v = in.v.narrow(0, b, 1);
+        const bool is_full = z[(b + kModel.batch - shift) % kModel.batch].item<double>() == 1;
+        outs.push_back(is_full ? attention::Dense{}.attend(one).out
+                               : attention::Window{.size = 4, .sinks = 0}.attend(one).out);
+      }
+      return attention::Attended{at::cat(outs), {}, {}};
+    });
+    const at::Tensor logits = flux.decoder().logits(hidden.index_select(1, batch.asked));
+    return at::cross_entropy_loss(logits.flatten(0, 1), batch.answers.flatten()).item<double>();
+  };
+  const double own = loss(0, false), others = loss(1, true);
+  EXPECT_NEAR(flux.score(Scored::trained, 1).loss, own, 1e-5);
+  EXPECT_NEAR(flux.score(Scored::shuffled_routes, 1).loss, others, 1e-5);
+  EXPECT_GT(std::abs(own - others), 1e-3);
+}
+
+TEST(Recall, flux_may_have_a_fixed_route_and_nested_parts) {
+  for (const char* spec :
+       {"flux:route=full", "flux:route=cheap,cheap=(nsa:compress=4,stride=2,block=4,blocks=4,window=8)",
+        "flux:full=(nsa:compress=4,stride=2,block=4,blocks=4,window=8),cheap=(window:size=4),"
+        "pool_size=6"}) {
+    const Recall recall(kTask, kModel, spec, 1);
+    train(recall, {}, {.steps = 2, .warmup = 0});
+    const RecallScore score = recall.score(Scored::trained, 1);
+    const bool has_router = std::string_view(spec).starts_with("flux:full");
+    EXPECT_EQ(recall.has_routes(), has_router);
+    EXPECT_EQ(score.far_full.has_value(), has_router);
+    EXPECT_TRUE(score.far_accuracy.has_value());
+    EXPECT_FALSE(score.near_accuracy.has_value());
+    EXPECT_FALSE(score.near_full.has_value());
+    EXPECT_EQ(recall.parameters().contains("flux.lambda1"), has_router);
+    if (has_router) {
+      EXPECT_EQ(recall.score(Scored::shuffled_routes, 1).loss, score.loss);  // all full
+    } else {
+      EXPECT_EQ(message_of([&] { recall.score(Scored::shuffled_routes, 1); }),
+                "recall: no layer has routes to shuffle");
+    }
+  }
+}
+
+TEST(Recall, noise_of_routers_is_of_the_seed_and_the_step) {
+  const Recall flux(kTask, kModel, kFlux, 1);
+  const at::NoGradGuard no_grad;
+  for (const auto& [name, p] : flux.parameters())
+    if (name.find("head_out") != std::string::npos) at::Tensor(p.value).zero_();  // noise alone decides
+  const auto full = [&](uint64_t seed) {
+    std::vector<double> shares;
+    for (int64_t step = 0; step < 8; ++step) shares.push_back(flux.loss(step, 30, seed).notes.at("full"));
+    return shares;
+  };
+  EXPECT_EQ(full(1), full(1));
+  EXPECT_NE(full(1), full(2));
+  const std::vector<double> shares = full(1);
+  EXPECT_GT(std::set<double>(shares.begin(), shares.end()).size(), 1u);
+  for (const char* option : {"phase=train", "tau=2", "seed=0"})
+    EXPECT_EQ(message_of([&] { Recall(kTask, kModel, fmt::format("dense@0;flux:{}", option), 1); }),
+              fmt::format("recall: flux must leave phase, tau and seed to training, got {}; leave it out", option));
 }
 
 }  // namespace

@@ -110,6 +110,20 @@ TEST_F(Checkpoints, of_other_runs_are_refused_by_name_and_change_nothing) {
   io::write_safetensors(none, {}, {{"foveate", "adapter 1"}});
   EXPECT_EQ(refused([](Line&) {}, none),
             none + ": foveate must be 'checkpoint 1', got 'adapter 1': this is no checkpoint");
+  io::write_safetensors(none, {}, {});
+  EXPECT_EQ(refused([](Line&) {}, none), none + ": foveate must be 'checkpoint 1', got none: this is no checkpoint");
+  const io::Safetensors file = io::Safetensors::open(good);
+  for (const auto& [step, said] : {std::pair<std::optional<std::string>, std::string>{"12abc", "'12abc'"},
+                                   {"31", "'31'"},
+                                   {"-1", "'-1'"},
+                                   {"", "''"},
+                                   {std::nullopt, "none"}}) {
+    auto texts = file.metadata();
+    texts.erase("step");
+    if (step) texts["step"] = *step;
+    io::write_safetensors(none, {}, texts);
+    EXPECT_EQ(refused([](Line&) {}, none), none + ": step must be 0 .. 30, got " + said);
+  }
   EXPECT_EQ(message_of([&] { run(trainer, {.resumes = true}); }),
             "train: to resume needs the checkpoint's path, got none");
 }

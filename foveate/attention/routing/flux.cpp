@@ -237,18 +237,29 @@ std::vector<LearnedPart> Flux::learned_parts(const LayerShape& shape) const {
   return parts;
 }
 
-Attended Flux::attend(const Inputs& in) const {
-  validate();
-  const Mechanism much = make_mechanism(parse_spec(full)), little = make_mechanism(parse_spec(cheap));
-  const at::Tensor z = flux_decision(*this, in);
-  const auto run = [&](bool is_full, const Inputs& part) {
-    const Nested nested(part, is_full ? kFull : kCheap);
+namespace {
+
+// run(is_full, inputs): one of the two mechanisms with its own learned parts.
+auto runner(const Flux& o) {
+  return [much = make_mechanism(parse_spec(o.full)), little = make_mechanism(parse_spec(o.cheap))](bool is_full,
+                                                                                                   const Inputs& in) {
+    const Nested nested(in, is_full ? kFull : kCheap);
     return (is_full ? much : little).attend(nested.inputs());
   };
-  if (phase == Phase::deploy) return by_group(in, z, run);
+}
+
+}  // namespace
+
+Attended Flux::attend(const Inputs& in) const {
+  validate();
+  const at::Tensor z = flux_decision(*this, in);
+  if (phase == Phase::deploy) return attend_decided(in, z);
+  const auto run = runner(*this);
   const Attended a = run(true, in), b = run(false, in);
   return {flux_blend(a.out, b.out, z), std::nullopt, a.plans};
 }
+
+Attended Flux::attend_decided(const Inputs& in, const at::Tensor& z) const { return by_group(in, z, runner(*this)); }
 
 namespace {
 

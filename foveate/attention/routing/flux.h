@@ -73,6 +73,8 @@ struct Flux {
 
   std::vector<LearnedPart> learned_parts(const LayerShape& shape) const;
   Attended attend(const Inputs& in) const;
+  // As deploy attends, by decisions z [B] from elsewhere: full where z > 0.5.
+  Attended attend_decided(const Inputs& in, const at::Tensor& z) const;
   std::unique_ptr<State> make_state(const StateOptions& options) const;
   int64_t chunk_multiple() const;
 };

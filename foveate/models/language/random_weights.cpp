@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "foveate/base/error.h"
 #include "foveate/base/random.h"
 
 namespace foveate::models {
@@ -13,7 +14,7 @@ namespace {
 
 class Maker {
  public:
-  Maker(const DecoderConfig& config, uint64_t seed) : config_(config), seed_(seed) {}
+  explicit Maker(uint64_t seed) : seed_(seed) {}
 
   at::Tensor normal(int64_t out, int64_t in, double variance) {
     Random random(seed_, stream_++);  // of its own for each matrix
@@ -22,47 +23,42 @@ class Maker {
     for (int64_t i = 0; i < numbers.numel(); ++i) data[i] = float(std::sqrt(variance) * random.normal());
     return numbers;
   }
-  Affine matrix(int64_t out, int64_t in, bool has_bias, bool writes_to_stream = false) {
-    const double share = writes_to_stream ? 2.0 * double(config_.layers.size()) : 1;
-    return {normal(out, in, 1 / (share * double(in))), has_bias ? at::zeros({out}) : at::Tensor()};
-  }
-  Affine norm(int64_t width) const {
-    return {at::ones({width}), config_.norm == NormKind::layer ? at::zeros({width}) : at::Tensor()};
-  }
+  Affine matrix(int64_t out, int64_t in) { return {normal(out, in, 1 / double(in)), {}}; }
+  Affine biased(int64_t out, int64_t in) { return {normal(out, in, 1 / double(in)), at::zeros({out})}; }
 
  private:
-  const DecoderConfig& config_;
   uint64_t seed_, stream_ = 0;
 };
 
+Affine norm(int64_t width) { return {at::ones({width}), {}}; }
+
 LayerWeights make_layer(const DecoderConfig& c, Maker& make) {
-  const bool biased = c.has_biases, query_biased = c.has_biases || c.has_query_biases;
-  const int64_t queries = c.heads * c.head_dim, keys = c.kv_heads * c.head_dim, values = c.kv_heads * c.value_dim;
+  const auto writes_to_stream = [&](int64_t in) {
+    return Affine{make.normal(c.width, in, 1 / (2.0 * double(c.layers.size()) * double(in))), {}};
+  };
   LayerWeights w;
-  w.query = make.matrix(queries, c.width, query_biased);
-  w.key = make.matrix(keys, c.width, query_biased);
-  w.value = make.matrix(values, c.width, query_biased);
-  w.output = make.matrix(c.width, c.heads * c.value_dim, biased, true);
-  if (c.gated) w.gate = make.matrix(c.feed_forward, c.width, biased);
-  w.up = make.matrix(c.feed_forward, c.width, biased);
-  w.down = make.matrix(c.width, c.feed_forward, biased, true);
-  if (c.norms_inputs) w.attention_norm = make.norm(c.width), w.feed_forward_norm = make.norm(c.width);
-  if (c.norms_branches) w.post_attention_norm = make.norm(c.width), w.post_feed_forward_norm = make.norm(c.width);
-  if (c.query_norm == QueryNorm::none) return w;
-  const bool by_head = c.query_norm == QueryNorm::by_head;
-  w.query_norm = make.norm(by_head ? c.head_dim : queries), w.key_norm = make.norm(by_head ? c.head_dim : keys);
+  w.query = make.biased(c.heads * c.head_dim, c.width);
+  w.key = make.biased(c.kv_heads * c.head_dim, c.width);
+  w.value = make.biased(c.kv_heads * c.value_dim, c.width);
+  w.output = writes_to_stream(c.heads * c.value_dim);
+  w.gate = make.matrix(c.feed_forward, c.width);
+  w.up = make.matrix(c.feed_forward, c.width);
+  w.down = writes_to_stream(c.feed_forward);
+  w.attention_norm = norm(c.width), w.feed_forward_norm = norm(c.width);
   return w;
 }
 
 }  // namespace
 
 DecoderWeights random_weights(const DecoderConfig& c, uint64_t seed) {
-  Maker make(c, seed);
+  const bool is_made = c.architecture == "llama" && c.has_query_biases && !c.has_biases && !c.is_tied && c.rope_dim > 0;
+  require(is_made, "random weights: the decoder must be llama's with biases of queries, keys and values, got {}",
+          c.architecture);
+  Maker make(seed);
   DecoderWeights w;
   w.embedding = make.normal(c.vocabulary, c.width, 1 / double(c.width));
-  w.head = c.is_tied ? w.embedding : make.normal(c.vocabulary, c.width, 1 / double(c.width));
-  if (c.rope_dim == 0) w.positions = make.normal(c.context, c.width, 1 / double(c.width));
-  w.output_norm = make.norm(c.width);
+  w.head = make.normal(c.vocabulary, c.width, 1 / double(c.width));
+  w.output_norm = norm(c.width);
   for (size_t i = 0; i < c.layers.size(); ++i) w.layers.push_back(make_layer(c, make));
   return w;
 }
