@@ -10,13 +10,16 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "foveate/attention/routing/flux.h"
 #include "foveate/attention/routing/objectives.h"
+#include "foveate/attention/sparse/landmark.h"
 #include "foveate/attention/sparse/nsa.h"
 #include "foveate/base/random.h"
 #include "foveate/models/language/adapter.h"
+#include "foveate/models/language/landmarks.h"
 #include "foveate/models/language/random_weights.h"
 
 namespace foveate::train {
@@ -31,12 +34,12 @@ constexpr uint64_t kTextStream = uint64_t{1} << 32, kHeldOutStream = uint64_t{2}
                    kLambdaStream = uint64_t{3} << 32, kNoiseStream = uint64_t{4} << 32;
 constexpr uint64_t kPartsSeed = 1'000'003;  // learned parts begin from seeds apart from the weights'
 
-models::DecoderConfig config_of(const RecallTask& task, const RecallModel& m) {
+models::DecoderConfig config_of(const RecallTask& task, const RecallModel& m, bool has_landmarks) {
   models::DecoderConfig c;
   c.architecture = "llama", c.name = "recall";
   c.width = m.width, c.heads = m.heads, c.kv_heads = m.kv_heads, c.feed_forward = m.feed_forward;
   c.head_dim = c.value_dim = c.rope_dim = m.width / m.heads;
-  c.vocabulary = task.vocabulary(), c.context = task.length;
+  c.vocabulary = task.vocabulary() + has_landmarks, c.context = 2 * task.length;  // landmarks are at most as many
   c.norm_epsilon = 1e-5, c.attention_scale = 1 / std::sqrt(double(c.head_dim));
   // Embeddings as large as what layers add, and biases with which a head can look for the token before: without either
   // the same runs stay at guessing among the text's values.
@@ -67,6 +70,27 @@ Mechanism in_training(const Mechanism& m, int64_t step, int64_t steps, uint64_t 
   flux.tau = attention::flux_temperature(step, steps);
   flux.seed = int64_t(Random(seed, kNoiseStream + uint64_t(step)).next_u64() >> 1);
   return Mechanism(flux).with(*m.learned(), shape);
+}
+
+// The landmarks that layers of `landmark` read, the last token of the vocabulary; none: there is no such layer.
+std::optional<models::Landmarks> landmarks_of(const std::string& attention, const RecallTask& task, int64_t layers) {
+  std::optional<models::Landmarks> landmarks;
+  for (const Mechanism& m : attention::make_mechanisms(attention, layers)) {
+    if (m.spec().name != attention::Landmark::name) continue;
+    const int64_t block = parse_options<attention::Landmark>(m.spec()).block;
+    require(!landmarks || landmarks->block == block,
+            "recall: layers of landmark must have blocks of one length, got {} and {}", landmarks->block, block);
+    landmarks = {.token = int32_t(task.vocabulary()), .block = block};
+  }
+  return landmarks;
+}
+
+// Landmark attention is trained with all blocks.
+Mechanism as_trained(const Mechanism& m) {
+  if (m.spec().name != attention::Landmark::name) return m;
+  auto landmark = parse_options<attention::Landmark>(m.spec());
+  landmark.mode = attention::Landmark::Mode::grouped;
+  return Mechanism(landmark);
 }
 
 // Which of the keys places [B, N] rows asked [N] see by the plans of a call: [B, Hq, N] bool.  With all logits equal a
@@ -108,6 +132,16 @@ std::optional<double> mean_of(const Tensor& hits, const Tensor& rows) {
 
 }  // namespace
 
+RecallBatch with_landmarks(const RecallBatch& batch, const models::Landmarks& landmarks) {
+  std::vector<Tensor> rows;
+  for (const Tensor& tokens : batch.tokens.to(at::kInt).unbind()) {
+    const auto text = models::with_landmarks({tokens.const_data_ptr<int32_t>(), size_t(tokens.numel())}, landmarks);
+    rows.push_back(at::tensor(std::vector<int64_t>(text.begin(), text.end()), at::kLong));
+  }
+  const auto moved = [&](const Tensor& places) { return places + places.div(landmarks.block - 1, "floor"); };
+  return {at::stack(rows), moved(batch.asked), batch.answers, moved(batch.places), batch.is_near};
+}
+
 void RecallModel::validate() const {
   check_options(*this);
   require(width % (2 * heads) == 0, "recall: width must be a multiple of 2 heads, got {} and {}", width, heads);
@@ -119,13 +153,33 @@ Recall::Recall(const RecallTask& task, const RecallModel& model, const std::stri
   task.validate();
   model.validate();
   check_flux(attention, model.layers);
-  const models::DecoderConfig config = config_of(task, model);
+  landmarks_ = landmarks_of(attention, task, model.layers);
+  const models::DecoderConfig config = config_of(task, model, landmarks_.has_value());
   decoder_ = std::make_unique<models::Decoder>(config, models::random_weights(config, seed));
   mechanisms_ = with_start();
   for (const Mechanism& m : mechanisms_) has_routes_ |= is_routed(m);
   lambda1_ = (attention::uniform({2}, seed, kLambdaStream) * 0.5).to(at::kFloat);
   lambda2_ = (attention::uniform({2}, seed, kLambdaStream + 1) * 0.5).to(at::kFloat);
+  for (const Mechanism& m : mechanisms_) trained_.push_back(as_trained(m));
+  if (landmarks_) landmark_start_ = decoder_->weights().embedding[landmarks_->token].clone();
   for (const auto& [name, parameter] : parameters()) Tensor(parameter.value).requires_grad_();
+}
+
+bool Recall::has_parts() const {
+  return landmarks_ || std::ranges::any_of(mechanisms_, [](const Mechanism& m) { return m.learned() != nullptr; });
+}
+
+RecallBatch Recall::texts(uint64_t seed, uint64_t stream) const {
+  const RecallBatch batch = make_recall(task_, model_.batch, seed, stream);
+  return landmarks_ ? with_landmarks(batch, *landmarks_) : batch;
+}
+
+models::Decoder Recall::decoder_of(Scored scored) const {
+  if (!landmarks_ || scored != Scored::untrained_parts) return *decoder_;
+  models::DecoderWeights weights = decoder_->weights();
+  weights.embedding = weights.embedding.detach().clone();
+  weights.embedding[landmarks_->token].copy_(landmark_start_);
+  return {decoder_->config(), weights};
 }
 
 std::vector<Mechanism> Recall::with_start() const {
@@ -159,11 +213,11 @@ std::map<std::string, std::string> Recall::subject() const {
 }
 
 StepLoss Recall::loss(int64_t step, int64_t steps, uint64_t seed) const {
-  const RecallBatch batch = make_recall(task_, model_.batch, seed, kTextStream + uint64_t(step));
+  const RecallBatch batch = texts(seed, kTextStream + uint64_t(step));
   const attention::LayerShape shape = models::layer_shape(decoder_->config());
   std::vector<Tensor> decisions;  // [B] of every flux layer
   const Tensor hidden = decoder_->forward(batch.tokens, 0, [&](const Inputs& in) {
-    const Mechanism& m = mechanisms_[size_t(in.layer)];
+    const Mechanism& m = trained_[size_t(in.layer)];
     if (!is_routed(m)) return m.attend(in);
     const Mechanism training = in_training(m, step, steps, seed, shape);
     Inputs given = in;
@@ -190,11 +244,12 @@ RecallScore Recall::score(Scored scored, int64_t batches) const {
   require(scored != Scored::shuffled_routes || has_routes_, "recall: no layer has routes to shuffle");
   const at::NoGradGuard no_grad;
   const std::vector<Mechanism> mechanisms = scored == Scored::untrained_parts ? with_start() : mechanisms_;
+  const models::Decoder decoder = decoder_of(scored);
   std::vector<Tensor> hits, found, near, losses, full;  // [B, pairs], [B], scalars, [B]
   for (int64_t i = 0; i < batches; ++i) {
-    const RecallBatch batch = make_recall(task_, model_.batch, seed_, kHeldOutStream + uint64_t(i));
+    const RecallBatch batch = texts(seed_, kHeldOutStream + uint64_t(i));
     std::vector<Tensor> decisions;
-    const Tensor hidden = decoder_->forward(batch.tokens, 0, [&](const Inputs& in) {
+    const Tensor hidden = decoder.forward(batch.tokens, 0, [&](const Inputs& in) {
       const Mechanism& m = mechanisms[size_t(in.layer)];
       Inputs given = in;
       given.learned = m.learned();
@@ -206,11 +261,11 @@ RecallScore Recall::score(Scored scored, int64_t batches) const {
         return flux.attend_decided(given, is_shuffled ? decisions.back().roll(1, 0) : decisions.back());
       };
       const attention::Attended attended = attend();
-      if (in.layer == decoder_->layers() - 1 && !is_flux(m))
+      if (in.layer == decoder.layers() - 1 && !is_flux(m))
         found.push_back(seen(in, selection_of(m, in, attended), batch.asked, batch.places).any(1));
       return attended;
     });
-    const Tensor logits = answer_logits(*decoder_, batch, hidden);
+    const Tensor logits = answer_logits(decoder, batch, hidden);
     losses.push_back(at::cross_entropy_loss(logits.flatten(0, 1), batch.answers.flatten()));
     hits.push_back(logits.argmax(-1).eq(batch.answers));
     near.push_back(batch.is_near);

@@ -6,10 +6,14 @@
 #include <string>
 
 #include "foveate/models/language/decoder.h"
+#include "foveate/models/language/landmarks.h"
 #include "foveate/train/recall_task.h"
 #include "foveate/train/trainer.h"
 
 namespace foveate::train {
+
+// The same texts with a landmark at the end of every block.
+RecallBatch with_landmarks(const RecallBatch& batch, const models::Landmarks& landmarks);
 
 // The decoder (of Llama's architecture) and its texts.
 struct RecallModel {
@@ -33,7 +37,8 @@ struct RecallModel {
   void validate() const;
 };
 
-// What is scored: the model as trained; with the mechanisms' learned parts as they were before training; or (flux) with
+// What is scored: the model as trained; with the mechanisms' learned parts (of landmark the landmark's embedding) as
+// they were before training; or (flux) with
 // the router's decisions for each text given to the next one, so that as many layers are full, but not for a reason.
 enum class Scored { trained, untrained_parts, shuffled_routes };
 
@@ -46,8 +51,9 @@ struct RecallScore {
 
 class Recall {
  public:
-  // attention: a layered spec.  Throws Error: options or mechanisms that do not fit, a flux whose phase, tau or seed is
-  // given: they are those of each step.
+  // attention: a layered spec; with layers of `landmark` texts have landmarks, and steps attend to all blocks.  Throws
+  // Error: options or mechanisms that do not fit, a flux whose phase, tau or seed is given: they are those of each
+  // step.
   Recall(const RecallTask& task, const RecallModel& model, const std::string& attention, uint64_t seed);
 
   // All weights by their GGUF names, learned parts as layers.LAYER.MECHANISM.PART, and for routers of flux the two
@@ -62,10 +68,13 @@ class Recall {
 
   const models::Decoder& decoder() const { return *decoder_; }
   const std::vector<attention::Mechanism>& mechanisms() const { return mechanisms_; }
+  bool has_parts() const;                          // whether mechanisms have learned parts, or texts landmarks
   bool has_routes() const { return has_routes_; }  // whether some layer is flux with a router
 
  private:
   std::vector<attention::Mechanism> with_start() const;
+  RecallBatch texts(uint64_t seed, uint64_t stream) const;
+  models::Decoder decoder_of(Scored scored) const;
 
   RecallTask task_;
   RecallModel model_;
@@ -73,6 +82,9 @@ class Recall {
   uint64_t seed_;
   std::unique_ptr<models::Decoder> decoder_;
   std::vector<attention::Mechanism> mechanisms_;  // with learned parts
+  std::vector<attention::Mechanism> trained_;     // the same as steps run them
+  std::optional<models::Landmarks> landmarks_;    // that texts have, one token more
+  at::Tensor landmark_start_;                     // its embedding before training
   at::Tensor lambda1_, lambda2_;                  // [2] of flux's penalty: texts with the gap, texts without
   bool has_routes_ = false;
 };

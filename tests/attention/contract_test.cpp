@@ -2,14 +2,8 @@
 // chunks and decode, the leak rule, gradients, truncation.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/tensor.h>
-#include <ATen/ops/zeros.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -18,6 +12,7 @@
 #include "foveate/attention/dense.h"
 #include "foveate/attention/registry.h"
 #include "tests/attention/calls.h"
+#include "tests/attention/contract_cases.h"
 #include "tests/support/compare.h"
 
 namespace foveate::attention {
@@ -26,104 +21,6 @@ namespace {
 using test::random_tensor;
 using test::rows_of;
 using test::same;
-
-constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 16, kWidth = 24;
-
-// A spec that really drops keys at the test's lengths, and one whose budget covers everything, perhaps only where some
-// learned parts hold certain numbers.
-struct Case {
-  std::string spec, full;
-  std::map<std::string, double> full_parts = {};
-};
-std::vector<Case> cases() {
-  return {
-      {"dense", "dense"},
-      {"window:size=9,sinks=2", "window:size=1000"},
-      {"window:size=8,sinks=4,block=4", "window:size=1000,block=4"},
-      {"window:size=9,sinks=2,positions=cache", "window:size=1000,positions=cache"},
-      {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4", "dhsa:query_block=8,budget=1000,chunk=4"},
-      {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4,head_share=false,decode=sparse",
-       "dhsa:query_block=8,budget=1000,chunk=4,head_share=false,decode=sparse"},
-      {"dhsa:query_block=8,budget=12,global_tokens=1,local_tokens=3,chunk=3,pooling=maxpool,local_anchor=block_end,"
-       "decode=sparse",
-       "dhsa:query_block=8,budget=1000,pooling=maxpool,local_anchor=block_end,decode=sparse"},
-      {"dhsa:chunks=learned,query_block=8,budget=16,global_tokens=2,local_tokens=3,theta=0,nms_window=2,"
-       "boundary_heads=2,decode=sparse",
-       "dhsa:chunks=learned,query_block=8,budget=1000,theta=0,nms_window=2,boundary_heads=2,decode=sparse"},
-      {"dhsa_blocks:mask=topk,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=topk,density=1"},
-      {"dhsa_blocks:mask=a,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=a,density=1,key_block=64"},
-      {"dhsa_blocks:mask=vs,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vs,density=1,query_block=16"},
-      {"dhsa_blocks:mask=vsb,query_block=16,key_block=16,density=0.2", "dhsa_blocks:mask=vsb,density=1"},
-      {"nsa:compress=8,stride=4,block=8,blocks=4,window=6,phi=weighted", "nsa:gates=selected,phi=mean,blocks=100"},
-      {"nsa:compress=8,stride=4,block=8,blocks=3,phi=mean,rope=before,gates=selected",
-       "nsa:gates=selected,phi=mlp,blocks=100,rope=before"},
-      {"duo:size=9,sinks=2,full_heads=1", "duo:full_heads=all"},
-      {"duo:size=9,sinks=2", "duo:size=1000"},
-      {"flux:full=(dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4),cheap=(window:size=9,sinks=2)",
-       "flux:cheap=(window:size=1000)"},
-      {"flux:route=cheap,cheap=(window:size=9,sinks=2)", "flux:route=full"},
-      {"vertical_slash:vertical=4,slash=3,last_queries=8,first_columns=1,first_distances=2,block=8",
-       "vertical_slash:vertical=1,slash=301"},
-      {"flexprefill:gamma=0.3,tau=0,min_budget=1,block=8", "flexprefill:gamma=1,tau=0,min_budget=1,block=8"},
-      {"flexprefill:gamma=0.3,tau=1,min_budget=1,block=8", "flexprefill:gamma=1,tau=1,min_budget=1,block=8"},
-      {"hisa:topk=9,block=4,block_topk=3,heads=3,dim=16,dtype=fp32", "hisa:topk=1000,heads=3,dim=16"},
-      {"hisa:topk=9,block=4,block_topk=4,heads=2,dim=32,dtype=bf16,force_ends=false,pooling=max",
-       "hisa:topk=301,heads=2,dim=32,dtype=bf16"},
-      {"hisa:indexer=flat,topk=7,heads=2,dim=16,rope_dims=8,hadamard=false",
-       "hisa:indexer=flat,topk=500,heads=2,dim=16"},
-      {"hyper:min_seq_len=6,block_size=4,sample_size=5", "hyper"},
-      {"hyper:min_seq_len=6,block_size=0,sample_size=5,seed=1", "hyper:min_seq_len=3,block_size=1000"},
-      {"hyper:min_seq_len=6,block_size=3,sample_size=4,residual=capped",
-       "hyper:min_seq_len=3,block_size=2,sample_size=1000,replacement=false"},
-      {"block_topk:query_block=8,block=4,blocks=3", "block_topk:query_block=8,block=4,blocks=1000"},
-      {"block_topk:query_block=1,block=8,density=0.3,head_share=all", "block_topk:density=1,query_block=3,block=5"},
-      {"block_topk:query_block=8,block=8,blocks=2,head_share=group,decode=dense", "block_topk:blocks=9,decode=dense"},
-      {"xattention:block=16,stride=4,tau=0.4", "xattention:tau=1,block=32,stride=8"},
-      {"xattention:block=8,stride=2,tau=0.5,select=triple", "xattention:head_tau=1/1/1/1,block=8,stride=8"},
-      {"quest:page=4,budget=12", "quest:budget=1000"},
-      {"quest:page=4,budget=12,rows=each", "quest:page=3,budget=1000,rows=each"},
-      {"quest:page=5,budget=5,least_pages=1,rows=each,share=group,force_latest=false", "quest:page=2,budget=400"},
-      {"triangle:size=9,sinks=2,last=5", "triangle:size=1000"},
-      {"cca:group=4,window=6", "cca:window=1000"},
-      {"cca:group=3,window=5,pool_stage=pre_rope,gqa_pool=per_kv_head,sink_groups=1", "cca:group=1,window=3"},
-      {"cca:group=4,window=6,pool=max,log_count_bias=true,keep_raw=true", "cca:window=1000,pool=max,keep_raw=true"},
-      {"superlinear:num_spans=2,sw_index=2,backward_factor=1,forward_factor=0.5,search_power=0.5",
-       "superlinear:num_spans=1,sw_index=2,backward_factor=1000,forward_factor=1000,search_power=0.5"},
-      {"superlinear:num_spans=16,sw_index=0,backward_factor=0.3,forward_factor=0,search=learned",
-       "superlinear:search=learned"},
-      {"landmark:block=4,top_k=2,chunk=8", "landmark:block=1000,chunk=1000"},
-      {"landmark:block=4,top_k=2,chunk=8,select=max_over_tokens,positions=text", "landmark:mode=nomem"},
-  };
-}
-
-// Learned parts a little off their start, where all would be alike.
-const Learned* learned_of(const Mechanism& m) {
-  static std::map<std::string, Learned> all;
-  const auto parts = m.learned_parts({kWidth, kHeads, kKvHeads, kDim, kDim + 4});
-  if (parts.empty()) return nullptr;
-  const auto [found, is_new] = all.try_emplace(m.spec().text(), make_learned(parts, 5));
-  if (is_new)
-    for (auto& [name, part] : found->second) part += 0.3 * random_tensor(part.sizes().vec(), 6).to(part.scalar_type());
-  return &found->second;
-}
-
-Inputs make_inputs(const Mechanism& m, int64_t length, const Rule& rule = {}) {
-  static const ops::Rotary rotary(kDim, 100);
-  Inputs in;
-  in.q = random_tensor({1, kHeads, length, kDim}, 1);
-  in.k = random_tensor({1, kKvHeads, length, kDim}, 2);
-  in.v = random_tensor({1, kKvHeads, length, kDim + 4}, 3);
-  in.rule = rule;
-  in.rotary = &rotary;
-  in.hidden = random_tensor({1, length, kWidth}, 4);
-  in.learned = learned_of(m);
-  return in;
-}
-
-class Contract : public testing::TestWithParam<Case> {
- protected:
-  Mechanism mechanism() const { return make_mechanism(parse_spec(GetParam().spec)); }
-};
 
 TEST_P(Contract, equals_dense_when_the_budget_covers_everything) {
   const at::NoGradGuard no_grad;
@@ -172,100 +69,6 @@ TEST_P(Contract, decoding_one_by_one_equals_several_at_once) {
   std::vector<at::Tensor> outs;
   for (int64_t row = 40; row < 70; ++row) outs.push_back(single->decode(rows_of(in, row, 1)).out);
   EXPECT_TRUE(same(at::cat(outs, 2), want, {1e-5, 1e-5}));
-}
-
-bool takes_padding(const Mechanism& m) { return m.spec().name != "hyper"; }
-
-// `before` tokens in front of the call and `behind` after it, NaN wherever attention must not look.
-Inputs padded(const Inputs& in, int64_t before, int64_t behind) {
-  Inputs out = in;
-  for (auto [from, to] : {std::pair{&in.q, &out.q}, {&in.k, &out.k}, {&in.v, &out.v}})
-    *to = at::constant_pad_nd(*from, {0, 0, before, behind}, from == &in.q ? 0.0 : NAN);
-  out.hidden = at::constant_pad_nd(*in.hidden, {0, 0, before, behind});
-  return out;
-}
-
-TEST_P(Contract, a_text_between_padding_gives_the_same_rows) {
-  const at::NoGradGuard no_grad;
-  const Mechanism m = mechanism();
-  constexpr int64_t kLength = 70, kPadding = 240, kRows = kLength + kPadding;  // whole blocks of all cases
-  if (!takes_padding(m)) {
-    Inputs in = make_inputs(m, kLength);
-    in.rule.row_start = at::zeros({1, 1, kLength}, at::kLong);
-    EXPECT_THROW(m.attend(in), Error);
-    return;
-  }
-  for (const std::optional<int64_t> window_left : {std::optional<int64_t>(), std::optional<int64_t>(30)}) {
-    const Inputs alone = make_inputs(m, kLength, {.window_left = window_left});
-    const at::Tensor want = m.attend(alone).out;
-    Inputs in = padded(alone, kPadding, 0);
-    in.rule.row_start = at::full({1, 1, kRows}, kPadding, at::kLong);
-    EXPECT_TRUE(same(m.attend(in).out.narrow(2, kPadding, kLength), want, {1e-4, 1e-4})) << "row_start";
-    in.rule.row_start = std::nullopt;
-    in.rule.query_documents = at::ones({1, kRows}, at::kLong);
-    in.rule.key_documents = at::arange(kRows, at::kLong).ge(kPadding).to(at::kLong).unsqueeze(0);
-    EXPECT_TRUE(same(m.attend(in).out.narrow(2, kPadding, kLength), want, {1e-4, 1e-4})) << "documents";
-    if (m.kind() == Kind::prompt) continue;  // what follows would be the prompt's end
-    in = padded(alone, 0, kPadding);
-    in.rule.key_lengths = at::full({1}, kLength, at::kLong);
-    const int64_t whole = kLength / m.chunk_multiple() * m.chunk_multiple();  // rows whose block has no padding
-    EXPECT_TRUE(same(m.attend(in).out.narrow(2, 0, whole), want.narrow(2, 0, whole), {1e-4, 1e-4})) << "key_lengths";
-  }
-}
-
-// Calls of one mechanism as the sequences of one.
-Inputs batched(const Inputs& a, const Inputs& b) {
-  Inputs out = a;
-  for (const auto part : {&Inputs::q, &Inputs::k, &Inputs::v}) out.*part = at::cat({a.*part, b.*part});
-  out.hidden = at::cat({*a.hidden, *b.hidden});
-  return out;
-}
-
-TEST_P(Contract, sequences_of_a_batch_do_not_know_each_other) {
-  const at::NoGradGuard no_grad;
-  const Mechanism m = mechanism();
-  if (!takes_padding(m)) return;
-  constexpr int64_t kLength = 70, kPadding = 240, kRows = kLength + kPadding;
-  const Inputs small = make_inputs(m, kLength), large = make_inputs(m, kRows);
-  Inputs in = batched(padded(small, kPadding, 0), large);
-  in.rule.row_start = at::tensor({kPadding, int64_t{0}}).view({2, 1, 1}).expand({2, 1, kRows});
-  const at::Tensor out = m.attend(in).out;
-  EXPECT_TRUE(same(out.narrow(0, 0, 1).narrow(2, kPadding, kLength), m.attend(small).out, {1e-4, 1e-4}));
-  EXPECT_TRUE(same(out.narrow(0, 1, 1), m.attend(large).out, {1e-4, 1e-4}));
-}
-
-TEST_P(Contract, what_stands_in_padding_decides_nothing) {
-  const at::NoGradGuard no_grad;
-  const Mechanism m = mechanism();
-  if (!takes_padding(m)) return;
-  constexpr int64_t kLength = 90, kPadding = 13;  // no whole blocks
-  const Inputs text = make_inputs(m, kLength);
-  Inputs in = padded(text, kPadding, 0), other = in;
-  in.rule.row_start = other.rule.row_start = at::full({1, 1, kLength + kPadding}, kPadding, at::kLong);
-  for (const auto part : {&Inputs::q, &Inputs::k, &Inputs::v})
-    (other.*part).narrow(2, 0, kPadding).fill_(part == &Inputs::q ? -3 : 50);
-  const auto rows = [&](const Inputs& call) { return m.attend(call).out.narrow(2, kPadding, kLength); };
-  EXPECT_TRUE(same(rows(other), rows(in), {1e-5, 1e-5}));
-}
-
-TEST_P(Contract, every_row_of_packed_documents_sees_its_own) {
-  const at::NoGradGuard no_grad;
-  const Mechanism m = mechanism();
-  if (!takes_padding(m)) return;
-  constexpr int64_t kFirst = 240, kRows = 310;
-  const Inputs both = make_inputs(m, kRows);
-  Inputs in = both;
-  in.rule.query_documents = in.rule.key_documents = at::arange(kRows, at::kLong).ge(kFirst).to(at::kLong).unsqueeze(0);
-  if (m.spec().name == "cca") {  // a call holds one text a sequence
-    EXPECT_THROW(m.attend(in), Error);
-    return;
-  }
-  const Attended attended = m.attend(in);
-  EXPECT_FALSE(attended.out.eq(0).all(3).any().item<bool>()) << "a row without keys";
-  if (m.kind() == Kind::prompt) return;  // the last document's rows choose for all
-  for (const auto& [first, count] : {std::pair{int64_t{0}, kFirst}, {kFirst, kRows - kFirst}})
-    EXPECT_TRUE(same(attended.out.narrow(2, first, count), m.attend(rows_of(both, first, count)).out, {1e-4, 1e-4}))
-        << "document from " << first;
 }
 
 TEST(RowMechanisms, decode_equals_prefill) {
@@ -522,12 +325,7 @@ TEST_P(Contract, runs_in_every_dtype) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, Contract, testing::ValuesIn(cases()), [](const auto& info) {
-  std::string name = info.param.spec;
-  for (char& c : name)
-    if (!std::isalnum(static_cast<unsigned char>(c))) c = '_';
-  return name;
-});
+INSTANTIATE_TEST_SUITE_P(All, Contract, testing::ValuesIn(cases()), case_name);
 
 TEST(Registry, every_mechanism_is_under_the_contract) {
   for (const MechanismInfo& info : list_mechanisms()) {

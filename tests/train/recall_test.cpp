@@ -96,7 +96,8 @@ constexpr RecallModel kModel{.batch = 8, .layers = 2, .width = 16, .heads = 2, .
 constexpr TrainOptions kOptions{.steps = 30, .warmup = 5, .lr = 1e-2};
 const char* const kNsa = "nsa:compress=4,stride=2,block=4,blocks=4,window=8";
 const char* const kFlux = "flux:cheap=(window:size=4,sinks=0),pool_size=6";
-const char* const kMechanisms[] = {kNsa, "superlinear:sw_index=3,num_spans=2,search=learned", kFlux};
+const char* const kLandmark = "landmark:block=4,top_k=2,chunk=8,positions=text";
+const char* const kMechanisms[] = {kNsa, "superlinear:sw_index=3,num_spans=2,search=learned", kFlux, kLandmark};
 
 std::vector<StepReport> train(const Recall& recall, const RunOptions& options, const TrainOptions& o = kOptions) {
   Trainer trainer(
@@ -160,6 +161,50 @@ TEST(Recall, scores_say_what_was_selected) {
   EXPECT_EQ(message_of([&] { dense.score(Scored::shuffled_routes, 1); }), "recall: no layer has routes to shuffle");
   for (const char* flux : {kFlux, "flux:route=cheap,cheap=(window:size=4,sinks=0)"})
     EXPECT_FALSE(Recall(kTask, kModel, flux, 1).score(Scored::trained, 1).found.has_value()) << flux;
+}
+
+TEST(Recall, texts_with_landmarks_ask_for_the_same) {
+  const models::Landmarks landmarks{.token = int32_t(kTask.vocabulary()), .block = 5};
+  const RecallBatch plain = make_recall(kTask, 3, 1, 1), batch = with_landmarks(plain, landmarks);
+  ASSERT_EQ(batch.tokens.size(1), 33 + 8);
+  for (int64_t b = 0; b < 3; ++b) {
+    std::vector<int64_t> text;
+    for (int64_t i = 0; i < batch.tokens.size(1); ++i) {
+      const int64_t token = batch.tokens[b][i].item<int64_t>();
+      EXPECT_EQ(token == landmarks.token, i % 5 == 4) << i;
+      if (i % 5 != 4) text.push_back(token);
+    }
+    EXPECT_TRUE(at::tensor(text, at::kLong).equal(plain.tokens[b]));
+    for (int64_t n = 0; n < 2; ++n) {
+      EXPECT_TRUE(
+          batch.tokens[b][batch.asked[n].item<int64_t>()].equal(plain.tokens[b][plain.asked[n].item<int64_t>()]));
+      EXPECT_TRUE(batch.tokens[b][batch.places[b][n].item<int64_t>()].equal(plain.answers[b][n]));
+    }
+  }
+  const std::string two = "landmark:block=4,top_k=2,chunk=8@0;landmark:block=8,top_k=2,chunk=8@1";
+  EXPECT_EQ(message_of([&] { Recall(kTask, kModel, two, 1); }),
+            "recall: layers of landmark must have blocks of one length, got 4 and 8");
+}
+
+// Training attends to all blocks, scoring fetches some.
+TEST(Recall, landmark_is_trained_grouped_and_scored_as_it_fetches) {
+  const Recall fetching(kTask, kModel, "landmark:block=4,top_k=1,chunk=4,positions=text", 1);
+  const Recall grouped(kTask, kModel, "landmark:block=4,mode=grouped", 1);
+  EXPECT_TRUE(fetching.loss(0, 1, 1).loss.equal(grouped.loss(0, 1, 1).loss));
+  EXPECT_NE(fetching.score(Scored::trained, 1).loss, grouped.score(Scored::trained, 1).loss);
+  const double found = fetching.score(Scored::trained, 4).found.value();
+  EXPECT_GT(found, 0);
+  EXPECT_LT(found, 1);
+}
+
+TEST(Recall, untrained_parts_of_landmark_are_its_embedding) {
+  const Recall recall(kTask, kModel, kLandmark, 1);
+  const RecallScore before = recall.score(Scored::trained, 2);
+  EXPECT_TRUE(recall.has_parts());
+  const at::NoGradGuard no_grad;
+  recall.decoder().weights().embedding[kTask.vocabulary()].fill_(0.7);
+  EXPECT_NE(recall.score(Scored::trained, 2).loss, before.loss);
+  EXPECT_EQ(recall.score(Scored::untrained_parts, 2).loss, before.loss);
 }
 
 TEST(Recall, untrained_parts_are_those_of_the_start) {

@@ -2,12 +2,9 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/maximum.h>
-#include <ATen/ops/minimum.h>
 #include <ATen/ops/promote_types.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/stack.h>
@@ -69,8 +66,6 @@ class PromptPool {
   at::Tensor head_, tail_;  // [B, rows, D]: the first rows and the latest (all: the sum)
   int64_t count_ = 0;
 };
-
-bool is_padded(const Rule& rule) { return rule.key_lengths || rule.row_start || rule.row_end || rule.key_documents; }
 
 // First and last row of every prompt of a padded batch, [B, 2]: of the text of the last row.
 at::Tensor prompt_ranges(const Inputs& in) {
@@ -193,7 +188,7 @@ at::Tensor flux_blend(const at::Tensor& full, const at::Tensor& cheap, const at:
 at::Tensor flux_decision(const Flux& o, const Inputs& in) {
   require(in.q.size(2) > 0, "flux: a prompt must have tokens, got none");
   if (o.route != Flux::Route::learned) return fixed(o, in);
-  if (is_padded(in.rule))
+  if (cuts_texts(in.rule))
     return choose(o, in, flux_pool(raw_queries(in, 0, in.q.size(2)), prompt_ranges(in), o.pooling, o.pool_size));
   PromptPool pool;
   pool.add(o, in);
@@ -372,9 +367,9 @@ class FluxState final : public State {
 
   at::Tensor decide(const Inputs& in) {
     require(in.q.size(2) > 0, "flux: a prompt must have tokens, got none");
-    if (flux_.route != Flux::Route::learned || (is_padded(in.rule) && length() == 0 && in.ends_prompt))
+    if (flux_.route != Flux::Route::learned || (cuts_texts(in.rule) && length() == 0 && in.ends_prompt))
       return flux_decision(flux_, in);
-    require(!is_padded(in.rule), "flux: a prompt in chunks must have no padding");
+    require(!cuts_texts(in.rule), "flux: a prompt in chunks must have no padding");
     Inputs placed = in;
     placed.first_position = length();
     pool_.add(flux_, placed);
