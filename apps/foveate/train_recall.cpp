@@ -1,6 +1,7 @@
 // foveate train recall: a small decoder learns associative recall.
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 
@@ -56,7 +57,9 @@ void train_recall(const Options& options) {
   std::vector<Row> rows{{"before training", anew().score(train::Scored::trained, options.score_batches)}};
   run_training(trainer, options.command);
   rows.push_back({"trained", score(train::Scored::trained)});
-  if (recall.has_parts()) rows.push_back({"untrained parts", score(train::Scored::untrained_parts)});
+  const auto has_parts = [](const attention::Mechanism& m) { return m.learned() != nullptr; };
+  if (std::ranges::any_of(recall.mechanisms(), has_parts))
+    rows.push_back({"untrained parts", score(train::Scored::untrained_parts)});
   if (recall.has_routes()) rows.push_back({"shuffled routes", score(train::Scored::shuffled_routes)});
   print_scores(rows, options);
 }

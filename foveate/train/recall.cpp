@@ -10,7 +10,6 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
-#include <algorithm>
 #include <cmath>
 
 #include "foveate/attention/routing/flux.h"
@@ -161,25 +160,12 @@ Recall::Recall(const RecallTask& task, const RecallModel& model, const std::stri
   lambda1_ = (attention::uniform({2}, seed, kLambdaStream) * 0.5).to(at::kFloat);
   lambda2_ = (attention::uniform({2}, seed, kLambdaStream + 1) * 0.5).to(at::kFloat);
   for (const Mechanism& m : mechanisms_) trained_.push_back(as_trained(m));
-  if (landmarks_) landmark_start_ = decoder_->weights().embedding[landmarks_->token].clone();
   for (const auto& [name, parameter] : parameters()) Tensor(parameter.value).requires_grad_();
-}
-
-bool Recall::has_parts() const {
-  return landmarks_ || std::ranges::any_of(mechanisms_, [](const Mechanism& m) { return m.learned() != nullptr; });
 }
 
 RecallBatch Recall::texts(uint64_t seed, uint64_t stream) const {
   const RecallBatch batch = make_recall(task_, model_.batch, seed, stream);
   return landmarks_ ? with_landmarks(batch, *landmarks_) : batch;
-}
-
-models::Decoder Recall::decoder_of(Scored scored) const {
-  if (!landmarks_ || scored != Scored::untrained_parts) return *decoder_;
-  models::DecoderWeights weights = decoder_->weights();
-  weights.embedding = weights.embedding.detach().clone();
-  weights.embedding[landmarks_->token].copy_(landmark_start_);
-  return {decoder_->config(), weights};
 }
 
 std::vector<Mechanism> Recall::with_start() const {
@@ -244,12 +230,11 @@ RecallScore Recall::score(Scored scored, int64_t batches) const {
   require(scored != Scored::shuffled_routes || has_routes_, "recall: no layer has routes to shuffle");
   const at::NoGradGuard no_grad;
   const std::vector<Mechanism> mechanisms = scored == Scored::untrained_parts ? with_start() : mechanisms_;
-  const models::Decoder decoder = decoder_of(scored);
   std::vector<Tensor> hits, found, near, losses, full;  // [B, pairs], [B], scalars, [B]
   for (int64_t i = 0; i < batches; ++i) {
     const RecallBatch batch = texts(seed_, kHeldOutStream + uint64_t(i));
     std::vector<Tensor> decisions;
-    const Tensor hidden = decoder.forward(batch.tokens, 0, [&](const Inputs& in) {
+    const Tensor hidden = decoder_->forward(batch.tokens, 0, [&](const Inputs& in) {
       const Mechanism& m = mechanisms[size_t(in.layer)];
       Inputs given = in;
       given.learned = m.learned();
@@ -261,11 +246,11 @@ RecallScore Recall::score(Scored scored, int64_t batches) const {
         return flux.attend_decided(given, is_shuffled ? decisions.back().roll(1, 0) : decisions.back());
       };
       const attention::Attended attended = attend();
-      if (in.layer == decoder.layers() - 1 && !is_flux(m))
+      if (in.layer == decoder_->layers() - 1 && !is_flux(m))
         found.push_back(seen(in, selection_of(m, in, attended), batch.asked, batch.places).any(1));
       return attended;
     });
-    const Tensor logits = answer_logits(decoder, batch, hidden);
+    const Tensor logits = answer_logits(*decoder_, batch, hidden);
     losses.push_back(at::cross_entropy_loss(logits.flatten(0, 1), batch.answers.flatten()));
     hits.push_back(logits.argmax(-1).eq(batch.answers));
     near.push_back(batch.is_near);

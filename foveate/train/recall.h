@@ -37,8 +37,7 @@ struct RecallModel {
   void validate() const;
 };
 
-// What is scored: the model as trained; with the mechanisms' learned parts (of landmark the landmark's embedding) as
-// they were before training; or (flux) with
+// What is scored: the model as trained; with the mechanisms' learned parts as they were before training; or (flux) with
 // the router's decisions for each text given to the next one, so that as many layers are full, but not for a reason.
 enum class Scored { trained, untrained_parts, shuffled_routes };
 
@@ -68,13 +67,11 @@ class Recall {
 
   const models::Decoder& decoder() const { return *decoder_; }
   const std::vector<attention::Mechanism>& mechanisms() const { return mechanisms_; }
-  bool has_parts() const;                          // whether mechanisms have learned parts, or texts landmarks
   bool has_routes() const { return has_routes_; }  // whether some layer is flux with a router
 
  private:
   std::vector<attention::Mechanism> with_start() const;
   RecallBatch texts(uint64_t seed, uint64_t stream) const;
-  models::Decoder decoder_of(Scored scored) const;
 
   RecallTask task_;
   RecallModel model_;
@@ -84,7 +81,6 @@ class Recall {
   std::vector<attention::Mechanism> mechanisms_;  // with learned parts
   std::vector<attention::Mechanism> trained_;     // the same as steps run them
   std::optional<models::Landmarks> landmarks_;    // that texts have, one token more
-  at::Tensor landmark_start_;                     // its embedding before training
   at::Tensor lambda1_, lambda2_;                  // [2] of flux's penalty: texts with the gap, texts without
   bool has_routes_ = false;
 };

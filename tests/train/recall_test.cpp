@@ -197,16 +197,6 @@ TEST(Recall, landmark_is_trained_grouped_and_scored_as_it_fetches) {
   EXPECT_LT(found, 1);
 }
 
-TEST(Recall, untrained_parts_of_landmark_are_its_embedding) {
-  const Recall recall(kTask, kModel, kLandmark, 1);
-  const RecallScore before = recall.score(Scored::trained, 2);
-  EXPECT_TRUE(recall.has_parts());
-  const at::NoGradGuard no_grad;
-  recall.decoder().weights().embedding[kTask.vocabulary()].fill_(0.7);
-  EXPECT_NE(recall.score(Scored::trained, 2).loss, before.loss);
-  EXPECT_EQ(recall.score(Scored::untrained_parts, 2).loss, before.loss);
-}
-
 TEST(Recall, untrained_parts_are_those_of_the_start) {
   const Recall recall(kTask, kModel, kNsa, 1), fresh(kTask, kModel, kNsa, 1);
   const RecallScore before = recall.score(Scored::trained, 2);
