@@ -6,6 +6,7 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "foveate/attention/dense.h"
@@ -22,10 +23,25 @@ using attention::Attended;
 using attention::Inputs;
 using attention::Mechanism;
 
+namespace {
+
+// The layers up to the last that learns: those above change nothing.
+models::Decoder below(const models::Decoder& decoder, const std::vector<Mechanism>& mechanisms) {
+  const auto learns = [](const Mechanism& m) { return m.learned() != nullptr; };
+  const auto last = std::find_if(mechanisms.rbegin(), mechanisms.rend(), learns);
+  models::DecoderConfig config = decoder.config();
+  models::DecoderWeights weights = decoder.weights();
+  const size_t layers = std::max<size_t>(size_t(mechanisms.rend() - last), 1);
+  config.layers.resize(layers), weights.layers.resize(layers);
+  return {config, weights};
+}
+
+}  // namespace
+
 LayerTraining::LayerTraining(const models::Decoder& decoder, std::vector<Mechanism> mechanisms,
                              std::vector<int32_t> tokens, std::optional<int32_t> first_token,
                              const TextOptions& options, LayerTask task)
-    : decoder_(decoder),
+    : decoder_(below(decoder, mechanisms)),
       mechanisms_(std::move(mechanisms)),
       tokens_(std::move(tokens)),
       first_token_(first_token),

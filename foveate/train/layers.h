@@ -52,7 +52,7 @@ class LayerTraining {
  public:
   // mechanisms: one per layer; those with learned parts learn, the others only stand in their layers.  The model itself
   // runs densely, so that every layer learns from what it is given without approximations below.  tokens: of a text,
-  // without a first token of its own.  The decoder must outlive it.
+  // without a first token of its own.
   // Throws Error: a text shorter than the held-out windows and one more, no layer with the task's
   // mechanism, other mechanisms with learned parts.
   LayerTraining(const models::Decoder& decoder, std::vector<attention::Mechanism> mechanisms,
@@ -69,7 +69,7 @@ class LayerTraining {
   using Visit = std::function<void(const attention::Inputs&, const attention::Attended& dense)>;
   void read_window(int64_t first, const Visit& visit) const;
 
-  const models::Decoder& decoder_;
+  models::Decoder decoder_;  // its layers up to the last that learns
   std::vector<attention::Mechanism> mechanisms_;
   std::vector<int32_t> tokens_;
   std::optional<int32_t> first_token_;
