@@ -214,7 +214,11 @@ class PromptState final : public CachedState {
   PromptState(Mechanism mechanism, const StateOptions& options)
       : CachedState(bound_of(options.rule), options), mechanism_(std::move(mechanism)) {}
   // Nothing is dropped between the chunks of a prompt: their plans count blocks from its first token.
-  Attended prefill(const Inputs& in) override { return mechanism_.attend_prompt(appended(in)); }
+  Attended prefill(const Inputs& in) override {
+    Attended attended = mechanism_.attend_prompt(appended(in));
+    if (in.ends_prompt) evict();
+    return attended;
+  }
   Attended decode(const Inputs& in) override {
     const Inputs all = appended(in);
     const ops::Attended attended = ops::attend(all.q, all.k, all.v, all.rule, all.score);

@@ -29,4 +29,21 @@ int64_t ChunkSummaries::bytes() const { return store_.defined() ? int64_t(store_
 
 int64_t ChunkSummaries::chunk_bytes() const { return store_.defined() ? bytes() / store_.size(2) : 0; }
 
+SummarisedState::SummarisedState(int64_t chunk, ChunkSummaries::Summarise summarise, const StateOptions& options)
+    : CachedState(std::nullopt, options), summaries_(chunk, std::move(summarise)), chunk_(chunk) {}
+
+void SummarisedState::truncate(int64_t length) {
+  CachedState::truncate(length);
+  summaries_.truncate(length);
+}
+
+void SummarisedState::load(const Snapshot& snapshot) {
+  CachedState::load(snapshot);
+  summaries_.clear();
+}
+
+int64_t SummarisedState::bytes_of_row(int64_t kept) const {
+  return std::min(seen(), kept) * cache_.token_bytes() + chunks() * summaries_.chunk_bytes();
+}
+
 }  // namespace foveate::attention

@@ -5,6 +5,8 @@
 
 #include <functional>
 
+#include "foveate/attention/mechanism.h"
+
 namespace foveate::attention {
 
 class ChunkSummaries {
@@ -28,6 +30,25 @@ class ChunkSummaries {
   Summarise summarise_;
   at::Tensor store_;  // [B, H, capacity, width]
   int64_t full_ = 0;  // chunks that need not be looked at again
+};
+
+// A state that keeps them for all chunks of its cache.
+class SummarisedState : public CachedState {
+ public:
+  SummarisedState(int64_t chunk, ChunkSummaries::Summarise summarise, const StateOptions& options);
+  void truncate(int64_t length) override;
+  void load(const Snapshot& snapshot) override;
+  int64_t bytes() const override { return CachedState::bytes() + summaries_.bytes(); }
+
+ protected:
+  int64_t chunks() const { return (length() + chunk_ - 1) / chunk_; }
+  // What a row reads that looks at every summary and at `kept` keys.
+  int64_t bytes_of_row(int64_t kept) const;
+
+  ChunkSummaries summaries_;
+
+ private:
+  int64_t chunk_;
 };
 
 }  // namespace foveate::attention

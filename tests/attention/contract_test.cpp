@@ -282,6 +282,23 @@ TEST_P(Contract, reads_no_more_than_a_models_own_window_shows) {
   EXPECT_LT(state->read_bytes(), wide->read_bytes());
 }
 
+TEST(PromptMechanisms, keep_no_more_than_a_models_own_window_shows_when_the_prompt_has_ended) {
+  const at::NoGradGuard no_grad;
+  const StateOptions options{.rule = {.window_left = 31}};
+  for (const Case& c : cases()) {
+    const Mechanism m = make_mechanism(parse_spec(c.spec));
+    if (m.kind() != Kind::prompt || !decodes_densely(m.spec())) continue;
+    Inputs in = make_inputs(m, 600, options.rule);
+    const auto state = m.make_state(options), dense = Dense{}.make_state(options);
+    in.ends_prompt = false;
+    state->prefill(rows_of(in, 0, 320));
+    EXPECT_EQ(state->save().at("k").size(2), 320) << "the next part's plan counts from the first token";
+    in.ends_prompt = true;
+    state->prefill(rows_of(in, 320, 280)), dense->prefill(in);
+    EXPECT_LE(state->bytes(), dense->bytes()) << c.spec;
+  }
+}
+
 TEST_P(Contract, plans_cover_every_row) {
   const at::NoGradGuard no_grad;
   const Mechanism m = mechanism();

@@ -406,6 +406,8 @@ TEST(VerticalSlash, refuses_what_it_cannot_do) {
       "vertical_slash: the last row, whose attention chooses, must see its own key 19, got padding behind a text; "
       "pad in front");
   EXPECT_EQ(message({}, {}), "no error");
+  EXPECT_EQ(message({.vertical = 1, .slash = 1, .first_columns = 1, .first_distances = 1}, {.query_start = -1}),
+            "vertical_slash: queries must sit at keys 0 .. 19, got 20 from -1 on");
 }
 
 }  // namespace

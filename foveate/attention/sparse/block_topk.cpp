@@ -52,12 +52,12 @@ Attended BlockTopk::attend_by(const Inputs& in, const Tensor& means) const {
 namespace {
 
 // Keeps means of all blocks beside the cache.
-class BlockTopkState final : public CachedState {
+class BlockTopkState final : public SummarisedState {
  public:
   BlockTopkState(const BlockTopk& options, const StateOptions& state)
-      : CachedState(std::nullopt, state),
-        options_(options),
-        means_(options.block, [options](const Tensor& k) { return means_of(k, options.block); }) {}
+      : SummarisedState(
+            options.block, [options](const Tensor& k) { return means_of(k, options.block); }, state),
+        options_(options) {}
 
   Attended prefill(const Inputs& in) override { return by_means(appended(in)); }
 
@@ -66,32 +66,18 @@ class BlockTopkState final : public CachedState {
     return by_row(in, [&](const Inputs& all) { return by_means(all); });
   }
 
-  void truncate(int64_t length) override {
-    CachedState::truncate(length);
-    means_.truncate(length);
-  }
-
-  void load(const Snapshot& snapshot) override {
-    CachedState::load(snapshot);
-    means_.clear();
-  }
-
-  int64_t bytes() const override { return CachedState::bytes() + means_.bytes(); }
-
   int64_t read_bytes() const override {
     if (options_.decode == BlockTopk::Decode::dense) return CachedState::read_bytes();
-    const int64_t all = (length() + options_.block - 1) / options_.block;
+    const int64_t all = chunks();
     const int64_t kept =
         options_.density > 0 ? std::max<int64_t>(1, int64_t(options_.density * double(all))) : options_.blocks;
-    if (kept >= all) return CachedState::read_bytes();
-    return std::min(seen(), kept * options_.block) * cache_.token_bytes() + all * means_.chunk_bytes();
+    return kept >= all ? CachedState::read_bytes() : bytes_of_row(kept * options_.block);
   }
 
  private:
-  Attended by_means(const Inputs& all) { return options_.attend_by(all, means_.of(all.k)); }
+  Attended by_means(const Inputs& all) { return options_.attend_by(all, summaries_.of(all.k)); }
 
   BlockTopk options_;
-  ChunkSummaries means_;
 };
 
 }  // namespace

@@ -229,12 +229,13 @@ Attended Dhsa::attend_chunks(const Inputs& in, const Cuts& cuts) const {
 namespace {
 
 // Keeps summaries of all chunks beside the cache, so that a decoded token reads them and its own keys only.
-class DhsaState final : public CachedState {
+class DhsaState final : public SummarisedState {
  public:
   DhsaState(const Dhsa& dhsa, const StateOptions& options)
-      : CachedState(std::nullopt, options), dhsa_(dhsa), summaries_(dhsa.chunk, [dhsa](const at::Tensor& k) {
-          return dhsa.pool(k, ops::even_cuts(k.size(2), dhsa.chunk));
-        }) {}
+      : SummarisedState(
+            dhsa.chunk, [dhsa](const at::Tensor& k) { return dhsa.pool(k, ops::even_cuts(k.size(2), dhsa.chunk)); },
+            options),
+        dhsa_(dhsa) {}
 
   Attended prefill(const Inputs& in) override { return dhsa_.attend_prompt(appended(in)); }
 
@@ -243,22 +244,8 @@ class DhsaState final : public CachedState {
     return by_row(in, [&](const Inputs& all) { return decode_row(all); });  // the open chunk's mean grows with each row
   }
 
-  void truncate(int64_t length) override {
-    CachedState::truncate(length);
-    summaries_.truncate(length);
-  }
-
-  void load(const Snapshot& snapshot) override {
-    CachedState::load(snapshot);
-    summaries_.clear();
-  }
-
-  int64_t bytes() const override { return CachedState::bytes() + summaries_.bytes(); }
-
   int64_t read_bytes() const override {
-    if (dhsa_.decode == Dhsa::Decode::dense) return CachedState::read_bytes();
-    const int64_t chunks = (length() + dhsa_.chunk - 1) / dhsa_.chunk;
-    return std::min(seen(), dhsa_.budget) * cache_.token_bytes() + chunks * summaries_.chunk_bytes();
+    return dhsa_.decode == Dhsa::Decode::dense ? CachedState::read_bytes() : bytes_of_row(dhsa_.budget);
   }
 
  private:
@@ -273,7 +260,6 @@ class DhsaState final : public CachedState {
   }
 
   Dhsa dhsa_;
-  ChunkSummaries summaries_;
 };
 
 // Keeps where the prompt was cut, and summaries of all chunks but the last, which every new key joins.

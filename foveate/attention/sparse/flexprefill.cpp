@@ -179,6 +179,7 @@ Attended FlexPrefill::attend_prompt(const Inputs& in) const {
   const BlockGrid grid(in, block, block, name);
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   if (queries == 0 || keys <= std::max(2 * block, blocks_of(min_budget, block) * block)) return Dense{}.attend(in);
+  first_query_key(in, name);
   return attend_blocks(grid, select_blocks_of_heads(*this, grid, in), in);
 }
 

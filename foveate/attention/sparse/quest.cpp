@@ -96,43 +96,28 @@ Attended Quest::attend(const Inputs& in) const {
 namespace {
 
 // Keeps the summaries of all pages beside the cache.
-class QuestState final : public CachedState {
+class QuestState final : public SummarisedState {
  public:
   QuestState(const Quest& quest, const StateOptions& options)
-      : CachedState(std::nullopt, options),
-        quest_(quest),
-        pages_(quest.page, [quest](const Tensor& k) { return quest.summaries(k); }) {}
+      : SummarisedState(
+            quest.page, [quest](const Tensor& k) { return quest.summaries(k); }, options),
+        quest_(quest) {}
 
   Attended prefill(const Inputs& in) override {
     const Inputs all = appended(in);
-    return quest_.rows == Quest::Rows::prompt ? Dense{}.attend(all) : quest_.attend_pages(all, pages_.of(all.k));
+    return quest_.rows == Quest::Rows::prompt ? Dense{}.attend(all) : quest_.attend_pages(all, summaries_.of(all.k));
   }
 
   Attended decode(const Inputs& in) override {
-    return by_row(in, [&](const Inputs& all) { return quest_.attend_pages(all, pages_.of(all.k)); });
+    return by_row(in, [&](const Inputs& all) { return quest_.attend_pages(all, summaries_.of(all.k)); });
   }
-
-  void truncate(int64_t length) override {
-    CachedState::truncate(length);
-    pages_.truncate(length);
-  }
-
-  void load(const Snapshot& snapshot) override {
-    CachedState::load(snapshot);
-    pages_.clear();
-  }
-
-  int64_t bytes() const override { return CachedState::bytes() + pages_.bytes(); }
 
   int64_t read_bytes() const override {
-    const int64_t all = (length() + quest_.page - 1) / quest_.page;
-    if (all <= quest_.pages()) return CachedState::read_bytes();
-    return std::min(seen(), quest_.pages() * quest_.page) * cache_.token_bytes() + all * pages_.chunk_bytes();
+    return chunks() <= quest_.pages() ? CachedState::read_bytes() : bytes_of_row(quest_.pages() * quest_.page);
   }
 
  private:
   Quest quest_;
-  ChunkSummaries pages_;
 };
 
 }  // namespace

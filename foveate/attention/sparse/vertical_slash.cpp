@@ -185,6 +185,7 @@ Attended attend_lines(const Inputs& in, std::span<const HeadPattern> heads, cons
   const int64_t queries = in.q.size(2), keys = in.k.size(2);
   const auto covers = [&](const HeadPattern& p) { return columns_of(p, o) >= keys || distances_of(p, o) >= keys; };
   if (queries == 0 || std::all_of(heads.begin(), heads.end(), covers)) return Dense{}.attend(in);
+  first_query_key(in, o.name);
   RunPlan plan = line_runs(select_lines(line_sums_of_last(in, o.last_queries, o.name), heads, o), grid);
   plan.rule = in.rule;
   const ops::Attended attended = ops::attend(in.q, in.k, in.v, plan, in.score);
