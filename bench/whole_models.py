@@ -48,7 +48,10 @@ def print_speeds(path: pathlib.Path) -> None:
     cases = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     median = lambda case, key: statistics.median(case[key])  # noqa: E731
     dense, *_ = [case for case in cases if case["attention"] == "dense"]
-    print(f"## {path.stem}, {dense['tokens']:,} tokens, speed alone (`foveate bench model --model {path.stem}`)\n")
+    specs = " ".join(f"--attention '{case['attention']}'" for case in cases)
+    options = f"--tokens {dense['tokens']} --decoded {dense['decoded']} --repeats {len(dense['prefill_tokens_per_s'])}"
+    print(f"## {path.stem}, {dense['tokens']:,} tokens, speed alone\n")
+    print(f"`foveate bench model --model {path.stem} {options} {specs} --json`, {dense['threads']} threads\n")
     print("| attention | prefill tok/s | over dense | attention ms | over dense |")
     print("|---|---:|---:|---:|---:|")
     for case in cases:

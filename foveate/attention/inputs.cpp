@@ -81,7 +81,7 @@ int64_t first_query_key(const Inputs& in, std::string_view owner) {
 at::Tensor keys_in_sight(const Inputs& in) {
   if (!cuts_texts(in.rule)) return in.k;
   const int64_t keys = in.k.size(2);
-  const RowRanges ranges = row_ranges(in.rule, in.q.size(2), keys);
+  const RowRanges ranges = row_ranges(without_windows(in.rule), in.q.size(2), keys);
   const auto both = at::broadcast_tensors({ranges.start, ranges.end});
   const at::Tensor start = both[0].flatten(1), end = both[1].flatten(1), one = at::ones_like(start);
   const at::Tensor edges = at::zeros({start.size(0), keys + 1}, at::kLong);

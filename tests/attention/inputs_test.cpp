@@ -53,5 +53,17 @@ TEST(TextPositions, begin_where_padding_and_documents_end) {
   EXPECT_TRUE(text_positions(in, "here")[1].equal(at::tensor({4, 5, 0, 1}, at::kLong)));
 }
 
+TEST(Inputs, keys_in_sight_are_those_of_the_texts_whatever_a_window_hides) {
+  Inputs in = test::random_call(4, 10);
+  EXPECT_TRUE(keys_in_sight(in).is_same(in.k));
+  in.rule.row_start = at::full({1, 1, 4}, 3, at::kLong);
+  for (const bool has_window : {false, true}) {
+    if (has_window) in.rule.window_left = 1;
+    const at::Tensor got = keys_in_sight(in);
+    EXPECT_TRUE(got.narrow(2, 0, 3).eq(0).all().item<bool>());
+    EXPECT_TRUE(got.narrow(2, 3, 7).equal(in.k.narrow(2, 3, 7))) << has_window;
+  }
+}
+
 }  // namespace
 }  // namespace foveate::attention
