@@ -255,6 +255,9 @@ struct GateRow {
   bool is_gelu = false;  // by tanh; else silu
 };
 
+struct LaneForward;  // neighborhood_tile.h
+struct LaneBackward;
+
 // One level of instructions.  What stands at [1] is null where bf16 is not multiplied as it is.
 struct Table {
   const char* name;
@@ -291,6 +294,10 @@ struct Table {
   // A row of a query in whole numbers; returns false where it is not finite.  Null at levels that multiply no codes.
   bool (*pack_query_codes)(const void* row, int dim, DType type, void* to);
   void (*index_scores[2])(const IndexTile&);  // [step - 1]
+  // Neighborhood attention of `lanes` queries; return false where a number that counts is not finite.
+  int lanes;
+  bool (*lane_forward[2])(const LaneForward&);    // [step - 1]
+  bool (*lane_backward[2])(const LaneBackward&);  // [step - 1]
   void (*take_in)(const BranchRow&);
   void (*rotate_heads)(const HeadRows&);
   void (*gate_row)(const GateRow&);

@@ -7,6 +7,7 @@
 #include "foveate/kernels/cpu/backward_kernel.h"
 #include "foveate/kernels/cpu/sums_kernel.h"
 #include "foveate/kernels/cpu/pack_kernels.h"
+#include "foveate/kernels/cpu/neighborhood_kernel.h"
 #include "foveate/kernels/cpu/packed_kernels.h"
 #include "foveate/kernels/cpu/index_kernel.h"
 #include "foveate/kernels/cpu/layer_kernels.h"
@@ -25,6 +26,10 @@ constexpr Table make_table(const char* name) {
   table.sums[0] = sums<Floats>;
   table.peak_products[0] = peak_products<Floats>;
   table.index_scores[0] = index_scores<Floats>;
+  table.lanes = kLanes;
+  table.lane_forward[0] = lane_forward<Floats>;
+  table.lane_backward[0] = lane_backward<Floats>;
+  ((table.lane_forward[1] = lane_forward<Pairs>, table.lane_backward[1] = lane_backward<Pairs>), ...);
   ((table.forward[1] = forward<Pairs>, table.backward[1] = backward<Pairs>, table.sums[1] = sums<Pairs>,
     table.peak_products[1] = peak_products<Pairs>, table.index_scores[1] = index_scores<Pairs>),
    ...);

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "foveate/kernels/tile.h"
+#include "foveate/kernels/neighborhood_tile.h"
 
 namespace foveate::kernels {
 // Everything of this level has internal linkage: no other file may pick up a function that was compiled for it.

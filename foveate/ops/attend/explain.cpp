@@ -35,13 +35,15 @@ std::vector<KernelUse> kernel_uses() {
   return all;
 }
 
-bool choose(const Problem& problem, Pass pass) {
-  const std::string reason = decline_reason(problem);
-  const std::string_view name = pass == Pass::forward ? "forward" : "backward";
-  require(reason.empty() || !strict() || !kernel_table(), "attend: strict mode, and no kernel runs this: {}", reason);
+bool choose_kernel(std::string_view name, const std::string& reason, Pass pass) {
+  require(reason.empty() || !strict() || !kernel_table(), "{}: strict mode, and no kernel runs this: {}", name, reason);
+  std::string what(pass == Pass::forward ? "forward" : "backward");
+  if (name != "attend") what = fmt::format("{} {}", name, what);
   const std::lock_guard lock(uses_mutex);
-  ++uses[reason.empty() ? fmt::format("{} {}", kernel_level(), name) : fmt::format("definition {}: {}", name, reason)];
+  ++uses[reason.empty() ? fmt::format("{} {}", kernel_level(), what) : fmt::format("definition {}: {}", what, reason)];
   return reason.empty();
 }
+
+bool choose(const Problem& problem, Pass pass) { return choose_kernel("attend", decline_reason(problem), pass); }
 
 }  // namespace foveate::ops

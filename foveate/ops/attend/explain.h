@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "foveate/ops/attend/cpu.h"
@@ -25,5 +26,7 @@ std::vector<KernelUse> kernel_uses();
 // Whether the kernels run a checked problem; counts it.  Throws Error where they decline in strict mode
 // (FOVEATE_STRICT=1), unless the definition itself was asked for.
 bool choose(const Problem& problem, Pass pass);
+// The same for any operator, by why its kernels decline; empty: they run.
+bool choose_kernel(std::string_view name, const std::string& reason, Pass pass);
 
 }  // namespace foveate::ops

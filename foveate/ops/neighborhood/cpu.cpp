@@ -1,0 +1,98 @@
+// attend_neighborhood on the CPU kernels (kernels/neighborhood.h), where they take a problem.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include <limits>
+
+#include "foveate/base/error.h"
+#include "foveate/kernels/neighborhood.h"
+#include "foveate/ops/attend/prepared.h"
+#include "foveate/ops/level.h"
+#include "foveate/ops/neighborhood/problem.h"
+#include "foveate/ops/parallel.h"
+
+namespace foveate::ops {
+namespace {
+
+using at::Tensor;
+
+// Kernel arguments, and what they point to.
+struct RawProblem {
+  kernels::NeighborhoodArguments arguments;
+  Tensor q, k, v, bias;
+
+  explicit RawProblem(const NeighborhoodProblem& p) : q(readable(p.q)), k(readable(p.k)), v(readable(p.v)) {
+    auto& a = arguments;
+    a.type = dtype_of(q);
+    a.batch = q.size(0), a.heads = q.size(1), a.kv_heads = k.size(1);
+    a.dim = int(q.size(3)), a.value_dim = int(v.size(3));
+    a.axes = p.neighborhood.padded();
+    a.q = view_of(q), a.k = view_of(k), a.v = view_of(v);
+    a.scale = float(p.scale());
+    if (!p.score.bias) return;
+    bias = p.score.bias->detach().to(at::kFloat).contiguous();
+    a.bias = bias.const_data_ptr<float>();
+  }
+};
+
+}  // namespace
+
+std::string neighborhood_decline_reason(const NeighborhoodProblem& p) {
+  if (!kernel_table()) return "FOVEATE_BACKEND=definition";
+  if (p.q.scalar_type() == at::kDouble) return "fp64 runs in the definition";
+  const int64_t largest = std::max(p.q.size(3), p.v.size(3));
+  if (largest > kernels::kLargestDim || p.q.size(3) < 1 || p.v.size(3) < 1)
+    return fmt::format("head dims must be 1 .. {}, got {} and {}", kernels::kLargestDim, p.q.size(3), p.v.size(3));
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
+  for (const NeighborhoodAxis& axis : p.neighborhood.axes)
+    if (axis.length > kMost) return fmt::format("axes must be <= {} long, got {}", kMost, axis.length);
+  return {};
+}
+
+std::optional<Attended> neighborhood_cpu(const NeighborhoodProblem& p) {
+  const RawProblem raw(p);
+  const Tensor out = empty_rows(p.q, p.v.size(3));
+  const Tensor lse = at::empty({p.q.size(0), p.q.size(1), p.q.size(2)}, p.q.options().dtype(at::kFloat));
+  const bool sound = kernels::neighborhood_forward(*kernel_table(), raw.arguments,
+                                                   {view_of(out), lse.data_ptr<float>()}, torch_pool());
+  return sound ? std::optional(Attended{out, lse}) : std::nullopt;
+}
+
+std::optional<NeighborhoodResults> neighborhood_backward_cpu(const NeighborhoodProblem& p, const Attended& attended,
+                                                             const Tensor& d_out, const Tensor& d_lse) {
+  const RawProblem raw(p);
+  const Tensor given = readable(d_out), lse = attended.lse.contiguous();
+  Tensor delta = (given.to(at::kFloat) * attended.out.to(at::kFloat)).sum(-1);
+  if (d_lse.defined()) delta = delta - d_lse.to(at::kFloat);
+  delta = delta.contiguous();
+  NeighborhoodResults results{
+      empty_rows(p.q, p.q.size(3)), empty_rows(p.k, p.k.size(3)), empty_rows(p.v, p.v.size(3)), {}, {}, {}};
+  kernels::NeighborhoodGradients g;
+  g.d_out = view_of(given);
+  g.lse = lse.const_data_ptr<float>(), g.delta = delta.const_data_ptr<float>();
+  g.d_q = view_of(results.q), g.d_k = view_of(results.k), g.d_v = view_of(results.v);
+  if (p.score.bias) {
+    results.bias = at::zeros(p.score.bias->sizes(), p.q.options().dtype(at::kFloat));
+    g.d_bias = results.bias.data_ptr<float>();
+  }
+  if (!kernels::neighborhood_backward(*kernel_table(), raw.arguments, g, torch_pool())) return std::nullopt;
+  if (p.score.bias) results.bias = results.bias.to(p.score.bias->scalar_type());
+  return results;
+}
+
+std::string explain_neighborhood(const Tensor& q, const Tensor& k, const Tensor& v, const Neighborhood& neighborhood,
+                                 const NeighborhoodScore& score) {
+  const NeighborhoodProblem problem{q, k, v, neighborhood, score};
+  check_neighborhood_problem(problem);
+  const std::string reason = neighborhood_decline_reason(problem);
+  if (!reason.empty()) return "definition: " + reason;
+  const auto f = kernels::neighborhood_forecast(*kernel_table(), neighborhood.padded());
+  const bool pairs = q.scalar_type() == at::kBFloat16 && kernels::has_pairs(*kernel_table());
+  const size_t first = size_t(kernels::kGridAxes) - neighborhood.axes.size();
+  return fmt::format("{}: {} products, {} tiles of {} queries a head, {:.2f} keys visited for each one that is seen",
+                     kernel_table()->name, pairs ? "bf16" : "fp32", f.tiles,
+                     fmt::join(f.tile.begin() + first, f.tile.end(), " x "), f.visited_keys / f.visible_keys);
+}
+
+}  // namespace foveate::ops
