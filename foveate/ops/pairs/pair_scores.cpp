@@ -22,18 +22,29 @@ namespace {
 using at::Tensor;
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
+// Where entries of lists [B, Hq, Lq, C] point, and which are empty.
+struct Places {
+  Tensor batch, head, key, empty;
+
+  Places(const Tensor& index, int64_t kv_heads, int64_t keys)
+      : batch(at::arange(index.size(0), at::kLong).view({-1, 1, 1, 1})),
+        head(at::arange(index.size(1), at::kLong).div(index.size(1) / kv_heads, "floor").view({1, -1, 1, 1})),
+        empty(index.lt(0).logical_or(index.ge(keys))) {
+    key = index.to(at::kLong).masked_fill(empty, 0);
+  }
+};
+
+at::ScalarType wide(const Tensor& t) { return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
 // In plain ATen, differentiable: the definition, and what fp64 runs in.
 Tensor by_definition(const Tensor& q, const Tensor& k, const Tensor& index, double scale) {
-  const auto type = q.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const int64_t repeats = q.size(1) / k.size(1);
-  const Tensor batch = at::arange(q.size(0), at::kLong).view({-1, 1, 1, 1});
-  const Tensor head = at::arange(q.size(1), at::kLong).div(repeats, "floor").view({1, -1, 1, 1});
-  const Tensor empty = index.lt(0).logical_or(index.ge(k.size(2)));
+  const auto type = wide(q);
   if (k.size(2) == 0)
     return at::zeros({q.size(0), q.size(1), q.size(2), index.size(3)}, q.options().dtype(type)) + kMinusInfinity;
-  const Tensor keys = k.to(type).index({batch, head, index.masked_fill(empty, 0)}).masked_fill(empty.unsqueeze(4), 0);
+  const Places at(index, k.size(1), k.size(2));
+  const Tensor keys = k.to(type).index({at.batch, at.head, at.key}).masked_fill(at.empty.unsqueeze(4), 0);
   const Tensor scores = (q.to(type).unsqueeze(3) * keys).sum(4) * scale;
-  return scores.masked_fill(empty, kMinusInfinity);
+  return scores.masked_fill(at.empty, kMinusInfinity);
 }
 
 // Rows of q and k, and the lists [B, Hq, Lq, C] int32, as pointers.
@@ -149,6 +160,18 @@ class PairScores : public torch::autograd::Function<PairScores> {
   }
 };
 
+// Lists [B|1, 1|Hkv|Hq, Lq, C] for every head of a batch.
+Tensor lists_of(const Tensor& index, int64_t batch, int64_t heads, int64_t kv_heads) {
+  Tensor lists = index;
+  if (lists.size(1) != 1 && lists.size(1) != heads) lists = lists.repeat_interleave(heads / kv_heads, 1);
+  return lists.expand({batch, heads, -1, -1});
+}
+Tensor kernel_lists(const Tensor& lists) {
+  const Tensor narrow = lists.clamp(-1, std::numeric_limits<int32_t>::max()).to(at::kInt);
+  return narrow.stride(3) == 1 ? narrow : narrow.contiguous();
+}
+bool no_kernel(const Tensor& t) { return !kernel_table() || t.scalar_type() == at::kDouble; }
+
 }  // namespace
 
 Tensor pair_scores(const Tensor& q, const Tensor& k, const Tensor& index, double scale) {
@@ -165,13 +188,41 @@ Tensor pair_scores(const Tensor& q, const Tensor& k, const Tensor& index, double
               index.size(2) == q.size(2),
           "pair_scores: index must be integers [{} or 1, one of 1/{}/{}, {}, entries], got {} {}", q.size(0), k.size(1),
           q.size(1), q.size(2), c10::toString(index.scalar_type()), text(index));
-  Tensor lists = index;
-  if (lists.size(1) != 1 && lists.size(1) != q.size(1)) lists = lists.repeat_interleave(q.size(1) / k.size(1), 1);
-  lists = lists.expand({q.size(0), q.size(1), -1, -1});
-  if (!kernel_table() || q.scalar_type() == at::kDouble || q.numel() == 0 || k.numel() == 0 || index.numel() == 0)
+  const Tensor lists = lists_of(index, q.size(0), q.size(1), k.size(1));
+  if (no_kernel(q) || q.numel() == 0 || k.numel() == 0 || index.numel() == 0)
     return by_definition(q, k, lists.to(at::kLong), scale);
-  lists = lists.clamp(-1, std::numeric_limits<int32_t>::max()).to(at::kInt);
-  return PairScores::apply(q, k, lists.stride(3) == 1 ? lists : lists.contiguous(), scale);
+  return PairScores::apply(q, k, kernel_lists(lists), scale);
+}
+
+Tensor weighted_keys(const Tensor& weights, const Tensor& k, const Tensor& index) {
+  const int64_t batch = weights.size(0), heads = weights.size(1), queries = weights.size(2);
+  const Tensor lists = lists_of(index, batch, heads, k.size(1));
+  if (no_kernel(k) || weights.numel() == 0 || k.numel() == 0) {
+    const Places at(lists, k.size(1), k.size(2));
+    const Tensor keys = k.to(wide(k)).index({at.batch, at.head, at.key});
+    return (weights.to(wide(k)).masked_fill(at.empty, 0).unsqueeze(4) * keys)
+        .masked_fill(at.empty.unsqueeze(4), 0)
+        .sum(3)
+        .to(k.scalar_type());
+  }
+  const Tensor like = at::empty({batch, heads, queries, k.size(3)}, k.options());  // only its sizes count
+  const Tensor w = weights.to(at::kFloat).contiguous();
+  return query_gradient(Pairs(like, k, kernel_lists(lists)), w.const_data_ptr<float>(), 1).to(k.scalar_type());
+}
+
+Tensor weighted_queries(const Tensor& weights, const Tensor& q, const Tensor& index, int64_t kv_heads, int64_t keys) {
+  const Tensor lists = lists_of(index, q.size(0), q.size(1), kv_heads);
+  const auto sizes = {q.size(0), kv_heads, keys, q.size(3)};
+  if (no_kernel(q) || weights.numel() == 0 || q.numel() == 0) {
+    const Places at(lists, kv_heads, keys);
+    const Tensor parts = weights.to(wide(q)).unsqueeze(4) * q.to(wide(q)).unsqueeze(3);
+    const Tensor sums = at::zeros(sizes, q.options().dtype(wide(q)));
+    return sums.index_put({at.batch, at.head, at.key}, parts.masked_fill(at.empty.unsqueeze(4), 0), true)
+        .to(q.scalar_type());
+  }
+  const Tensor like = at::empty(sizes, q.options());  // only its sizes count
+  const Tensor w = weights.to(at::kFloat).contiguous();
+  return key_gradient(Pairs(q, like, kernel_lists(lists)), w.const_data_ptr<float>(), 1).to(q.scalar_type());
 }
 
 }  // namespace foveate::ops
