@@ -16,6 +16,18 @@ import torch  # noqa: E402
 from foveate import catalogue, convert  # noqa: E402
 from foveate.catalogue import *  # noqa: E402, F403
 from foveate.registry import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
+from foveate.neighborhood import (  # noqa: E402
+    NeighborhoodAttention1D,
+    NeighborhoodAttention2D,
+    NeighborhoodAttention3D,
+    na1d,
+    na2d,
+    na3d,
+    na_av,
+    na_qk,
+    neighborhood_attention,
+    neighborhood_by_head,
+)
 from foveate.operators import Attended, Relative, attend, dequantise_rows, quantise_rows  # noqa: E402
 from foveate.plans import BlockPlan, Plan, Rule, RunPlan, TokenPlan  # noqa: E402
 from foveate.sdpa import scaled_dot_product_attention  # noqa: E402
@@ -25,6 +37,9 @@ __all__ = [
     "Attended",
     "BlockPlan",
     "Mechanism",
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
     "Plan",
     "Relative",
     "Rotary",
@@ -36,6 +51,13 @@ __all__ = [
     "dequantise_rows",
     "mechanism",
     "mechanisms",
+    "na1d",
+    "na2d",
+    "na3d",
+    "na_av",
+    "na_qk",
+    "neighborhood_attention",
+    "neighborhood_by_head",
     "quantise_rows",
     "scaled_dot_product_attention",
     *catalogue.__all__,

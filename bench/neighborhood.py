@@ -1,0 +1,180 @@
+"""Neighborhood attention beside what a user could put together from torch, NATTEN through FlexAttention, and foveate's own dense attention.
+
+    bench/neighborhood.py [--threads 1 2] [--repeats 5] [--cases NAME ...] [--compiled] [--json]
+
+Every figure is the median of `repeats` calls in one process, after the results have been compared.  Useful GFLOP/s count the pairs in windows
+(4 D each, backward 2.5 times that).  torch: the faster one of gathered windows and dense attention with a mask.
+share of dense: of the rate at which foveate's dense attention runs on as many tokens.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+import warnings
+
+import torch
+
+import foveate
+
+# name: grid, kernel, dilation, stride, heads
+CASES = {
+    "2-D 56 k7": ((56, 56), (7, 7), 1, 1, 8),
+    "2-D 56 k13": ((56, 56), (13, 13), 1, 1, 8),
+    "2-D 56 k7 d4": ((56, 56), (7, 7), 4, 1, 8),
+    "2-D 112 k7": ((112, 112), (7, 7), 1, 1, 4),
+    "2-D 112 k13": ((112, 112), (13, 13), 1, 1, 4),
+    "2-D 112 k7 d4": ((112, 112), (7, 7), 4, 1, 4),
+    "3-D 16x28x28 k3x7x7": ((16, 28, 28), (3, 7, 7), 1, 1, 4),
+    "1-D 32768 k255": ((32768,), (255,), 1, 1, 2),
+    "1-D 32768 k256 s256": ((32768,), (256,), 1, 256, 2),
+    "2-D 64 k16 s16": ((64, 64), (16, 16), 1, 16, 8),
+}
+TOO_MUCH = 6e9  # bytes that a torch formulation may hold
+
+
+def timed(call, repeats):
+    call()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def keys_of(grid, kernel, dilation, stride):
+    """[places, window] by the definition, written out."""
+
+    def along(length, k):
+        rows = []
+        for x in range(length):
+            group, p = x % dilation, x // dilation
+            size = (length - group + dilation - 1) // dilation
+            leader = min(stride * (p // stride) + stride // 2, size - 1)
+            start = min(max(leader - k // 2, 0), size - k)
+            rows.append([(start + i) * dilation + group for i in range(k)])
+        return torch.tensor(rows)
+
+    places = torch.zeros(1, 1, dtype=torch.long)
+    for length, k in zip(grid, kernel, strict=True):
+        own = along(length, k)
+        places = (places[:, None, :, None] * length + own[None, :, None, :]).flatten(2).flatten(0, 1)
+    return places
+
+
+def gathered(q, k, v, keys):
+    """Windows as tensors of their own."""
+    grid = q.shape[1:-2]
+    q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in (q, k, v))
+    weights = torch.softmax(torch.matmul(k[:, :, keys], q.unsqueeze(-1)).squeeze(-1) / math.sqrt(q.shape[-1]), -1)
+    return torch.matmul(weights.unsqueeze(-2), v[:, :, keys]).squeeze(-2).transpose(1, 2).unflatten(1, grid)
+
+
+def masked(q, k, v, mask):
+    grid = q.shape[1:-2]
+    q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).unflatten(1, grid)
+
+
+def both(call, q, k, v):
+    """Forward and backward."""
+    for t in (q, k, v):
+        t.grad = None
+    call(q, k, v).sum().backward()
+
+
+def natten_call(grid, kernel, dilation, stride, compiled):
+    try:
+        import natten
+    except ImportError:
+        return None
+    run = getattr(natten, f"na{len(grid)}d")
+    return lambda q, k, v: run(q, k, v, kernel, stride=stride, dilation=dilation, backend="flex-fna", torch_compile=compiled)
+
+
+def measure(name, dim, dtype, threads, repeats, compiled):
+    grid, kernel, dilation, stride, heads = CASES[name]
+    places, window = math.prod(grid), math.prod(kernel)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, *grid, heads, dim, dtype=dtype) for _ in range(3))
+    flops = 4.0 * heads * places * window * dim
+    item = dict(case=name, dim=dim, dtype=str(dtype).removeprefix("torch."), threads=threads)
+
+    def ours(q, k, v):
+        return foveate.neighborhood_attention(q, k, v, kernel, stride=stride, dilation=dilation)
+
+    size = q.element_size()
+    torch_forms = {}
+    if 2 * heads * places * window * dim * size < TOO_MUCH:
+        keys = keys_of(grid, kernel, dilation, stride)
+        torch_forms["gather"] = lambda q, k, v: gathered(q, k, v, keys)
+        if places**2 * (size + heads * 4) < TOO_MUCH:
+            mask = torch.zeros(places, places, dtype=torch.bool).scatter_(1, keys, True)
+            torch_forms["mask"] = lambda q, k, v: masked(q, k, v, mask)
+    want = None
+    for form, call in torch_forms.items():
+        want = call(q, k, v)
+        torch.testing.assert_close(ours(q, k, v), want, rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
+        item[f"{form}_ms"] = 1e3 * timed(lambda call=call: call(q, k, v), max(1, repeats // 2))
+    item["forward_ms"] = 1e3 * timed(lambda: ours(q, k, v), repeats)
+    item["gflops"] = flops / item["forward_ms"] / 1e6
+    flat = [t.flatten(1, -3).transpose(1, 2) for t in (q, k, v)]
+    if places <= 16384:
+        dense = timed(lambda: foveate.attend(*flat, foveate.Rule(window_right=None)), max(1, repeats // 2))
+        item["share_of_dense"] = dense * window / places / (item["forward_ms"] / 1e3)
+    if natten := natten_call(grid, kernel, dilation, stride, compiled):
+        torch.testing.assert_close(ours(q, k, v), natten(q, k, v), rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
+        item["natten_ms"] = 1e3 * timed(lambda: natten(q, k, v), 1)
+    for t in (q, k, v):
+        t.requires_grad_()
+    item["both_ms"] = 1e3 * timed(lambda: both(ours, q, k, v), repeats)
+    item["both_gflops"] = 3.5 * flops / item["both_ms"] / 1e6
+    for form, call in torch_forms.items():
+        item[f"{form}_both_ms"] = 1e3 * timed(lambda call=call: both(call, q, k, v), 1)
+    return item
+
+
+def row(item):
+    best = min((item[f"{form}_ms"] for form in ("gather", "mask") if f"{form}_ms" in item), default=None)
+    best_both = min((item[f"{form}_both_ms"] for form in ("gather", "mask") if f"{form}_both_ms" in item), default=None)
+
+    def ratio(other, own):
+        return f"{other / own:.1f}x" if other else "-"
+
+    return [
+        item["case"], str(item["dim"]), item["dtype"], str(item["threads"]), f"{item['forward_ms']:.2f}", f"{item['gflops']:.0f}",
+        ratio(best, item["forward_ms"]), ratio(item.get("natten_ms"), item["forward_ms"]),
+        f"{100 * item['share_of_dense']:.0f} %" if "share_of_dense" in item else "-",
+        f"{item['both_ms']:.2f}", f"{item['both_gflops']:.0f}", ratio(best_both, item["both_ms"]),
+    ]  # fmt: skip
+
+
+HEADER = ["case", "D", "dtype", "threads", "forward ms", "GFLOP/s", "over torch", "over NATTEN", "share of dense", "forward + backward ms", "GFLOP/s", "over torch"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--dims", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--compiled", action="store_true", help="compile NATTEN's Flex path (minutes)")
+    parser.add_argument("--json", action="store_true", help="a line for each measurement")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if not options.json:
+        print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        for name in options.cases:
+            for dim in options.dims:
+                for dtype in (torch.float, torch.bfloat16):
+                    item = measure(name, dim, dtype, threads, options.repeats, options.compiled)
+                    print(json.dumps(item) if options.json else "| " + " | ".join(row(item)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
