@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "foveate/attention/dense.h"
+#include "foveate/attention/local/neighborhood.h"
 #include "foveate/attention/routing/duo.h"
 #include "foveate/attention/routing/flux.h"
 #include "foveate/attention/sparse/block_topk.h"
@@ -26,7 +27,7 @@
 namespace foveate::attention {
 
 using AllMechanisms = std::tuple<                                         //
-    Dense, Window, Triangle,                                              // fixed patterns
+    Dense, Window, NeighborhoodWindow, Triangle,                          // fixed patterns
     Dhsa, DhsaBlocks, BlockTopk, XAttention, VerticalSlash, FlexPrefill,  // selection while prompts are read
     Quest, Nsa, Hisa, Landmark, Superlinear,                              // selection for every query
     Cca, Hyper,                                                           // summaries, samples

@@ -31,6 +31,7 @@ struct Budget {
 };
 constexpr Budget kBudgets[] = {
     {"window", "size=n/16", "size=n"},
+    {"neighborhood", "kernel=n/64,dilation=4", "kernel=n"},
     {"dhsa", "budget=n/16,decode=sparse", "budget=n"},
     {"dhsa_blocks", "density=0.06", "density=1"},
     {"block_topk", "density=0.12", "density=1"},

@@ -21,12 +21,20 @@ struct Case {
   std::string spec, full;
   std::map<std::string, double> full_parts = {};
 };
-inline std::vector<Case> cases() {
+inline std::vector<Case> fixed_cases() {
   return {
       {"dense", "dense"},
       {"window:size=9,sinks=2", "window:size=1000"},
       {"window:size=8,sinks=4,block=4", "window:size=1000,block=4"},
       {"window:size=9,sinks=2,positions=cache", "window:size=1000,positions=cache"},
+      {"neighborhood:kernel=9", "neighborhood:kernel=1000"},
+      {"neighborhood:kernel=5,dilation=3", "neighborhood:kernel=1000,stride=7"},
+      {"neighborhood:kernel=6,dilation=2,stride=4", "neighborhood:kernel=1000"},
+      {"triangle:size=9,sinks=2,last=5", "triangle:size=1000"},
+  };
+}
+inline std::vector<Case> selecting_cases() {
+  return {
       {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4", "dhsa:query_block=8,budget=1000,chunk=4"},
       {"dhsa:query_block=8,budget=16,global_tokens=2,local_tokens=3,chunk=4,head_share=false,decode=sparse",
        "dhsa:query_block=8,budget=1000,chunk=4,head_share=false,decode=sparse"},
@@ -69,7 +77,6 @@ inline std::vector<Case> cases() {
       {"quest:page=4,budget=12", "quest:budget=1000"},
       {"quest:page=4,budget=12,rows=each", "quest:page=3,budget=1000,rows=each"},
       {"quest:page=5,budget=5,least_pages=1,rows=each,share=group,force_latest=false", "quest:page=2,budget=400"},
-      {"triangle:size=9,sinks=2,last=5", "triangle:size=1000"},
       {"cca:group=4,window=6", "cca:window=1000"},
       {"cca:group=3,window=5,pool_stage=pre_rope,gqa_pool=per_kv_head,sink_groups=1", "cca:group=1,window=3"},
       {"cca:group=4,window=6,pool=max,log_count_bias=true,keep_raw=true", "cca:window=1000,pool=max,keep_raw=true"},
@@ -80,6 +87,13 @@ inline std::vector<Case> cases() {
       {"landmark:block=4,top_k=2,chunk=8", "landmark:block=1000,chunk=1000"},
       {"landmark:block=4,top_k=2,chunk=8,select=max_over_tokens,positions=text", "landmark:mode=nomem"},
   };
+}
+
+inline std::vector<Case> cases() {
+  std::vector<Case> all = fixed_cases();
+  const std::vector<Case> selecting = selecting_cases();
+  all.insert(all.end(), selecting.begin(), selecting.end());
+  return all;
 }
 
 // Learned parts a little off their start, where all would be alike.

@@ -123,6 +123,7 @@ class SessionFile : public testing::Test {
 const char* kSaved[] = {
     "dense",
     "window:size=7,sinks=2,positions=cache",
+    "neighborhood:kernel=4,dilation=2,stride=2",
     "triangle:size=7,sinks=2,last=5",
     "dhsa:query_block=4,budget=8,global_tokens=1,local_tokens=2,chunk=2,decode=sparse",
     "dhsa:chunks=learned,theta=0,query_block=4,budget=8,global_tokens=1,local_tokens=2,decode=sparse@0;"

@@ -124,6 +124,7 @@ SPARSE = {
     "dense": "foveate",
     "window": "foveate:window:size=5,sinks=2",
     "cache": IN_CACHE,
+    "neighborhood": "foveate:neighborhood:kernel=4,dilation=2",
     "dhsa": "foveate:dhsa:budget=8,query_block=4,chunk=2,global_tokens=2,local_tokens=2",
     "dhsa_blocks": "foveate:dhsa_blocks:density=0.5,query_block=16,key_block=16",
     "duo": "foveate:duo:size=5,sinks=2,full_heads=0",

@@ -21,6 +21,7 @@ from foveate.registry import CLASSES, listed_mechanisms
 SMALL = {
     "dense": "dense",
     "window": "window:size=8,sinks=2",
+    "neighborhood": "neighborhood:kernel=8,dilation=3,stride=2",
     "dhsa": "dhsa:budget=32,query_block=8,chunk=4,global_tokens=4,local_tokens=4",
     "dhsa_blocks": "dhsa_blocks:density=0.5,query_block=16,key_block=16",
     "nsa": "nsa:compress=4,stride=2,block=4,blocks=5,window=6,phi=weighted",
@@ -43,6 +44,7 @@ SMALL = {
 # Where the budget covers everything; other mechanisms leave nothing out.
 FULL = {
     "window": "window:size=96",
+    "neighborhood": "neighborhood:kernel=96",
     "dhsa": "dhsa:budget=1024",
     "dhsa_blocks": "dhsa_blocks:density=1",
     "nsa": "nsa:blocks=100,phi=mean,gates=selected",
