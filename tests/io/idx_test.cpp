@@ -2,40 +2,20 @@
 #include "foveate/io/idx.h"
 
 #include <gtest/gtest.h>
-#include <zlib.h>
 
 #include "foveate/io/gzip.h"
 #include "tests/support/damage.h"
 #include "tests/support/files.h"
+#include "tests/support/idx_writer.h"
 #include "tests/support/messages.h"
-#include "tests/support/png_writer.h"
 
 namespace foveate::io {
 namespace {
 
 using test::as_bytes;
-using test::big_endian;
+using test::gzip;
+using test::idx_file;
 using test::message_of;
-
-std::string idx_file(const std::vector<uint32_t>& shape, std::string_view values, char type = 8) {
-  std::string bytes{0, 0, type, char(shape.size())};
-  for (const uint32_t length : shape) bytes += big_endian(length);
-  return bytes + std::string(values);
-}
-
-std::string gzip(const std::string& bytes) {
-  z_stream stream{};
-  deflateInit2(&stream, 9, Z_DEFLATED, 16 + 15, 8, Z_DEFAULT_STRATEGY);
-  std::string out(deflateBound(&stream, bytes.size()), '\0');
-  stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
-  stream.avail_in = uInt(bytes.size());
-  stream.next_out = reinterpret_cast<Bytef*>(out.data());
-  stream.avail_out = uInt(out.size());
-  deflate(&stream, Z_FINISH);
-  out.resize(stream.total_out);
-  deflateEnd(&stream);
-  return out;
-}
 
 std::string error_of(const std::string& bytes) {
   return message_of([&] { parse_idx(as_bytes(bytes), "f"); });
