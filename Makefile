@@ -48,7 +48,7 @@ fuzz-attend: test-build
 # Damaged files for each reader under the sanitizers, SECONDS each.
 fuzz-readers: setup-test
 	@./tools/build.sh asan tests
-	@for reader in gguf safetensors torch_file tokenizer; do ./build/asan/tests/$${reader}_fuzz $(SECONDS) $(SEED) || exit 1; done
+	@for reader in gguf image safetensors torch_file tokenizer; do ./build/asan/tests/$${reader}_fuzz $(SECONDS) $(SEED) || exit 1; done
 .PHONY: fuzz-attend fuzz-readers test-build
 test-build: setup-test
 	@./tools/build.sh release tests

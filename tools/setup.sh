@@ -27,6 +27,9 @@ need libcli11-dev "command line" has_header CLI/CLI.hpp
 need nlohmann-json3-dev "JSON" has_header nlohmann/json.hpp
 need libpcre2-dev "Unicode-aware patterns of tokenizers" sh -c 'printf "#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n" | g++ -x c++ -fsyntax-only -'
 need libutf8proc-dev "normal forms, case and categories of Unicode, for tokenizers" has_header utf8proc.h
+need zlib1g-dev "data sets packed by gzip" has_header zlib.h
+need libpng-dev "images" has_header png.h
+need libjpeg62-turbo-dev "images" sh -c 'printf "#include <cstdio>\n#include <jpeglib.h>\n" | g++ -x c++ -fsyntax-only -'
 if [ "$wanted" = test ]; then
   need libgtest-dev "tests" has_header gtest/gtest.h
   need clang-format "format check" clang-format --version

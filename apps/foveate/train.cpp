@@ -10,6 +10,8 @@
 #include "commands.h"
 #include "common.h"
 #include "foveate/base/write_file.h"
+#include "foveate/report/training.h"
+#include "machine.h"
 
 namespace foveate::app {
 
@@ -24,6 +26,8 @@ void add_run_options(CLI::App& command, TrainCommand& options) {
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   command.add_flag("--json", options.is_json, "a JSON line for every --log-every steps and for the scores");
+  command.add_option("--chart", options.chart,
+                     "HTML page with a curve of the loss and of everything else that is printed");
 }
 
 void check_output(const std::string& file) {
@@ -37,6 +41,7 @@ void check_checkpoint(const TrainCommand& options) {
           "train: --save-every needs --checkpoint FILE, got none");
   require(!options.run.resumes || !options.run.checkpoint.empty(), "train: --resume needs --checkpoint FILE, got none");
   check_output(options.run.checkpoint);
+  check_output(options.chart);
 }
 
 namespace {
@@ -44,6 +49,8 @@ namespace {
 class Progress {
  public:
   explicit Progress(const TrainCommand& options) : options_(options) {}
+
+  const std::vector<report::TrainingRecord>& records() const { return records_; }
 
   void operator()(const train::StepReport& report) {
     loss_ += report.loss, seconds_ += report.seconds, tokens_ += report.tokens, ++count_;
@@ -61,13 +68,15 @@ class Progress {
   void print(const train::StepReport& report) {
     line_.finish();
     const double n = double(count_), speed = double(tokens_) / seconds_;
+    report::TrainingRecord record{report.step,
+                                  {{"loss", loss_ / n},
+                                   {"lr", report.learning_rate},
+                                   {"gradient_norm", report.gradient_norm},
+                                   {"tokens_per_s", speed}}};
+    for (const auto& [name, sum] : notes_) record.values.emplace_back(name, sum / n);
     if (options_.is_json) {
-      nlohmann::ordered_json line = {{"step", report.step},
-                                     {"loss", loss_ / n},
-                                     {"lr", report.learning_rate},
-                                     {"gradient_norm", report.gradient_norm},
-                                     {"tokens_per_s", speed}};
-      for (const auto& [name, sum] : notes_) line[name] = sum / n;
+      nlohmann::ordered_json line = {{"step", record.step}};
+      for (const auto& [name, value] : record.values) line[name] = value;
       fmt::print("{}\n", line.dump());
     } else {
       fmt::print("step {:>6}  loss {:8.4f}  lr {:.2e}  {:>8.0f} tok/s", report.step, loss_ / n, report.learning_rate,
@@ -76,6 +85,7 @@ class Progress {
       fmt::print("\n");
     }
     std::fflush(stdout);
+    records_.push_back(std::move(record));
     loss_ = seconds_ = 0, tokens_ = count_ = 0;
     notes_.clear();
   }
@@ -85,6 +95,7 @@ class Progress {
   double loss_ = 0, seconds_ = 0;
   int64_t tokens_ = 0, count_ = 0;
   std::map<std::string, double> notes_;
+  std::vector<report::TrainingRecord> records_;
 };
 
 }  // namespace
@@ -99,7 +110,17 @@ void run_training(train::Trainer& trainer, const TrainCommand& options) {
   run.resumes = false;  // the caller did
   Progress progress(options);
   run.observe = [&](const train::StepReport& report) { progress(report); };
-  train::run(trainer, run);
+  const auto write_chart = [&] {
+    if (options.chart.empty()) return;
+    write_file_atomically(options.chart, report::training_page(command_line(), progress.records()));
+  };
+  try {
+    train::run(trainer, run);
+  } catch (...) {
+    write_chart();
+    throw;
+  }
+  write_chart();
 }
 
 void add_train(CLI::App& app) {

@@ -14,6 +14,7 @@ struct TrainCommand {
   train::RunOptions run;
   int64_t log_every = 50;
   bool is_json = false;
+  std::string chart;  // file; empty: none
 };
 
 // An option of the command line for every field: --weight-decay for weight_decay.
@@ -41,7 +42,7 @@ void check_output(const std::string& file);
 void check_checkpoint(const TrainCommand& options);
 // With --resume the run as its checkpoint has it: before anything that takes long, for it may be refused.
 void resume(train::Trainer& trainer, const TrainCommand& options);
-// All steps that are left, with progress; stops with a checkpoint on Ctrl-C.
+// All steps that are left, with progress; stops with a checkpoint on Ctrl-C.  The chart is written in either case.
 void run_training(train::Trainer& trainer, const TrainCommand& options);
 
 void add_train_recall(CLI::App& train);

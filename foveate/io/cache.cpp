@@ -54,6 +54,8 @@ std::string find_model(std::string_view name) { return find(name, {"model", "mod
 
 std::string find_text(std::string_view name) { return find(name, {"text", "texts", ".txt", false, "book"}); }
 
+std::string find_images(std::string_view name) { return find(name, {"images", "images", "", true, "fashion-mnist"}); }
+
 std::string read_text(const std::string& path) {
   if (path == "-") return std::string(std::istreambuf_iterator<char>(std::cin), {});
   std::error_code ignored;

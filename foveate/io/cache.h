@@ -1,4 +1,4 @@
-// Where models and texts lie that tools/fetch.py has fetched, and how a user names them.
+// Where models, texts and images lie that tools/fetch.py has fetched, and how a user names them.
 #pragma once
 
 #include <string>
@@ -14,6 +14,8 @@ std::string cache_folder();
 // "book").  Throws Error: no such file (names the fetched ones and how to fetch).
 std::string find_model(std::string_view name_or_path);
 std::string find_text(std::string_view name_or_path);
+// The same for a folder of images ("fashion-mnist", "photos").
+std::string find_images(std::string_view name_or_path);
 
 // The whole file as bytes; "-" reads standard input.  Throws Error: missing, a folder, unreadable.
 std::string read_text(const std::string& path);

@@ -80,9 +80,11 @@ Axis axis_over(double low, double high, int wanted) {
 }
 
 // Token positions read best in powers of two.
-Axis position_axis(double end) {
-  Axis axis{.low = 0, .high = std::max(1.0, end), .from = kLeft, .to = kWidth - kRight};
-  while (axis.high / axis.step > 8) axis.step *= 2;
+Axis position_axis(double end, LineChart::Ticks ticks) {
+  Axis axis{.low = 0, .high = std::max(1.0, end)};
+  if (ticks == LineChart::Ticks::round) axis = axis_over(axis.low, axis.high, 8);
+  while (axis.high / axis.step > 8 && ticks == LineChart::Ticks::powers_of_two) axis.step *= 2;
+  axis.from = kLeft, axis.to = kWidth - kRight;
   return axis;
 }
 
@@ -118,8 +120,9 @@ std::string frame(const Axis& x, const Axis& y, const std::string& x_label, cons
   return svg;
 }
 
-// A path that stops and starts again at gaps, with a mark at every value.
+// A path that stops and starts again at gaps, with a mark at every value where there is room for marks.
 std::string curve(const ChartSeries& series, const std::vector<double>& positions, const Axis& x, const Axis& y) {
+  constexpr size_t kMostMarks = 100;
   std::string path, marks;
   bool is_down = false;
   for (size_t i = 0; i < positions.size(); ++i) {
@@ -129,7 +132,7 @@ std::string curve(const ChartSeries& series, const std::vector<double>& position
     }
     const double px = x.at(positions[i]), py = y.at(series.y[i]);
     path += fmt::format("{}{:.1f} {:.1f}", is_down ? "L" : "M", px, py);
-    marks += mark(series.style, px, py, 3, false);
+    if (positions.size() <= kMostMarks) marks += mark(series.style, px, py, 3, false);
     is_down = true;
   }
   if (path.empty()) return "";
@@ -196,7 +199,7 @@ std::string line_chart(const LineChart& chart) {
   const double pad = 0.06 * (high - low);
   Axis y = axis_over(low - pad, high + pad, 6);
   y.from = kHeight - kBottom, y.to = kTop;
-  const Axis x = position_axis(chart.x_end);
+  const Axis x = position_axis(chart.x_end, chart.ticks);
   std::string svg = open_svg(chart.title) + frame(x, y, chart.x_label, chart.y_label, "");
   for (const ChartSeries& series : chart.series) svg += curve(series, chart.x, x, y);
   return svg + "</svg>\n";

@@ -22,9 +22,10 @@ struct ChartSeries {
 struct LineChart {
   std::string title;  // for those who cannot see the chart
   std::string x_label, y_label;
-  std::vector<double> x;  // positions in tokens, ascending
+  std::vector<double> x;  // ascending
   double x_end = 0;       // the axis runs from 0 to here
   std::vector<ChartSeries> series;
+  enum class Ticks { powers_of_two, round } ticks = Ticks::powers_of_two;  // of x: for tokens, for all else
 };
 
 struct ChartPoint {

@@ -6,12 +6,9 @@
 #include <vector>
 
 #include "foveate/report/compare_report.h"
+#include "foveate/report/page.h"
 
 namespace foveate::report {
-
-std::string code(std::string_view text);
-// A caption with a chart and its legend; "" without a chart.
-std::string figure(std::string_view caption, const std::string& chart, const std::string& legend);
 
 bool is_dense(const CompareRow& row);
 // The quality of use: through the decode rule where prefill rows alone could leak, else over the text.

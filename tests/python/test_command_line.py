@@ -360,7 +360,9 @@ TINY_RECALL = "--length 33 --pairs 2 --gap 8 --keys 4 --values 4 --batch 4 --wid
 
 def test_training_reports_in_json_lines_and_goes_on_where_it_stopped(foveate, build, tmp_path):
     words = ["train", "recall", *TINY_RECALL, "--attention", "nsa:compress=4,stride=2,block=4,blocks=4,window=8", "--steps", "8", "--json"]
-    done = foveate(*words, "--log-every", "3", "--checkpoint", tmp_path / "made" / "whole")
+    done = foveate(*words, "--log-every", "3", "--checkpoint", tmp_path / "made" / "whole", "--chart", tmp_path / "chart.html")
+    chart = (tmp_path / "chart.html").read_text()
+    assert "After 8 steps" in chart and chart.count("<figure>") == 5 and "--pairs 2" in chart
     *steps, before, trained, untrained = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.stderr == b"" and [line["step"] for line in steps] == [3, 6, 8]
     assert all(line["loss"] > 0 and line["lr"] > 0 and line["tokens_per_s"] > 0 and 0 <= line["accuracy"] <= 1 for line in steps)
@@ -394,6 +396,7 @@ def test_training_refuses_in_one_line(foveate, tmp_path):
         ("--pairs", str(2**62), "--keys", str(2**62)): f"--pairs: must be 1 .. 1048576, got {2**62}",
         ("--attention", "nsa:block=7"): "nsa: ",
         ("--checkpoint", str(tmp_path / "file" / "x")): "output folder: must be ",
+        ("--chart", str(tmp_path / "file" / "x")): "output folder: must be ",
         ("-o", str(tmp_path / "x")): "-o",
     }.items():
         refused = foveate("train", "recall", *words, code=2).stderr.decode()
