@@ -15,6 +15,7 @@ import torch  # noqa: E402
 
 from foveate import catalogue, convert  # noqa: E402
 from foveate.catalogue import *  # noqa: E402, F403
+from foveate.halo import HaloAttn, halo_attend  # noqa: E402
 from foveate.registry import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
 from foveate.neighborhood import (  # noqa: E402
     NeighborhoodAttention1D,
@@ -36,6 +37,7 @@ __version__ = torch.ops.foveate.version()
 __all__ = [
     "Attended",
     "BlockPlan",
+    "HaloAttn",
     "Mechanism",
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
@@ -49,6 +51,7 @@ __all__ = [
     "attend",
     "convert",
     "dequantise_rows",
+    "halo_attend",
     "mechanism",
     "mechanisms",
     "na1d",
