@@ -100,3 +100,10 @@ def test_options_that_do_not_fit_are_refused():
     q = torch.ones(1, 1, 4, 4, 2)
     with pytest.raises(ValueError, match="halo: padding must be zero, mask or shift, got 'none'"):
         foveate.halo_attend(q, q, q, padding="none")
+
+
+def test_the_operator_is_what_torch_expects():
+    q, k, v = (torch.randn(1, 2, 4, 6, 3, requires_grad=True) for _ in range(3))
+    tables = [torch.randn(7, 3, requires_grad=True) for _ in range(2)]
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(torch.ops.foveate.halo_attend, (q, k, v, *tables, 2, 1), test_utils=checks)
