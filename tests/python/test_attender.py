@@ -47,6 +47,9 @@ def test_the_operator_is_what_torch_expects(dtype):
     rows, columns = zip(*foveate.attender_offsets(5), strict=True)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.foveate.weigh_offsets, (value, logits, list(rows), list(columns)), test_utils=checks)
+    for mask in ([True, True], [False, True]):
+        given = (torch.randn(2, 6, 6, 8, dtype=dtype), value.detach(), logits.detach(), list(rows), list(columns), mask)
+        torch.library.opcheck(torch.ops.foveate.weigh_offsets_backward, given, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_the_layer_compiles_without_breaks():
