@@ -80,3 +80,7 @@ if [ "$wanted" = test ] && ! wants requirements-test.txt; then
   echo "setup: installing requirements-test.txt (independent implementations that the tests compare with)"
   retry .venv/bin/pip install -q --disable-pip-version-check -r requirements-test.txt
 fi
+if [ "$wanted" = test ] && ! .venv/bin/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("timm") is None)'; then
+  echo "setup: installing timm (the tests' reference of halo attention) without torchvision, which they do not need"
+  retry .venv/bin/pip install -q --disable-pip-version-check --no-deps timm==1.0.31
+fi

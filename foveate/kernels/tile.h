@@ -258,6 +258,24 @@ struct GateRow {
 struct LaneForward;  // neighborhood_tile.h
 struct LaneBackward;
 
+// to[t] = sum over rows of weights[row][t] * rows[row]; the bits of an element do not depend on other targets.
+struct WeighedRows {
+  const void* const* rows = nullptr;
+  int count = 0;                   // of rows
+  const float* weights = nullptr;  // [count][targets]
+  void* const* to = nullptr;       // [targets]
+  int targets = 0, dim = 0;
+  DType type = DType::f32;  // of rows and targets: f32, bf16, f16
+};
+// to[row][t] = rows[row] . targets[t]
+struct RowDots {
+  const void* const* rows = nullptr;
+  const void* const* targets = nullptr;
+  int count = 0, target_count = 0, dim = 0;  // at least 1
+  DType type = DType::f32;
+  float* to = nullptr;  // [count][target_count]
+};
+
 // One level of instructions.  What stands at [1] is null where bf16 is not multiplied as it is.
 struct Table {
   const char* name;
@@ -304,6 +322,8 @@ struct Table {
   // What the machine can do: products in registers alone, returns the operations done; and reading memory.
   double (*peak_products[2])(int64_t rounds);  // [step - 1]
   float (*read)(const float* from, int64_t count);
+  void (*weigh_rows)(const WeighedRows&);
+  void (*dot_rows)(const RowDots&);
 };
 
 }  // namespace foveate::kernels

@@ -7,7 +7,7 @@
 
 #include "foveate/base/timer.h"
 #include "foveate/io/safetensors.h"
-#include "foveate/models/language/stored.h"
+#include "foveate/models/stored.h"
 
 namespace foveate::train {
 namespace {

@@ -14,7 +14,9 @@ _library.load()
 import torch  # noqa: E402
 
 from foveate import catalogue, convert  # noqa: E402
+from foveate.attender import LocalAttender, attender_offsets, local_attender  # noqa: E402
 from foveate.catalogue import *  # noqa: E402, F403
+from foveate.halo import HaloAttn, halo_attend  # noqa: E402
 from foveate.registry import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
 from foveate.neighborhood import (  # noqa: E402
     NeighborhoodAttention1D,
@@ -36,6 +38,8 @@ __version__ = torch.ops.foveate.version()
 __all__ = [
     "Attended",
     "BlockPlan",
+    "HaloAttn",
+    "LocalAttender",
     "Mechanism",
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
@@ -47,8 +51,11 @@ __all__ = [
     "RunPlan",
     "TokenPlan",
     "attend",
+    "attender_offsets",
     "convert",
     "dequantise_rows",
+    "halo_attend",
+    "local_attender",
     "mechanism",
     "mechanisms",
     "na1d",

@@ -18,7 +18,7 @@
 #include "foveate/io/safetensors.h"
 #include "foveate/models/language/adapter.h"
 #include "foveate/models/language/generate.h"
-#include "foveate/models/language/stored.h"
+#include "foveate/models/stored.h"
 #include "tests/models/tiny.h"
 #include "tests/support/compare.h"
 

@@ -11,6 +11,7 @@
 #include "foveate/kernels/cpu/packed_kernels.h"
 #include "foveate/kernels/cpu/index_kernel.h"
 #include "foveate/kernels/cpu/layer_kernels.h"
+#include "foveate/kernels/cpu/offset_kernels.h"
 #include "foveate/kernels/cpu/peak_kernels.h"
 // clang-format on
 
@@ -47,5 +48,7 @@ constexpr Table make_table(const char* name) {
   table.add_scaled = add_scaled;
   table.add_row = add_row;
   table.read = read;
+  table.weigh_rows = weigh_rows;
+  table.dot_rows = dot_rows;
   return table;
 }

@@ -6,7 +6,7 @@
 #include "foveate/base/error.h"
 #include "foveate/base/hash.h"
 #include "foveate/io/safetensors.h"
-#include "foveate/models/language/stored.h"
+#include "foveate/models/stored.h"
 
 namespace foveate::models {
 namespace {

@@ -5,7 +5,7 @@
 #include "foveate/io/safetensors.h"
 #include "foveate/models/language/adapter.h"
 #include "foveate/models/language/session.h"
-#include "foveate/models/language/stored.h"
+#include "foveate/models/stored.h"
 #include "foveate/ops/quantise/quantise.h"
 
 namespace foveate::models {

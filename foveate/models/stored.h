@@ -9,8 +9,8 @@
 
 namespace foveate::models {
 
-// A view of t, which must be contiguous and outlive it.  Throws Error: a dtype other than fp32, bf16, fp16, uint8,
-// int32, int64.
+// A view of t, which must be contiguous and outlive it.  Throws Error: a dtype other than fp64, fp32, bf16, fp16, bool,
+// uint8, int32, int64.
 io::StoredTensor store(const std::string& name, const at::Tensor& t);
 
 // Throws Error: such a dtype, which names the file and the tensor.

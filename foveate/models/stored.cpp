@@ -1,5 +1,6 @@
-#include "foveate/models/language/stored.h"
+#include "foveate/models/stored.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
@@ -11,8 +12,9 @@ namespace foveate::models {
 namespace {
 
 constexpr std::pair<at::ScalarType, io::DType> kTypes[] = {
-    {at::kFloat, io::DType::f32}, {at::kBFloat16, io::DType::bf16}, {at::kHalf, io::DType::f16},
-    {at::kByte, io::DType::u8},   {at::kLong, io::DType::i64},      {at::kInt, io::DType::i32}};
+    {at::kFloat, io::DType::f32},    {at::kBFloat16, io::DType::bf16}, {at::kHalf, io::DType::f16},
+    {at::kByte, io::DType::u8},      {at::kLong, io::DType::i64},      {at::kInt, io::DType::i32},
+    {at::kBool, io::DType::boolean}, {at::kDouble, io::DType::f64}};
 
 }  // namespace
 
@@ -34,7 +36,8 @@ at::Tensor restore(const io::StoredTensor& t) {
           io::type_name(t.type));
   const at::Tensor result = at::empty(t.shape, found->first);
   io::copy_elements(t, {static_cast<std::byte*>(result.data_ptr()), size_t(result.nbytes())});
-  return result;
+  // Any byte but 0 is true, and only 1 is a bool.
+  return t.type == io::DType::boolean ? result.view(at::kByte).ne(0) : result;
 }
 
 }  // namespace foveate::models
