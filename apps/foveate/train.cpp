@@ -128,6 +128,7 @@ void add_train(CLI::App& app) {
   command->require_subcommand(1);
   add_train_recall(*command);
   add_train_layers(*command);
+  add_train_image_classifier(*command);
   command->footer(
       "Examples:\n"
       "  foveate train recall --attention nsa:compress=8,stride=4,block=8,blocks=6,window=16\n"

@@ -47,5 +47,6 @@ void run_training(train::Trainer& trainer, const TrainCommand& options);
 
 void add_train_recall(CLI::App& train);
 void add_train_layers(CLI::App& train);
+void add_train_image_classifier(CLI::App& train);
 
 }  // namespace foveate::app

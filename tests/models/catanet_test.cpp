@@ -130,8 +130,8 @@ TEST(CataNet, learns_through_centres_and_patches) {
   CataNet net(small_config());
   net->forward(random_tensor({2, 3, 12, 12}, 1)).square().sum().backward();
   for (const auto& item : net->named_parameters()) {
-    EXPECT_TRUE(item.value().grad().defined()) << item.key();
-    if (item.value().grad().defined()) EXPECT_GT(item.value().grad().abs().max().item<double>(), 0) << item.key();
+    ASSERT_TRUE(item.value().grad().defined()) << item.key();
+    EXPECT_GT(item.value().grad().abs().max().item<double>(), 0) << item.key();
   }
 }
 

@@ -73,11 +73,29 @@ void load_state_dict(torch::nn::Module& module, std::span<const io::StoredTensor
   for (auto& [to, from] : read) to.copy_(from);
 }
 
-void load_state_dict(torch::nn::Module& module, const std::string& path, const Rename& rename) {
+namespace {
+
+// Calls use(tensors) while the file is open.
+template <class Use>
+void with_file(const std::string& path, const Use& use) {
   const auto ends_with = [&](std::string_view end) { return path.ends_with(end); };
   if (ends_with(".pt") || ends_with(".pth") || ends_with(".bin") || ends_with(".ckpt"))
-    return load_state_dict(module, io::TorchFile::open(path).tensors(), path, rename);
-  load_state_dict(module, io::Safetensors::open(path).tensors(), path, rename);
+    return use(io::TorchFile::open(path).tensors());
+  use(io::Safetensors::open(path).tensors());
+}
+
+}  // namespace
+
+void load_state_dict(torch::nn::Module& module, const std::string& path, const Rename& rename) {
+  with_file(path, [&](std::span<const io::StoredTensor> tensors) { load_state_dict(module, tensors, path, rename); });
+}
+
+std::vector<std::pair<std::string, Tensor>> read_tensors(const std::string& path) {
+  std::vector<std::pair<std::string, Tensor>> all;
+  with_file(path, [&](std::span<const io::StoredTensor> tensors) {
+    for (const io::StoredTensor& tensor : tensors) all.emplace_back(tensor.name, restore(tensor));
+  });
+  return all;
 }
 
 void save_state_dict(const torch::nn::Module& module, const std::string& path) {

@@ -6,6 +6,8 @@
 #include <functional>
 #include <span>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "foveate/io/stored_tensor.h"
 
@@ -23,6 +25,10 @@ void load_state_dict(torch::nn::Module& module, std::span<const io::StoredTensor
 // The same from a file of safetensors, or of torch.save (.pt, .pth, .bin, .ckpt).
 // Throws Error: also whatever is wrong with the file.
 void load_state_dict(torch::nn::Module& module, const std::string& path, const Rename& rename = {});
+
+// All tensors of a file of safetensors, or of torch.save (.pt, .pth, .bin, .ckpt), by name, for families whose tensors
+// are put together before they are loaded.
+std::vector<std::pair<std::string, at::Tensor>> read_tensors(const std::string& path);
 
 // Writes all parameters and buffers as safetensors, whole or not at all.  Throws Error: a path that is not writable.
 void save_state_dict(const torch::nn::Module& module, const std::string& path);

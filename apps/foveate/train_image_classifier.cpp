@@ -1,0 +1,75 @@
+// foveate train image-classifier: a small vision model learns classes of images.
+#include <ATen/Parallel.h>
+
+#include <nlohmann/json.hpp>
+
+#include "foveate/models/vision/state_dict.h"
+#include "foveate/train/image_classifier.h"
+#include "train.h"
+
+namespace foveate::app {
+namespace {
+
+struct Options {
+  TrainCommand command;
+  train::ClassifierModel model;
+  train::Augment augment;
+  std::string data = "fashion-mnist", out;
+  int threads = 0;
+};
+
+void train_image_classifier(const Options& options) {
+  check_checkpoint(options.command);
+  check_output(options.out);
+  if (options.threads > 0) at::set_num_threads(options.threads);
+  const train::TrainOptions& o = options.command.train;
+  const train::ImageSet set = train::read_mnist(options.data, train::ImagePart::train);
+  const train::ImageSet test = train::read_mnist(options.data, train::ImagePart::test);
+  const train::ImageClassifier classifier(options.model, set, uint64_t(o.seed));
+  auto subject = classifier.subject();
+  subject["data"] = options.data;
+  subject["augment"] = to_spec(options.augment).text();
+  train::Trainer trainer(
+      classifier.parameters(),
+      [&](int64_t step, uint64_t seed) { return classifier.loss(set, options.augment, step, seed); }, o, subject);
+  resume(trainer, options.command);
+  run_training(trainer, options.command);
+  if (!options.out.empty()) models::save_state_dict(*classifier.net(), options.out);
+  const double top1 = classifier.top1(test);
+  const int64_t parameters = models::count_parameters(*classifier.net());
+  if (options.command.is_json)
+    fmt::print("{}\n", nlohmann::ordered_json{{"scored", "test"},
+                                              {"top1", top1},
+                                              {"images", test.size()},
+                                              {"parameters", parameters},
+                                              {"macs", classifier.macs()}}
+                           .dump());
+  else
+    fmt::print("test  top-1 {:.2f}% of {} images  ({:.3f}M parameters, {:.1f}M multiply-adds an image)\n", 100 * top1,
+               test.size(), double(parameters) / 1e6, classifier.macs() / 1e6);
+}
+
+}  // namespace
+
+void add_train_image_classifier(CLI::App& train) {
+  auto options = std::make_shared<Options>();
+  train::TrainOptions& o = options->command.train;
+  o.steps = 4000, o.warmup = 200, o.lr = 2e-3, o.weight_decay = 0.05, o.clip = 5, o.beta2 = 0.999;
+  CLI::App* command = train.add_subcommand("image-classifier", "a small NAT or DiNAT learns classes of images");
+  command->add_option("--data", options->data, "fetched set, or folder with MNIST's files")->capture_default_str();
+  add_fields(*command, options->model);
+  add_fields(*command, options->augment);
+  add_run_options(*command, options->command);
+  command->add_option("-o,--out", options->out,
+                      "weights (safetensors, names of NAT's checkpoints), written at the end");
+  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  command->footer(
+      "The last line scores the test images, which no step reads.\n"
+      "Examples:\n"
+      "  tools/fetch.py fashion-mnist\n"
+      "  foveate train image-classifier --dilated true -o out/dinat.safetensors --chart out/dinat.html\n"
+      "  foveate train image-classifier --checkpoint out/dinat.ckpt --save-every 500 --resume");
+  command->callback([options] { train_image_classifier(*options); });
+}
+
+}  // namespace foveate::app
