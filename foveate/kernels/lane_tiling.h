@@ -173,6 +173,14 @@ struct LaneCall {
   }
 };
 
+// What every tile of a call has.
+inline void start_tile(const LaneCall& call, const LaneBias& bias, float* scratch, LaneTile& t) {
+  t.dim = call.a.dim, t.value_dim = call.a.value_dim;
+  t.scale = call.a.scale * kLog2e;
+  t.scratch = scratch;
+  bias.set_strides(t);
+}
+
 // k or v of a call, packed once: dilation groups apart, rows along the last axis an even number of keys long.
 class PackedGrid {
  public:

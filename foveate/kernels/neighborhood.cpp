@@ -46,11 +46,8 @@ class ForwardWorker {
         memory_(call.units(call.a.dim) * kPanelKeys + kMostLanes * (padded(call.a.value_dim) + 2) + kLaneScratch + 64) {
     const NeighborhoodArguments& a = call.a;
     LaneForward& t = tile_;
-    t.dim = a.dim, t.value_dim = a.value_dim;
-    t.scale = a.scale * kLog2e;
-    bias_.set_strides(t);
     float* at = memory_.data();
-    t.scratch = take(at, kLaneScratch);
+    start_tile(call_, bias_, take(at, kLaneScratch), t);
     t.q = q_ = take(at, call.units(a.dim) * kPanelKeys);
     t.acc = take(at, kMostLanes * padded(a.value_dim));
     t.top = take(at, kMostLanes);

@@ -103,11 +103,8 @@ class BackwardWorker {
       : all_(all), call_(all.call), rows_(all.call), bias_(all.call.tiling), memory_(floats(all.call)) {
     const NeighborhoodArguments& a = call_.a;
     LaneBackward& t = tile_;
-    t.dim = a.dim, t.value_dim = a.value_dim;
-    t.scale = a.scale * kLog2e;
-    bias_.set_strides(t);
     float* at = memory_.data();
-    t.scratch = take(at, kLaneScratch);
+    start_tile(call_, bias_, take(at, kLaneScratch), t);
     t.q = q_ = take(at, call_.units(a.dim) * kPanelKeys);
     t.d_out = d_out_ = take(at, call_.units(a.value_dim) * kPanelKeys);
     t.q_by_dim = q_by_dim_ = take(at, kMostLanes * padded(a.dim));

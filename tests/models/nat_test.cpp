@@ -4,11 +4,15 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/stack.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <set>
 
+#include "foveate/io/safetensors.h"
+#include "foveate/models/stored.h"
 #include "foveate/models/vision/state_dict.h"
 #include "tests/support/compare.h"
 #include "tests/support/messages.h"
@@ -174,6 +178,73 @@ TEST(Nat, gradients_are_those_of_finite_differences) {
       EXPECT_NEAR(grad[i].item<double>(), (up - down) / (2 * step), 1e-7) << name << " " << i;
     }
   }
+}
+
+// The same weights as Hugging Face's files name them: queries, keys and values apart, both layer scales together.
+std::string hugging_face_file(const Nat& net) {
+  std::map<std::string, Tensor> tensors;
+  const auto replaced = [](std::string name, std::string_view from, std::string_view to) {
+    if (const size_t at = name.find(from); at != name.npos) name.replace(at, from.size(), to);
+    return name;
+  };
+  for (const auto& item : net->named_parameters()) {
+    std::string name = item.key();
+    const Tensor t = item.value().detach();
+    for (const auto& [from, to] :
+         {std::pair("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+          std::pair("patch_embed.norm", "embeddings.norm"), std::pair(".blocks.", ".layers."),
+          std::pair("norm1.", "layernorm_before."), std::pair("norm2.", "layernorm_after."),
+          std::pair("attn.proj", "attention.output.dense"), std::pair("attn.rpb", "attention.self.rpb"),
+          std::pair("mlp.fc1", "intermediate.dense"), std::pair("mlp.fc2", "output.dense"),
+          std::pair("head.", "classifier.")})
+      name = replaced(name, from, to);
+    if (name.starts_with("levels")) name = "encoder." + name;
+    if (name.starts_with("norm.")) name = "layernorm" + name.substr(4);
+    if (!name.starts_with("classifier")) name = "dinat." + name;
+    if (name.find("attn.qkv") != name.npos) {
+      const auto parts = t.chunk(3);
+      for (size_t i = 0; i < 3; ++i)
+        tensors[replaced(name, "attn.qkv",
+                         std::vector{"attention.self.query", "attention.self.key", "attention.self.value"}[i])] =
+            parts[i].contiguous();
+    } else if (name.ends_with("gamma1")) {
+      tensors[replaced(name, "gamma1", "layer_scale_parameters")] =
+          at::stack({t, net->named_parameters()[replaced(item.key(), "gamma1", "gamma2")].detach()});
+    } else if (!name.ends_with("gamma2")) {
+      tensors[name] = t.contiguous();
+    }
+  }
+  std::vector<io::StoredTensor> stored;
+  for (const auto& [name, t] : tensors) stored.push_back(store(name, t));
+  const std::string file = testing::TempDir() + "nat_hugging_face.safetensors";
+  io::write_safetensors(file, stored);
+  return file;
+}
+
+TEST(Nat, weights_load_by_the_names_of_both_kinds_of_checkpoints) {
+  NatConfig c = small_config();
+  c.layer_scale = 0.5;
+  Nat net(c, 1), published(c, 2), other(c, 3);
+  const Tensor image = random_tensor({1, 3, 32, 32}, 1);
+  const std::string file = testing::TempDir() + "nat_published.safetensors";
+  save_state_dict(*net, file);
+  load_nat(*published, file);
+  EXPECT_TRUE(same(published->forward(image), net->forward(image), {0, 0}));
+  load_nat(*other, hugging_face_file(net));
+  EXPECT_TRUE(same(other->forward(image), net->forward(image), {0, 0}));
+}
+
+TEST(Nat, position_biases_of_another_kernel_are_interpolated) {
+  NatConfig wider = small_config();
+  wider.kernel = 5;
+  Nat net(small_config(), 1), wide(wider, 2);
+  const std::string file = testing::TempDir() + "nat_kernel.safetensors";
+  save_state_dict(*net, file);
+  load_nat(*wide, file);
+  const Tensor small = net->named_parameters()["levels.0.blocks.0.attn.rpb"],
+               large = wide->named_parameters()["levels.0.blocks.0.attn.rpb"];
+  EXPECT_EQ(large.sizes(), at::IntArrayRef({2, 9, 9}));
+  EXPECT_TRUE(same(large.select(1, 4).select(1, 4), small.select(1, 2).select(1, 2), {1e-6, 0}));  // the query itself
 }
 
 TEST(Nat, published_dilations_end_with_the_largest_that_fits) {

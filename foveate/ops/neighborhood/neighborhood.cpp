@@ -48,11 +48,11 @@ Tensor empty_rows(const Tensor& like, const c10::SymInt& dim) {
   return like.new_empty_symint({b, h, n, dim});
 }
 
-namespace {
-
 std::string text(const Tensor& t) {
   return fmt::format("{} [{}]", c10::toString(t.scalar_type()), fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
 }
+
+namespace {
 
 void check_extra(const NeighborhoodProblem& p) {
   const auto &keys = p.score.extra_keys, &values = p.score.extra_values;
@@ -178,10 +178,7 @@ Backward run_backward(const NeighborhoodProblem& p, const Attended& attended, co
   return {r.q, r.k, r.v, given(r.bias), given(r.extra_keys), given(r.extra_values)};
 }
 
-struct SavedCall final : torch::CustomClassHolder {
-  explicit SavedCall(NeighborhoodProblem p) : problem(std::move(p)) {}
-  NeighborhoodProblem problem;
-};
+using Saved = detail::SavedCall<NeighborhoodProblem>;
 
 template <class... Flat>
 struct Kernels {
@@ -256,7 +253,7 @@ class Gradient : public torch::autograd::Function<Gradient> {
     context->save_for_backward({q, k, v, given(bias), given(extra_keys), given(extra_values), out, lse});
     NeighborhoodProblem rest = problem;
     set_tensors(rest, List(6));
-    context->saved_data["call"] = c10::IValue::make_capsule(c10::make_intrusive<SavedCall>(std::move(rest)));
+    context->saved_data["call"] = c10::IValue::make_capsule(c10::make_intrusive<Saved>(std::move(rest)));
     return {out, lse};
   }
 
@@ -276,7 +273,7 @@ class Gradient : public torch::autograd::Function<Gradient> {
   static List first_gradients(torch::autograd::AutogradContext* context, const List& saved, const List& gradients) {
     at::AutoDispatchBelowADInplaceOrView below;
     const auto capsule = context->saved_data["call"].toCapsule();
-    NeighborhoodProblem p = static_cast<const SavedCall&>(*capsule).problem;
+    NeighborhoodProblem p = static_cast<const Saved&>(*capsule).call;
     set_tensors(p, saved);
     const Tensor d_out = gradients[0].defined() ? gradients[0] : at::zeros_like(saved[6]);
     const auto d_lse = gradients[1].defined() ? std::optional(gradients[1]) : std::nullopt;

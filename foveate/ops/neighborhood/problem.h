@@ -26,6 +26,8 @@ struct NeighborhoodResults {  // of backward
   at::Tensor bias, extra_keys, extra_values;  // undefined where the score has none
 };
 
+std::string text(const at::Tensor& t);  // "Float [1, 2, 9, 4]", for messages
+
 // Throws Error unless the shapes, dtypes and the neighborhood fit each other.
 void check_neighborhood_problem(const NeighborhoodProblem& problem);
 

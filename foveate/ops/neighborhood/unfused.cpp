@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/attend/gradient.h"
 #include "foveate/ops/neighborhood/problem.h"
 #include "foveate/ops/pairs/pair_scores.h"
 
@@ -14,18 +15,14 @@ using at::Tensor;
 using List = torch::autograd::variable_list;
 using torch::autograd::AutogradContext;
 
-// A neighborhood as what autograd can keep.
-struct Windows final : torch::CustomClassHolder {
-  explicit Windows(Neighborhood n) : neighborhood(std::move(n)) {}
-  Neighborhood neighborhood;
-};
+using Windows = detail::SavedCall<Neighborhood>;  // what autograd keeps
 
 void keep(AutogradContext* context, const Neighborhood& n) {
   context->saved_data["windows"] = c10::IValue::make_capsule(c10::make_intrusive<Windows>(n));
 }
 const Neighborhood& kept(AutogradContext* context) {
   const auto capsule = context->saved_data["windows"].toCapsule();
-  return static_cast<const Windows&>(*capsule).neighborhood;
+  return static_cast<const Windows&>(*capsule).call;
 }
 
 Tensor lists(const Neighborhood& n) { return token_plan(n, 0, n.positions()).index; }
@@ -74,10 +71,6 @@ struct Inverse : torch::autograd::Function<Inverse> {
     return {d_weights.masked_fill(hidden, 0), neighborhood_av(saved[0], gradients[0], n), {}, {}};
   }
 };
-
-std::string text(const Tensor& t) {
-  return fmt::format("{} [{}]", c10::toString(t.scalar_type()), fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
-}
 
 // heads: of weights or queries.
 void check(std::string_view name, const Neighborhood& n, const Tensor& a, const Tensor& b, int64_t a_last,
