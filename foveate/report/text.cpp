@@ -56,7 +56,7 @@ std::string with_thousands(std::string digits) {
   const size_t start = digits.starts_with('-') ? 1 : 0;
   size_t end = digits.find('.');
   if (end == std::string::npos) end = digits.size();
-  for (size_t at = end; at > start + 3; at -= 3) digits.insert(at - 3, ",");
+  for (size_t at = end; at > start + 3; at -= 3) digits.insert(at - 3, 1, ',');
   return digits;
 }
 

@@ -1,4 +1,5 @@
 // What landmark attention keeps while generating: in memory, bounded, on disk.
+#include <ATen/ops/full.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 

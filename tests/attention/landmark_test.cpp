@@ -1,4 +1,7 @@
 // Landmark attention against plain loops in double; its goldens and limit cases.
+#include <ATen/ops/arange.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include "foveate/attention/registry.h"

@@ -1,6 +1,7 @@
 // PSNR, SSIM and luma against loops in double and against numbers of scikit-image.
 #include "foveate/eval/image_quality.h"
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/tensor.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,6 @@
 // Neighborhood attention in two steps against the fused operator, and the gradients of its parts.
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/softmax.h>
 #include <torch/csrc/autograd/autograd.h>
 

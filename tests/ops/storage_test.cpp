@@ -1,5 +1,7 @@
 // Keys and values in pages and in 8 bits: attention over them equals attention over what they stand for.
 #include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/randperm.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>

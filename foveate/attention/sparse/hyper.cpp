@@ -4,8 +4,10 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/full_like.h>
 #include <ATen/ops/matmul.h>
 
+#include <ATen/ops/zeros_like.h>
 #include <algorithm>
 #include <limits>
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/relu.h>
 
+#include <ATen/ops/zeros.h>
 #include <algorithm>
 #include <cstring>
 

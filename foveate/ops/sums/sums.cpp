@@ -2,9 +2,11 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/flip.h>
 #include <ATen/ops/zeros.h>
 
+#include <ATen/ops/zeros_like.h>
 #include <limits>
 
 #include "foveate/base/error.h"
