@@ -311,7 +311,7 @@ def test_an_interrupted_comparison_keeps_what_is_finished(foveate, build, tmp_pa
 
 
 BAD = [
-    (["compare", "--attention", "dnse"], "unknown mechanism 'dnse', known: dense window triangle dhsa"),
+    (["compare", "--attention", "dnse"], "unknown mechanism 'dnse', known: dense window neighborhood triangle dhsa"),
     (["compare", "--attention", "dhsa:bugdet=1"], "unknown option 'bugdet', known: query_block budget"),
     (["compare", "--attention", "window:size=0"], "size must be >= 1, got 0"),
     (["compare", "--attention", "dense@30"], "layer must be < 30"),

@@ -14,13 +14,13 @@ from tiny_models import DECODERS, ENCODERS, LENGTH, PADDINGS, eager_model, made,
 
 foveate.huggingface.register()
 
-def check(ours, eager, exact):
-    """Nowhere further from the exact result than three times what eager attention of the same dtype is at its worst, or a few roundings."""
-    assert ours.keys() == eager.keys() == exact.keys()
+def check(ours, peers, exact):
+    """Nowhere further from the exact result than three times what attention of torch's own in the same dtype is at its worst, or a few roundings."""
+    assert ours.keys() == exact.keys() and all(peer.keys() == exact.keys() for peer in peers)
     for name, want in exact.items():
         assert torch.equal(ours[name].isfinite(), want.isfinite()), name
         rounding = torch.finfo(ours[name].dtype).eps * want.abs().max().clamp_min(1)
-        bound = 3 * (eager[name].double() - want).abs().max() + 4 * rounding
+        bound = 3 * max((peer[name].double() - want).abs().max() for peer in peers) + 4 * rounding
         error = (ours[name].double() - want).abs().max()
         assert error <= bound, f"{name}: off by {error:.3g}, bound {bound:.3g}"
 
@@ -31,31 +31,34 @@ def wide_eager_mask(*, dtype, **more):
     return None if mask is None else mask.to(dtype)
 
 
-def check_deep(ours, eager, exact):
+def check_deep(ours, peers, exact):
     """Of 30 layers with huge activations, where a tensor's worst entry varies tenfold between eager and SDPA: each tensor's error by its norm,
     against the least exact tensor of eager attention."""
     off = lambda results: {name: ((results[name].double() - want).norm() / want.norm()).item() for name, want in exact.items()}
-    bound, errors = 3 * max(off(eager).values()), off(ours)
+    bound, errors = 3 * max(max(off(peer).values()) for peer in peers), off(ours)
     worst = max(errors, key=errors.get)
     assert errors[worst] <= bound < 1e-3, f"{worst}: off by {errors[worst]:.3g}, bound {bound:.3g}"
 
 
-def compare(model, dtype, ids, check=check, **more):
+def compare(model, dtype, ids, check=check, peers=("eager",), **more):
     eager = copy.deepcopy(model).to(dtype)
     exact = copy.deepcopy(eager).double()
     ours = with_attention(eager, "foveate")
-    results = [run(model, ids, **more) for model in (ours, eager)]
+    result = run(ours, ids, **more)
+    measures = [run(with_attention(eager, peer), ids, **more) for peer in peers]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(transformers.AttentionMaskInterface._global_mapping, "eager", wide_eager_mask)
-        results.append(run(exact, ids, **more))
-    check(*results)
-    return results[0]
+        check(result, measures, run(exact, ids, **more))
+    return result
 
 
 @pytest.mark.parametrize("kind", PADDINGS)
 @pytest.mark.parametrize("name", [*DECODERS, *ENCODERS])
 def test_logits_and_gradients_equal_eager(name, kind):
-    compare(eager_model(name), torch.float, tokens(), mask=padding(kind))
+    # Where an encoder's softmax is nearly even, its queries' gradient is a small difference of large numbers, and eager attention, which
+    # keeps the weights, loses less of it than any attention that recomputes them.
+    peers = ("eager", "sdpa") if name in ENCODERS else ("eager",)
+    compare(eager_model(name), torch.float, tokens(), peers=peers, mask=padding(kind))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "gpt oss", "bert"])

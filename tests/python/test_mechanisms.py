@@ -261,7 +261,7 @@ def test_options_are_checked_by_the_library():
         "global_tokens \\+ local_tokens must be <= budget": lambda: foveate.Dhsa(budget=1),
         "pooling must be avgpool_norm \\| avgpool \\| maxpool, got 'sum'": lambda: foveate.Dhsa(pooling="sum"),
         "dhsa: unknown option 'bugdet', known: query_block budget": lambda: foveate.mechanism("dhsa:bugdet=1"),
-        "unknown mechanism 'dsha', known: dense window triangle dhsa": lambda: foveate.mechanism("dsha"),
+        "unknown mechanism 'dsha', known: dense window neighborhood triangle dhsa": lambda: foveate.mechanism("dsha"),
         "only one mechanism may go without '@layers'": lambda: foveate.mechanisms("dense;window", 2),
     }.items():
         with pytest.raises(ValueError, match=match):
