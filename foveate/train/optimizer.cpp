@@ -57,7 +57,7 @@ double AdamW::step(double learning_rate) {
   return norm;
 }
 
-std::map<std::string, at::Tensor> AdamW::state() const {
+TensorMap AdamW::state() const {
   std::map<std::string, at::Tensor> all;
   for (const auto& [name, parameter] : parameters_) {
     all["parameter." + name] = parameter.value.detach();

@@ -19,6 +19,7 @@ struct Parameter {
   bool ascends = false;  // the loss is to grow with it: multipliers of a penalty
 };
 using ParameterMap = std::map<std::string, Parameter>;
+using TensorMap = std::map<std::string, at::Tensor>;
 
 // How a run learns; the same options, parameters and losses give the same numbers.
 struct TrainOptions {
@@ -57,13 +58,13 @@ class AdamW {
   const ParameterMap& parameters() const { return parameters_; }
 
   // What is to be kept to go on later: "parameter.NAME", "mean.NAME", "square.NAME"; views.
-  std::map<std::string, at::Tensor> state() const;
+  TensorMap state() const;
   void set_steps(int64_t steps) { steps_ = steps; }
 
  private:
   ParameterMap parameters_;
   double weight_decay_, clip_, beta1_, beta2_;
-  std::map<std::string, at::Tensor> mean_, square_;  // of gradients
+  TensorMap mean_, square_;  // of gradients
   int64_t steps_ = 0;
 };
 

@@ -16,10 +16,12 @@ constexpr std::string_view kFormat = "checkpoint 1";
 
 }  // namespace
 
-Trainer::Trainer(ParameterMap parameters, LossOf loss, TrainOptions options, std::map<std::string, std::string> subject)
+Trainer::Trainer(ParameterMap parameters, LossOf loss, TrainOptions options, std::map<std::string, std::string> subject,
+                 TensorMap buffers)
     : options_(options),
       loss_(std::move(loss)),
       subject_(std::move(subject)),
+      buffers_(std::move(buffers)),
       optimizer_(std::move(parameters), options) {
   check_options(options_);
 }
@@ -45,8 +47,14 @@ std::map<std::string, std::string> Trainer::metadata() const {
   return all;
 }
 
+TensorMap Trainer::state() const {
+  TensorMap all = optimizer_.state();
+  for (const auto& [name, tensor] : buffers_) all["buffer." + name] = tensor;
+  return all;
+}
+
 void Trainer::save(const std::string& path) const {
-  const auto state = optimizer_.state();
+  const TensorMap state = this->state();
   std::vector<io::StoredTensor> stored;
   for (const auto& [name, tensor] : state) stored.push_back(models::store(name, tensor));
   auto texts = metadata();
@@ -71,10 +79,10 @@ void Trainer::load(const std::string& path) {
   const bool is_number = detail::parse_value(text("step").value_or(""), steps);
   require(is_number && steps >= 0 && steps <= options_.steps, "{}: step must be 0 .. {}, got {}", path, options_.steps,
           got("step"));
-  const auto state = optimizer_.state();
+  const TensorMap state = this->state();
   require(file.tensors().size() == state.size(), "{}: must have {} tensors as this run, got {}", path, state.size(),
           file.tensors().size());
-  std::map<std::string, at::Tensor> restored;
+  TensorMap restored;
   for (const auto& [name, tensor] : state) {
     const at::Tensor other = restored[name] = models::restore(file.tensor(name));
     require(other.sizes() == tensor.sizes() && other.scalar_type() == tensor.scalar_type(),

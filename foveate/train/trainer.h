@@ -29,7 +29,9 @@ struct StepReport {
 class Trainer {
  public:
   // `subject` says in names and values what is trained beside the options: a checkpoint of another subject is refused.
-  Trainer(ParameterMap parameters, LossOf loss, TrainOptions options, std::map<std::string, std::string> subject);
+  // `buffers` are what the loss itself changes from step to step (averages of a batch norm), any dtype, in place.
+  Trainer(ParameterMap parameters, LossOf loss, TrainOptions options, std::map<std::string, std::string> subject,
+          TensorMap buffers = {});
 
   // Throws Error: a loss or gradients that are not finite; the parameters then stay as they were.
   StepReport step();
@@ -37,7 +39,7 @@ class Trainer {
   bool is_done() const { return steps_done() >= options_.steps; }
   const TrainOptions& options() const { return options_; }
 
-  // A checkpoint: a safetensors file of parameters, both moments, the options, the subject and the steps done, written
+  // A checkpoint: a safetensors file of parameters, both moments, buffers, the options, the subject and the steps done, written
   // whole or not at all.  A run that goes on from it gives the same bits as one that never stopped (on as many
   // threads: torch's products may add in another order on others).
   void save(const std::string& path) const;
@@ -47,10 +49,12 @@ class Trainer {
 
  private:
   std::map<std::string, std::string> metadata() const;
+  TensorMap state() const;
 
   TrainOptions options_;
   LossOf loss_;
   std::map<std::string, std::string> subject_;
+  TensorMap buffers_;
   AdamW optimizer_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
@@ -44,6 +45,35 @@ class Checkpoints : public testing::Test {
   std::string path(const char* name) const { return folder_.file(name); }
   const test::TemporaryFolder folder_{"trainer"};
 };
+
+// A loss that keeps an average of what it has seen, and depends on it.
+TEST_F(Checkpoints, buffers_go_on_where_they_were) {
+  struct Averaging {
+    at::Tensor weight = random_tensor({4}, 1).requires_grad_(), average = at::zeros({4});
+    at::Tensor seen = at::zeros({}, at::kLong);  // a batch norm counts in whole numbers
+
+    Trainer trainer() {
+      const auto loss = [this](int64_t step, uint64_t) {
+        const at::NoGradGuard no_grad;
+        average.mul_(0.9).add_(random_tensor({4}, uint64_t(step)));
+        seen.add_(1);
+        const at::AutoGradMode grad(true);
+        return StepLoss{(weight * average + weight.square()).sum() * (1 + seen.item<double>()), 1, {}};
+      };
+      return Trainer({{"weight", {.value = weight}}}, loss, {.steps = 9, .warmup = 1}, {},
+                     {{"average", average}, {"seen", seen}});
+    }
+  };
+  Averaging whole, stopped, resumed;
+  Trainer a = whole.trainer(), b = stopped.trainer(), c = resumed.trainer();
+  run(a, {});
+  for (int i = 0; i < 4; ++i) b.step();
+  b.save(path("x.safetensors"));
+  run(c, {.checkpoint = path("x.safetensors"), .resumes = true});
+  EXPECT_TRUE(whole.weight.equal(resumed.weight));
+  EXPECT_TRUE(whole.average.equal(resumed.average));
+  EXPECT_EQ(resumed.seen.item<int64_t>(), 9);
+}
 
 TEST_F(Checkpoints, a_resumed_run_has_the_bits_of_one_that_never_stopped) {
   Line whole, stopped, resumed;
