@@ -6,8 +6,8 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/full_like.h>
 #include <ATen/ops/matmul.h>
-
 #include <ATen/ops/zeros_like.h>
+
 #include <algorithm>
 #include <limits>
 

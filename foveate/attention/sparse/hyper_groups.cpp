@@ -12,8 +12,8 @@
 #include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
-
 #include <ATen/ops/zeros_like.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>

@@ -4,8 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/relu.h>
-
 #include <ATen/ops/zeros.h>
+
 #include <algorithm>
 #include <cstring>
 

@@ -5,8 +5,8 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/flip.h>
 #include <ATen/ops/zeros.h>
-
 #include <ATen/ops/zeros_like.h>
+
 #include <limits>
 
 #include "foveate/base/error.h"
