@@ -16,7 +16,9 @@ import torch  # noqa: E402
 from foveate import catalogue, convert  # noqa: E402
 from foveate.attender import LocalAttender, attender_offsets, local_attender  # noqa: E402
 from foveate.catalogue import *  # noqa: E402, F403
+from foveate.catanet import CATANet, ConvFfn, PatchAttention, TokenAggregation  # noqa: E402
 from foveate.halo import HaloAttn, halo_attend  # noqa: E402
+from foveate.halonet import HaloBlock  # noqa: E402
 from foveate.registry import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
 from foveate.neighborhood import (  # noqa: E402
     NeighborhoodAttention1D,
@@ -33,27 +35,42 @@ from foveate.neighborhood import (  # noqa: E402
 from foveate.operators import Attended, Relative, attend, dequantise_rows, quantise_rows  # noqa: E402
 from foveate.plans import BlockPlan, Plan, Rule, RunPlan, TokenPlan  # noqa: E402
 from foveate.sdpa import scaled_dot_product_attention  # noqa: E402
+from foveate.sorted_groups import (  # noqa: E402
+    first_centres,
+    nearest_centres,
+    refine_centres,
+    sort_by_centre,
+    sorted_group_attention,
+)
+from foveate.uplift import UPLiFT  # noqa: E402
 
 __version__ = torch.ops.foveate.version()
 __all__ = [
     "Attended",
     "BlockPlan",
+    "CATANet",
+    "ConvFfn",
     "HaloAttn",
+    "HaloBlock",
     "LocalAttender",
     "Mechanism",
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
+    "PatchAttention",
     "Plan",
     "Relative",
     "Rotary",
     "Rule",
     "RunPlan",
+    "TokenAggregation",
     "TokenPlan",
+    "UPLiFT",
     "attend",
     "attender_offsets",
     "convert",
     "dequantise_rows",
+    "first_centres",
     "halo_attend",
     "local_attender",
     "mechanism",
@@ -63,9 +80,13 @@ __all__ = [
     "na3d",
     "na_av",
     "na_qk",
+    "nearest_centres",
     "neighborhood_attention",
     "neighborhood_by_head",
     "quantise_rows",
+    "refine_centres",
     "scaled_dot_product_attention",
+    "sort_by_centre",
+    "sorted_group_attention",
     *catalogue.__all__,
 ]

@@ -7,14 +7,16 @@
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/flip.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <torch/library.h>
 
 #include <algorithm>
-#include <vector>
+#include <string>
 
 #include "foveate/base/error.h"
-#include "foveate/ops/merge/merge.h"
 
 namespace foveate::attention {
 namespace {
@@ -57,8 +59,8 @@ Tensor refine_centres(const Tensor& x, const Tensor& centres) {
   const Tensor tokens = directions(wide(x)).flatten(0, 1), before = directions(wide(centres));
   const Tensor nearest = nearest_centres(x, centres).flatten();
   const Tensor sums = at::zeros(before.sizes(), before.options()).index_add(0, nearest, tokens);
-  const Tensor counts = nearest.bincount({}, centres.size(0));
-  return at::where(counts.eq(0).unsqueeze(1), before, directions(sums));
+  const Tensor is_empty = at::ones({before.size(0), 1}, at::kBool).index_fill(0, nearest, false);
+  return at::where(is_empty, before, directions(sums));
 }
 
 Tensor refine_centres(const Tensor& x, const Tensor& centres, int64_t iterations) {
@@ -123,7 +125,52 @@ Tensor sorted_group_attention(const Tensor& q, const Tensor& k, const Tensor& v,
   const auto for_all = [&](const Tensor& t) { return t.unsqueeze(0).expand({q.size(0), -1, -1, -1}); };
   const ops::Attended global = ops::attend(q, for_all(centres->k), for_all(centres->v), Rule::full(), score);
   if (o.merge == CentreMerge::sum) return within.out + global.out;
-  return ops::merge_by_lse(std::vector{within, global}).out;
+  // of the centres in the joint softmax; not merge_by_lse, which reads memory where nothing learns: a trace has none
+  const Tensor share = at::sigmoid(global.lse - within.lse).unsqueeze(-1);
+  return (within.out + share * (global.out - within.out)).to(q.scalar_type());
+}
+
+namespace {
+
+GroupWindow window_named(c10::string_view name) {
+  if (name == "own") return GroupWindow::own;
+  if (name == "next") return GroupWindow::next;
+  require(name == "both", "sorted groups: window must be own, next or both, got '{}'", std::string(name));
+  return GroupWindow::both;
+}
+
+CentreMerge merge_named(c10::string_view name) {
+  if (name == "sum") return CentreMerge::sum;
+  require(name == "joint", "sorted groups: merge must be sum or joint, got '{}'", std::string(name));
+  return CentreMerge::joint;
+}
+
+Tensor flat_sorted_groups(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& order,
+                          const std::optional<Tensor>& centre_k, const std::optional<Tensor>& centre_v, int64_t group,
+                          c10::string_view window, c10::string_view merge, std::optional<double> scale) {
+  require(centre_k.has_value() == centre_v.has_value(), "sorted groups: centre_k and centre_v must be given together");
+  const auto centres = centre_k ? std::optional(CentreRows{*centre_k, *centre_v}) : std::nullopt;
+  return sorted_group_attention(
+      q, k, v, order, centres,
+      {.group = group, .window = window_named(window), .merge = merge_named(merge), .scale = scale});
+}
+
+Tensor refine_times(const Tensor& x, const Tensor& centres, int64_t iterations) {
+  return refine_centres(x, centres, iterations);
+}
+
+}  // namespace
+
+// Made of other operators: tracing and autograd see those.
+TORCH_LIBRARY_FRAGMENT(foveate, library) {
+  library.def("first_centres(Tensor x, int count) -> Tensor", TORCH_FN(first_centres));
+  library.def("refine_centres(Tensor x, Tensor centres, int iterations=1) -> Tensor", TORCH_FN(refine_times));
+  library.def("nearest_centres(Tensor x, Tensor centres) -> Tensor", TORCH_FN(nearest_centres));
+  library.def("sort_by_centre(Tensor nearest) -> Tensor", TORCH_FN(sort_by_centre));
+  library.def(
+      "sorted_group_attention(Tensor q, Tensor k, Tensor v, Tensor order, Tensor? centre_k=None, "
+      "Tensor? centre_v=None, int group=128, str window='next', str merge='sum', float? scale=None) -> Tensor",
+      TORCH_FN(flat_sorted_groups));
 }
 
 }  // namespace foveate::attention
