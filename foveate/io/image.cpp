@@ -39,10 +39,12 @@ void check_image(const Image& image) {
   require(h <= kMostPixels / w, "image: must have at most {} pixels, got {} x {}", kMostPixels, w, h);
   require(image.pixels.size() == size_t(w * h * c), "image: {} x {} x {} must have as many bytes, got {}", w, h, c,
           image.pixels.size());
+  require(image.alpha.empty() || image.alpha.size() == size_t(w * h), "image: alpha must have {} x {} bytes, got {}", w,
+          h, image.alpha.size());
 }
 
-Image parse_image(std::span<const std::byte> bytes, const std::string& path) {
-  if (is_png(bytes)) return decode_png(bytes, path);
+Image parse_image(std::span<const std::byte> bytes, const std::string& path, Transparency transparency) {
+  if (is_png(bytes)) return decode_png(bytes, path, transparency);
   if (is_jpeg(bytes)) {
     Jpeg jpeg = decode_jpeg(bytes, path);
     return upright(std::move(jpeg.image), jpeg.orientation);
@@ -51,14 +53,20 @@ Image parse_image(std::span<const std::byte> bytes, const std::string& path) {
        printable(as_text(bytes.first(std::min<size_t>(bytes.size(), 8)))));
 }
 
-Image read_image(const std::string& path) { return parse_image(MappedFile(path).bytes(), path); }
+Image read_image(const std::string& path, Transparency transparency) {
+  return parse_image(MappedFile(path).bytes(), path, transparency);
+}
 
-void write_image(const std::string& path, const Image& image) {
+ImageFormat image_format(const std::string& path) {
   std::string ending = std::filesystem::path(path).extension().string();
   for (char& c : ending) c = c >= 'A' && c <= 'Z' ? char(c - 'A' + 'a') : c;
   const bool is_jpeg_name = ending == ".jpg" || ending == ".jpeg";
   require(is_jpeg_name || ending == ".png", "{}: the name of an image must end in .png, .jpg or .jpeg", path);
-  write_file_atomically(path, is_jpeg_name ? encode_jpeg(image) : encode_png(image));
+  return is_jpeg_name ? ImageFormat::jpeg : ImageFormat::png;
+}
+
+void write_image(const std::string& path, const Image& image) {
+  write_file_atomically(path, image_format(path) == ImageFormat::jpeg ? encode_jpeg(image) : encode_png(image));
 }
 
 }  // namespace foveate::io

@@ -163,6 +163,7 @@ Jpeg decode_jpeg(std::span<const std::byte> bytes, const std::string& path) {
 
 std::string encode_jpeg(const Image& image, int quality) {
   check_image(image);
+  require(image.alpha.empty(), "image: JPEG must not have alpha, got {} bytes of it", image.alpha.size());
   require(quality >= 1 && quality <= 100, "image: quality must be 1 .. 100, got {}", quality);
   require(image.width <= JPEG_MAX_DIMENSION && image.height <= JPEG_MAX_DIMENSION,
           "image: width and height of JPEG must be <= {}, got {} x {}", JPEG_MAX_DIMENSION, image.width, image.height);

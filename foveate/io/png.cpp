@@ -82,15 +82,29 @@ struct Writer : Png {
   std::string bytes;
 };
 
-// RGB of RGBA, laid on white; in place.
-void lay_on_white(std::vector<uint8_t>& pixels) {
+// RGB of RGBA, laid on white or with its alpha apart; in place.
+void take_alpha(Image& image, Transparency transparency) {
+  std::vector<uint8_t>& pixels = image.pixels;
   const size_t count = pixels.size() / 4;
+  if (transparency == Transparency::kept) image.alpha.resize(count);
   for (size_t i = 0; i < count; ++i) {
-    const int alpha = pixels[4 * i + 3];
+    const int alpha = pixels[4 * i + 3], shown = image.alpha.empty() ? alpha : 255;
     for (size_t c = 0; c < 3; ++c)
-      pixels[3 * i + c] = uint8_t((pixels[4 * i + c] * alpha + 255 * (255 - alpha) + 127) / 255);
+      pixels[3 * i + c] = uint8_t((pixels[4 * i + c] * shown + 255 * (255 - shown) + 127) / 255);
+    if (!image.alpha.empty()) image.alpha[i] = uint8_t(alpha);
   }
   pixels.resize(3 * count);
+}
+
+// A row as it is written: pixels, each with its alpha behind it.
+std::vector<uint8_t> row_of(const Image& image, int64_t y) {
+  const auto width = size_t(image.width), channels = size_t(image.channels), first = size_t(y) * width;
+  std::vector<uint8_t> row;
+  for (size_t i = first; i < first + width; ++i) {
+    row.insert(row.end(), &image.pixels[i * channels], &image.pixels[i * channels] + channels);
+    row.push_back(image.alpha[i]);
+  }
+  return row;
 }
 
 constexpr uint64_t kMostDeflation = 1032;  // deflate makes at most so many bytes of one
@@ -101,7 +115,7 @@ bool is_png(std::span<const std::byte> bytes) {
   return bytes.size() >= 8 && png_sig_cmp(reinterpret_cast<png_const_bytep>(bytes.data()), 0, 8) == 0;
 }
 
-Image decode_png(std::span<const std::byte> bytes, const std::string& path) {
+Image decode_png(std::span<const std::byte> bytes, const std::string& path, Transparency transparency) {
   Reader reader(bytes);
   const png_structp png = reader.png;
   const png_infop info = reader.info;
@@ -133,20 +147,25 @@ Image decode_png(std::span<const std::byte> bytes, const std::string& path) {
         png_read_row(png, image.pixels.data() + size_t(y) * row_bytes, nullptr);
     png_read_end(png, nullptr);
   });
-  if (png_get_channels(png, info) == 4) lay_on_white(image.pixels);
+  if (png_get_channels(png, info) == 4) take_alpha(image, transparency);
   return image;
 }
 
 std::string encode_png(const Image& image) {
   check_image(image);
   Writer writer;
-  const int kind = image.channels == 3 ? PNG_COLOR_TYPE_RGB : PNG_COLOR_TYPE_GRAY;
+  const int kind = (image.channels == 3 ? PNG_COLOR_TYPE_RGB : PNG_COLOR_TYPE_GRAY) |
+                   (image.alpha.empty() ? 0 : PNG_COLOR_MASK_ALPHA);
+  std::vector<uint8_t> row;  // owned outside of libpng's calls, which may jump
   const bool is_done = writer.run([&] {
     png_set_IHDR(writer.png, writer.info, png_uint_32(image.width), png_uint_32(image.height), 8, kind,
                  PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
     png_write_info(writer.png, writer.info);
-    for (int64_t y = 0; y < image.height; ++y)
-      png_write_row(writer.png, image.pixels.data() + y * image.width * image.channels);
+    for (int64_t y = 0; y < image.height; ++y) {
+      if (!image.alpha.empty()) row = row_of(image, y);
+      png_write_row(writer.png,
+                    image.alpha.empty() ? image.pixels.data() + y * image.width * image.channels : row.data());
+    }
     png_write_end(writer.png, nullptr);
   });
   require(is_done, "image: must be possible to write as PNG, libpng says: {}", writer.reason);

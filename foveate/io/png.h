@@ -6,6 +6,6 @@
 namespace foveate::io {
 
 bool is_png(std::span<const std::byte> bytes);
-Image decode_png(std::span<const std::byte> bytes, const std::string& path);
+Image decode_png(std::span<const std::byte> bytes, const std::string& path, Transparency transparency);
 
 }  // namespace foveate::io

@@ -1,17 +1,17 @@
 // What image models learn: classes, and enlarging.  A model is any function of images, so that these know no layers.
 #pragma once
 
-#include <functional>
 #include <vector>
 
 #include "foveate/eval/image_quality.h"
+#include "foveate/models/vision/enlarge.h"
 #include "foveate/train/augment.h"
 #include "foveate/train/photos.h"
 #include "foveate/train/trainer.h"
 
 namespace foveate::train {
 
-using ImageModel = std::function<at::Tensor(const at::Tensor& images)>;
+using models::ImageModel;
 
 // Cross-entropy of `model` (images [B, C, H, W] -> logits [B, classes]) from the targets of the step's batch.  Note
 // `accuracy`: of the labels before mixing.  `tokens` are images.  Throws Error: logits of another shape; what

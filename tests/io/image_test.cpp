@@ -134,6 +134,33 @@ TEST(Image, transparent_pixels_lie_on_white) {
   EXPECT_EQ(parse(png_file({2, 1, 8, 0}, std::string("\0\x07\x08", 3), key)).pixels, grey({255, 8}));
 }
 
+TEST(Image, transparency_is_kept_where_asked_for) {
+  for (const int64_t channels : {3, 1}) {
+    Image image = noise(7, 5, channels);
+    const Image alpha = noise(5, 7, 1);
+    image.alpha = alpha.pixels;
+    const std::string png = encode_png(image);
+    const Image again = parse_image(as_bytes(png), "f", Transparency::kept);
+    EXPECT_EQ(again.alpha, image.alpha);
+    EXPECT_EQ(again.channels, 3);
+    EXPECT_EQ(again.pixels, channels == 3 ? image.pixels : grey({image.pixels.begin(), image.pixels.end()}));
+    const Image flat = parse(png);
+    EXPECT_TRUE(flat.alpha.empty());
+    EXPECT_NE(flat.pixels, again.pixels);
+  }
+  const Image opaque = noise(7, 5, 3);
+  EXPECT_TRUE(parse_image(as_bytes(encode_png(opaque)), "f", Transparency::kept).alpha.empty());
+  EXPECT_TRUE(parse_image(as_bytes(encode_jpeg(opaque)), "f", Transparency::kept).alpha.empty());
+}
+
+TEST(Image, alpha_that_can_not_be_written_is_refused) {
+  Image image = noise(4, 3, 3);
+  image.alpha.assign(11, 0);
+  EXPECT_EQ(message_of([&] { encode_png(image); }), "image: alpha must have 4 x 3 bytes, got 11");
+  image.alpha.assign(12, 0);
+  EXPECT_EQ(message_of([&] { encode_jpeg(image); }), "image: JPEG must not have alpha, got 12 bytes of it");
+}
+
 TEST(Image, interlaced_pictures_are_put_together) {
   constexpr int kFirstX[] = {0, 4, 0, 2, 0, 1, 0}, kFirstY[] = {0, 0, 4, 0, 2, 0, 1};
   constexpr int kStepX[] = {8, 8, 4, 4, 2, 2, 1}, kStepY[] = {8, 8, 8, 4, 4, 2, 2};

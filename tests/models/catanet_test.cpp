@@ -126,6 +126,42 @@ TEST(CataNet, training_begins_with_centres_of_length_one_and_then_moves_them_slo
   EXPECT_LE(moved.norm(2, -1).max().item<double>(), 0.0021);  // a thousandth of what two directions differ by
 }
 
+TEST(CataNet, refined_in_inference_centres_are_of_each_image_alone) {
+  CataNetConfig config = small_config();
+  CataNet kept(config, 3);
+  config.refines_always = true;
+  CataNet refined(config, 3);
+  const Tensor images = random_tensor({2, 3, 12, 11}, 2);
+  for (CataNet* net : {&kept, &refined}) {
+    (*net)->forward(random_tensor({2, 3, 12, 12}, 1));
+    (*net)->eval();
+  }
+  const Tensor means = refined->named_buffers()["blocks.0.0.means"].clone();
+  const at::NoGradGuard no_gradients;
+  const Tensor both = refined->forward(images);
+  EXPECT_TRUE(means.equal(refined->named_buffers()["blocks.0.0.means"]));
+  for (const int64_t i : {0, 1})
+    EXPECT_TRUE(same(both.narrow(0, i, 1), refined->forward(images.narrow(0, i, 1)), {1e-5, 1e-5}));
+  EXPECT_FALSE(same(both, kept->forward(images), {1e-6, 1e-6}));
+}
+
+TEST(CataNet, without_aggregation_blocks_have_patches_alone) {
+  CataNetConfig config = small_config();
+  const CataNet whole(config);
+  config.aggregates = false;
+  CataNet net(config);
+  EXPECT_TRUE(net->buffers().empty());
+  for (const auto& item : net->named_parameters()) {
+    EXPECT_EQ(item.key().find("blocks.0.0."), std::string::npos) << item.key();
+    EXPECT_TRUE(whole->named_parameters().contains(item.key())) << item.key();
+  }
+  EXPECT_EQ(net->forward(random_tensor({2, 3, 9, 13}, 1)).sizes(), (at::IntArrayRef{2, 3, 18, 26}));
+  const CataNetCost cost = count_macs(config, 40, 40), with = count_macs(small_config(), 40, 40);
+  EXPECT_EQ(cost.groups + cost.centres, 0);
+  EXPECT_EQ(cost.patches, with.patches);
+  EXPECT_LT(cost.all, with.all - with.groups - with.centres);
+}
+
 TEST(CataNet, learns_through_centres_and_patches) {
   CataNet net(small_config());
   net->forward(random_tensor({2, 3, 12, 12}, 1)).square().sum().backward();

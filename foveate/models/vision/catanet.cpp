@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/leaky_relu.h>
 #include <ATen/ops/linear.h>
@@ -67,7 +68,8 @@ const CataNetConfig& checked(const CataNetConfig& c) {
   require(c.upscale >= 1 && c.upscale <= 4, "catanet: upscale must be 1 .. 4, got {}", c.upscale);
   require(c.heads >= 1 && c.dim % c.heads == 0 && c.qk_dim % c.heads == 0,
           "catanet: dim and qk_dim must be multiples of heads ({}), got {} and {}", c.heads, c.dim, c.qk_dim);
-  require(!c.patches.empty() && c.patches.size() == c.centres.size() && c.patches.size() == c.groups.size(),
+  const bool is_given = c.patches.size() == c.centres.size() && c.patches.size() == c.groups.size();
+  require(!c.patches.empty() && (is_given || !c.aggregates),
           "catanet: patches, centres and groups must be given for every block, got {}, {} and {}", c.patches.size(),
           c.centres.size(), c.groups.size());
   require(*std::ranges::min_element(c.patches) >= 3, "catanet: patches must be >= 3, got {}",
@@ -105,6 +107,7 @@ TokenAggregationImpl::TokenAggregationImpl(const CataNetConfig& c, size_t block)
       iterations_(c.iterations),
       decay_(c.decay),
       uses_centres_(c.uses_centres),
+      refines_always_(c.refines_always),
       groups_{.group = c.groups[block], .window = c.window, .merge = c.merge} {
   norm_ = add_norm(*this, "norm", c.dim);
   const auto mlp = add_folder(*this, "mlp");
@@ -134,7 +137,7 @@ Tensor TokenAggregationImpl::forward(const Tensor& x) {
   const int64_t height = x.size(1);
   const Tensor tokens = norm_(x).flatten(1, 2);  // [B, N, C]
   Tensor centres = initted.item<bool>() ? means : attention::first_centres(tokens, means.size(0)).detach();
-  if (is_training()) centres = attention::refine_centres(tokens, centres, iterations_);
+  if (is_training() || refines_always_) centres = attention::refine_centres(tokens, centres, iterations_);
   const Tensor order = attention::sort_by_centre(attention::nearest_centres(tokens, centres));
   std::optional<attention::CentreRows> global;
   if (uses_centres_) {
@@ -220,7 +223,8 @@ CataNetImpl::CataNetImpl(const CataNetConfig& config, uint64_t seed) : config_(c
   const auto blocks = add_folder(*this, "blocks"), convs = add_folder(*this, "mid_convs");
   for (size_t i = 0; i < c.patches.size(); ++i) {
     const auto block = add_folder(*blocks, std::to_string(i));
-    aggregations_.push_back(block->register_module("0", std::make_shared<TokenAggregationImpl>(c, i)));
+    if (c.aggregates)
+      aggregations_.push_back(block->register_module("0", std::make_shared<TokenAggregationImpl>(c, i)));
     patches_.push_back(block->register_module("1", std::make_shared<PatchAttentionImpl>(c, i)));
     mid_convs_.push_back(add_conv(*convs, std::to_string(i), c.dim, c.dim));
   }
@@ -234,6 +238,16 @@ CataNetImpl::CataNetImpl(const CataNetConfig& config, uint64_t seed) : config_(c
   for (const auto& block : aggregations_) fill_normal(block->means, 1, random);
 }
 
+Tensor CataNetImpl::deep(const Tensor& first) {
+  Tensor f = first;
+  for (size_t i = 0; i < patches_.size(); ++i) {
+    Tensor x = pixels_last(f);
+    if (config_.aggregates) x = aggregations_[i]->forward(x);
+    f = f + mid_convs_[i](pixels_first(patches_[i]->forward(x)));
+  }
+  return f + first;
+}
+
 Tensor CataNetImpl::forward(const Tensor& image) {
   const CataNetConfig& c = config_;
   require(image.dim() == 4 && image.size(1) == c.channels, "catanet: the image must be [B, {}, H, W], got [{}]",
@@ -244,12 +258,14 @@ Tensor CataNetImpl::forward(const Tensor& image) {
   const int64_t height = image.size(2) * c.upscale, width = image.size(3) * c.upscale;
   const Tensor base = c.upscale == 1 ? image : at::upsample_bilinear2d(image, {height, width}, /*align_corners=*/false);
   const Tensor first = first_conv_(image.contiguous(at::MemoryFormat::ChannelsLast));
-  Tensor f = first;
-  for (size_t i = 0; i < aggregations_.size(); ++i) {
-    const Tensor seen = patches_[i]->forward(aggregations_[i]->forward(pixels_last(f)));
-    f = f + mid_convs_[i](pixels_first(seen));
+  Tensor f;
+  if (c.refines_always && !is_training()) {  // image by image, so that none depends on another
+    std::vector<Tensor> each;
+    for (const Tensor& one : first.split(1)) each.push_back(deep(one));
+    f = at::cat(each);
+  } else {
+    f = deep(first);
   }
-  f = f + first;
   const int64_t step = c.upscale == 4 ? 2 : c.upscale;
   for (auto& conv : upconvs_) f = at::leaky_relu(at::pixel_shuffle(conv(f), step), 0.1);
   return last_conv_(f) + base;
@@ -258,21 +274,22 @@ Tensor CataNetImpl::forward(const Tensor& image) {
 CataNetCost count_macs(const CataNetConfig& c, int64_t height, int64_t width) {
   const auto pixels = double(height) * double(width), dim = double(c.dim), rows = double(c.qk_dim + c.dim);
   const double kernel = 9 * dim, maps = 2 * dim * double(c.qk_dim) + 2 * dim * dim;  // q, k, v, out
+  const double window = c.window == attention::GroupWindow::own ? 1 : c.window == attention::GroupWindow::next ? 2 : 3;
   const double ffn = pixels * double(c.mlp_dim) * (2 * dim + 25);
   CataNetCost cost;
   cost.all = pixels * kernel * double(c.channels);
   for (size_t i = 0; i < c.patches.size(); ++i) {
-    const auto patch = double(c.patches[i] * c.patches[i]), centres = double(c.centres[i]);
+    const auto patch = double(c.patches[i] * c.patches[i]);
     const auto patches = double(patch_starts(height, c.patches[i]).size() * patch_starts(width, c.patches[i]).size());
-    const double window = c.window == attention::GroupWindow::own    ? 1
-                          : c.window == attention::GroupWindow::next ? 2
-                                                                     : 3;
-    cost.groups += pixels * window * double(c.groups[i]) * rows;
-    cost.centres += pixels * centres * (dim + (c.uses_centres ? rows : 0));
+    if (c.aggregates) {
+      const auto centres = double(c.centres[i]);
+      cost.groups += pixels * window * double(c.groups[i]) * rows;
+      cost.centres += pixels * centres * (dim + (c.uses_centres ? rows : 0));
+      cost.all += pixels * (maps + dim * dim) + centres * dim * rows + ffn;
+    }
     cost.patches += patches * patch * patch * rows;
     // linear maps of a patch's pixels, as the released code makes them (here once for each pixel of the map)
-    cost.all +=
-        pixels * (maps + dim * dim) + centres * dim * rows + patches * patch * maps + 2 * ffn + pixels * kernel * dim;
+    cost.all += patches * patch * maps + ffn + pixels * kernel * dim;
   }
   cost.all += cost.groups + cost.centres + cost.patches;
   const auto scale = double(c.upscale);

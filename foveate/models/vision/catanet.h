@@ -22,7 +22,10 @@ struct CataNetConfig {
   double decay = 0.999;                                                // of the centres kept
   attention::GroupWindow window = attention::GroupWindow::next;
   attention::CentreMerge merge = attention::CentreMerge::sum;
+  bool aggregates = true;    // whether blocks begin with a TokenAggregation; else what says how is not looked at
   bool uses_centres = true;  // whether tokens attend to centres
+  // Whether centres are refined in inference too, for each image alone, from those kept.
+  bool refines_always = false;
   // Where patches overlap, their sum is divided by how many there are; the released code halves each overlap once, and
   // so divides by 4 where three patches meet.
   bool halves_overlaps = false;
@@ -60,7 +63,7 @@ class TokenAggregationImpl : public torch::nn::Module {
 
   int64_t heads_, iterations_;
   double decay_;
-  bool uses_centres_;
+  bool uses_centres_, refines_always_;
   attention::SortedGroups groups_;
   torch::nn::LayerNorm norm_{nullptr}, mlp_norm_{nullptr};
   std::shared_ptr<ConvFfnImpl> mlp_;
@@ -90,8 +93,11 @@ class CataNetImpl : public torch::nn::Module {
   // [B, channels, H, W] in [0, 1] -> [B, channels, upscale H, upscale W].  Throws Error: images smaller than the
   // largest patch.
   at::Tensor forward(const at::Tensor& image);
+  const CataNetConfig& config() const { return config_; }
 
  private:
+  at::Tensor deep(const at::Tensor& first);
+
   CataNetConfig config_;
   torch::nn::Conv2d first_conv_{nullptr}, last_conv_{nullptr};
   std::vector<torch::nn::Conv2d> mid_convs_, upconvs_;

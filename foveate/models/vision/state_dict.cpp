@@ -73,39 +73,37 @@ void load_state_dict(torch::nn::Module& module, std::span<const io::StoredTensor
   for (auto& [to, from] : read) to.copy_(from);
 }
 
-namespace {
-
-// Calls use(tensors) while the file is open.
-template <class Use>
-void with_file(const std::string& path, const Use& use) {
+void with_tensors(const std::string& path,
+                  const std::function<void(std::span<const io::StoredTensor>, const Metadata&)>& use) {
   const auto ends_with = [&](std::string_view end) { return path.ends_with(end); };
   if (ends_with(".pt") || ends_with(".pth") || ends_with(".bin") || ends_with(".ckpt"))
-    return use(io::TorchFile::open(path).tensors());
-  use(io::Safetensors::open(path).tensors());
+    return use(io::TorchFile::open(path).tensors(), {});
+  const io::Safetensors file = io::Safetensors::open(path);
+  use(file.tensors(), file.metadata());
 }
 
-}  // namespace
-
 void load_state_dict(torch::nn::Module& module, const std::string& path, const Rename& rename) {
-  with_file(path, [&](std::span<const io::StoredTensor> tensors) { load_state_dict(module, tensors, path, rename); });
+  with_tensors(path, [&](std::span<const io::StoredTensor> tensors, const Metadata&) {
+    load_state_dict(module, tensors, path, rename);
+  });
 }
 
 std::vector<std::pair<std::string, Tensor>> read_tensors(const std::string& path) {
   std::vector<std::pair<std::string, Tensor>> all;
-  with_file(path, [&](std::span<const io::StoredTensor> tensors) {
+  with_tensors(path, [&](std::span<const io::StoredTensor> tensors, const Metadata&) {
     for (const io::StoredTensor& tensor : tensors) all.emplace_back(tensor.name, restore(tensor));
   });
   return all;
 }
 
-void save_state_dict(const torch::nn::Module& module, const std::string& path) {
+void save_state_dict(const torch::nn::Module& module, const std::string& path, const Metadata& metadata) {
   std::vector<Tensor> held;
   std::vector<io::StoredTensor> stored;
   for (const auto& [name, tensor] : tensors_of(module)) {
     held.push_back(tensor.detach().contiguous());
     stored.push_back(store(name, held.back()));
   }
-  io::write_safetensors(path, stored);
+  io::write_safetensors(path, stored, metadata);
 }
 
 int64_t count_parameters(const torch::nn::Module& module) {

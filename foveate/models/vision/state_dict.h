@@ -4,6 +4,7 @@
 #include <torch/nn/module.h>
 
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -26,12 +27,19 @@ void load_state_dict(torch::nn::Module& module, std::span<const io::StoredTensor
 // Throws Error: also whatever is wrong with the file.
 void load_state_dict(torch::nn::Module& module, const std::string& path, const Rename& rename = {});
 
+// Calls use(tensors, metadata) while such a file is open; the metadata are those of safetensors, else empty.
+// Throws Error: whatever is wrong with the file.
+using Metadata = std::map<std::string, std::string>;
+void with_tensors(const std::string& path,
+                  const std::function<void(std::span<const io::StoredTensor>, const Metadata&)>& use);
+
 // All tensors of a file of safetensors, or of torch.save (.pt, .pth, .bin, .ckpt), by name, for families whose tensors
 // are put together before they are loaded.
 std::vector<std::pair<std::string, at::Tensor>> read_tensors(const std::string& path);
 
-// Writes all parameters and buffers as safetensors, whole or not at all.  Throws Error: a path that is not writable.
-void save_state_dict(const torch::nn::Module& module, const std::string& path);
+// Writes all parameters and buffers, and metadata, as safetensors, whole or not at all.  Throws Error: a path that is
+// not writable.
+void save_state_dict(const torch::nn::Module& module, const std::string& path, const Metadata& metadata = {});
 
 int64_t count_parameters(const torch::nn::Module& module);
 
