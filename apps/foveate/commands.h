@@ -18,6 +18,9 @@ void add_find_patterns(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_embed(CLI::App& app);
 void add_train(CLI::App& app);
+void add_upscale(CLI::App& app);
+void add_upsample_features(CLI::App& app);
+void add_windows(CLI::App& app);
 
 void bench_mechanisms(const eval::MechanismBenchOptions& options, bool as_json);  // a suite of `bench attention`
 

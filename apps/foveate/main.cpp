@@ -51,6 +51,9 @@ int main(int argc, char** argv) {
   foveate::app::add_find_patterns(app);
   foveate::app::add_bench(app);
   foveate::app::add_train(app);
+  foveate::app::add_upscale(app);
+  foveate::app::add_upsample_features(app);
+  foveate::app::add_windows(app);
   try {
     foveate::ops::avoid_faulty_products();
     app.parse(argc, argv);

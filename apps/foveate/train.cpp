@@ -72,15 +72,15 @@ class Progress {
                                   {{"loss", loss_ / n},
                                    {"lr", report.learning_rate},
                                    {"gradient_norm", report.gradient_norm},
-                                   {"tokens_per_s", speed}}};
+                                   {options_.unit + "_per_s", speed}}};
     for (const auto& [name, sum] : notes_) record.values.emplace_back(name, sum / n);
     if (options_.is_json) {
       nlohmann::ordered_json line = {{"step", record.step}};
       for (const auto& [name, value] : record.values) line[name] = value;
       fmt::print("{}\n", line.dump());
     } else {
-      fmt::print("step {:>6}  loss {:8.4f}  lr {:.2e}  {:>8.0f} tok/s", report.step, loss_ / n, report.learning_rate,
-                 speed);
+      fmt::print("step {:>6}  loss {:8.4f}  lr {:.2e}  {:>8.0f} {}/s", report.step, loss_ / n, report.learning_rate,
+                 speed, options_.unit);
       for (const auto& [name, sum] : notes_) fmt::print("  {} {:.4f}", name, sum / n);
       fmt::print("\n");
     }
@@ -112,7 +112,7 @@ void run_training(train::Trainer& trainer, const TrainCommand& options) {
   run.observe = [&](const train::StepReport& report) { progress(report); };
   const auto write_chart = [&] {
     if (options.chart.empty()) return;
-    write_file_atomically(options.chart, report::training_page(command_line(), progress.records()));
+    write_file_atomically(options.chart, report::training_page(command_line(), progress.records(), options.chart_end));
   };
   try {
     train::run(trainer, run);
@@ -129,6 +129,8 @@ void add_train(CLI::App& app) {
   add_train_recall(*command);
   add_train_layers(*command);
   add_train_image_classifier(*command);
+  add_train_super_resolution(*command);
+  add_train_upsampler(*command);
   command->footer(
       "Examples:\n"
       "  foveate train recall --attention nsa:compress=8,stride=4,block=8,blocks=6,window=16\n"

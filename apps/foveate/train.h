@@ -14,7 +14,9 @@ struct TrainCommand {
   train::RunOptions run;
   int64_t log_every = 50;
   bool is_json = false;
-  std::string chart;  // file; empty: none
+  std::string chart;            // file; empty: none
+  std::string chart_end;        // HTML at the end of the chart's page
+  std::string unit = "tokens";  // what StepReport counts in `tokens`
 };
 
 // An option of the command line for every field: --weight-decay for weight_decay.
@@ -23,13 +25,19 @@ void add_fields(CLI::App& command, T& options) {
   T::fields(options, [&]<class V>(std::string_view name, V& value, Range range, std::string_view doc) {
     std::string flag = "--" + std::string(name);
     std::replace(flag.begin(), flag.end(), '_', '-');
-    CLI::Option* option = command.add_option(flag, value, std::string(doc))->capture_default_str();
+    const auto read = [range](const std::string& text, V& into) {
+      if constexpr (std::is_enum_v<V>)
+        return detail::parse_value(text, into);
+      else
+        return CLI::detail::lexical_cast(text, into) && double(into) >= range.low && double(into) <= range.high;
+    };
+    CLI::Option* option = command.add_option_function<std::string>(
+        flag, [read, &value](const std::string& text) { read(text, value); }, std::string(doc));
+    option->default_str(detail::option_text(value));
     option->check(CLI::Validator(
-        [range, flag](const std::string& text) -> std::string {
-          V number{};
-          const bool fits =
-              CLI::detail::lexical_cast(text, number) && double(number) >= range.low && double(number) <= range.high;
-          return fits ? "" : fmt::format("must be {}, got {}", detail::legal_text(number, range), text);
+        [read, range](const std::string& text) -> std::string {
+          V other{};
+          return read(text, other) ? "" : fmt::format("must be {}, got {}", detail::legal_text(other, range), text);
         },
         detail::legal_text(value, range)));
   });
@@ -48,5 +56,7 @@ void run_training(train::Trainer& trainer, const TrainCommand& options);
 void add_train_recall(CLI::App& train);
 void add_train_layers(CLI::App& train);
 void add_train_image_classifier(CLI::App& train);
+void add_train_super_resolution(CLI::App& train);
+void add_train_upsampler(CLI::App& train);
 
 }  // namespace foveate::app

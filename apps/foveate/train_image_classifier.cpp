@@ -2,10 +2,12 @@
 #include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "foveate/models/vision/state_dict.h"
 #include "foveate/train/image_classifier.h"
 #include "train.h"
+#include "window_views.h"
 
 namespace foveate::app {
 namespace {
@@ -18,7 +20,41 @@ struct Options {
   int threads = 0;
 };
 
-void train_image_classifier(const Options& options) {
+// What one layer of each kind sees.
+std::string windows_of(const train::ClassifierModel& model, int64_t height, int64_t width, int64_t classes) {
+  std::string html;
+  std::set<std::string> drawn;
+  const auto draw = [&](const report::WindowView& view) {
+    if (view.places() <= report::kMostWindowPlaces && drawn.insert(view.title).second) html += window_view(view);
+  };
+  if (model.is_nat()) {
+    const models::NatConfig config = model.nat(height, width, classes);
+    for (size_t level = 0; level < config.depths.size(); ++level) {
+      height = (height + 1) / 2, width = (width + 1) / 2;
+      for (const int64_t dilation : config.dilations[level]) {
+        NeighborhoodAxis row{.length = height, .kernel = config.kernel, .dilation = dilation}, column = row;
+        column.length = width;
+        draw(view_windows(fmt::format("level {}: {} x {} tokens, windows of {} x {}, dilation {}", level + 1, height,
+                                      width, config.kernel, config.kernel, dilation),
+                          Neighborhood{{row, column}}));
+      }
+    }
+  } else {
+    for (const auto& stage : model.halonet(height, width, classes).stages) {
+      height = (height + 1) / 2, width = (width + 1) / 2;
+      const models::HaloBlock& block = stage.back();
+      if (!block.attention) continue;
+      const attention::Halo& halo = block.attention->halo;
+      draw(view_windows(
+          fmt::format("{} x {} tokens, blocks of {} with a halo of {}", height, width, halo.block, halo.halo), halo,
+          height, width));
+    }
+  }
+  if (html.empty()) return html;
+  return "<h2>Who sees whom</h2>\n<p>Point at a token: it sees what is marked.</p>\n" + html;
+}
+
+void train_image_classifier(Options options) {
   check_checkpoint(options.command);
   check_output(options.out);
   if (options.threads > 0) at::set_num_threads(options.threads);
@@ -29,14 +65,18 @@ void train_image_classifier(const Options& options) {
   auto subject = classifier.subject();
   subject["data"] = options.data;
   subject["augment"] = to_spec(options.augment).text();
+  options.command.unit = "images";
+  if (!options.command.chart.empty())
+    options.command.chart_end = windows_of(options.model, set.images.size(2), set.images.size(3), set.classes);
   train::Trainer trainer(
       classifier.parameters(),
-      [&](int64_t step, uint64_t seed) { return classifier.loss(set, options.augment, step, seed); }, o, subject);
+      [&](int64_t step, uint64_t seed) { return classifier.loss(set, options.augment, step, seed); }, o, subject,
+      classifier.buffers());
   resume(trainer, options.command);
   run_training(trainer, options.command);
-  if (!options.out.empty()) models::save_state_dict(*classifier.net(), options.out);
+  if (!options.out.empty()) models::save_state_dict(classifier.module(), options.out, classifier.subject());
   const double top1 = classifier.top1(test);
-  const int64_t parameters = models::count_parameters(*classifier.net());
+  const int64_t parameters = models::count_parameters(classifier.module());
   if (options.command.is_json)
     fmt::print("{}\n", nlohmann::ordered_json{{"scored", "test"},
                                               {"top1", top1},
@@ -55,19 +95,20 @@ void add_train_image_classifier(CLI::App& train) {
   auto options = std::make_shared<Options>();
   train::TrainOptions& o = options->command.train;
   o.steps = 4000, o.warmup = 200, o.lr = 2e-3, o.weight_decay = 0.05, o.clip = 5, o.beta2 = 0.999;
-  CLI::App* command = train.add_subcommand("image-classifier", "a small NAT or DiNAT learns classes of images");
+  CLI::App* command =
+      train.add_subcommand("image-classifier", "a small NAT, DiNAT or HaloNet learns classes of images");
   command->add_option("--data", options->data, "fetched set, or folder with MNIST's files")->capture_default_str();
   add_fields(*command, options->model);
   add_fields(*command, options->augment);
   add_run_options(*command, options->command);
   command->add_option("-o,--out", options->out,
-                      "weights (safetensors, names of NAT's checkpoints), written at the end");
+                      "weights (safetensors, names of NAT's or timm's checkpoints), written at the end");
   command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
   command->footer(
       "The last line scores the test images, which no step reads.\n"
       "Examples:\n"
       "  tools/fetch.py fashion-mnist\n"
-      "  foveate train image-classifier --dilated true -o out/dinat.safetensors --chart out/dinat.html\n"
+      "  foveate train image-classifier --kind dinat -o out/dinat.safetensors --chart out/dinat.html\n"
       "  foveate train image-classifier --checkpoint out/dinat.ckpt --save-every 500 --resume");
   command->callback([options] { train_image_classifier(*options); });
 }

@@ -4,6 +4,7 @@
 
 #include "foveate/report/chart.h"
 #include "foveate/report/text.h"
+#include "foveate/report/window_view.h"
 
 namespace foveate::report {
 namespace {
@@ -47,7 +48,7 @@ std::string page(std::string_view title, const std::string& main, const std::str
   html += "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n";
   html += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n<title>" + escape_html(title) +
           "</title>\n<style>";
-  html += std::string(kPageStyle) + chart_style() + "</style>\n</head>\n<body>\n<main>\n";
+  html += std::string(kPageStyle) + chart_style() + window_view_style() + "</style>\n</head>\n<body>\n<main>\n";
   return html + main + "</main>\n" + footer + "</body>\n</html>\n";
 }
 

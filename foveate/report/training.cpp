@@ -30,11 +30,11 @@ double value_of(const TrainingRecord& record, const std::string& name) {
 
 }  // namespace
 
-std::string training_page(std::string_view command, std::span<const TrainingRecord> records) {
+std::string training_page(std::string_view command, std::span<const TrainingRecord> records, const std::string& more) {
   std::string html = "<h1>How the training went</h1>\n<p class=\"lead\">" + code(command) + "</p>\n";
   LineChart chart{.x_label = "step", .ticks = LineChart::Ticks::round};
   for (const TrainingRecord& record : records) chart.x.push_back(double(record.step));
-  if (records.empty()) return page("foveate train", html + "<p>No step was made.</p>\n");
+  if (records.empty()) return page("foveate train", html + "<p>No step was made.</p>\n" + more);
   chart.x_end = chart.x.back();
   std::string last, figures;
   for (const std::string& name : names_in(records)) {
@@ -46,7 +46,7 @@ std::string training_page(std::string_view command, std::span<const TrainingReco
   }
   html += fmt::format("<h2>After {} steps</h2>\n<dl>\n{}</dl>\n<h2>Step by step</h2>\n{}",
                       format_count(records.back().step), last, figures);
-  return page("foveate train", html);
+  return page("foveate train", html + more);
 }
 
 }  // namespace foveate::report

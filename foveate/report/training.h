@@ -17,7 +17,8 @@ struct TrainingRecord {
 };
 
 // A self-contained page: the last numbers and a curve for every name, in the order in which they first appear.
-// `command` stands at the top, as text.
-std::string training_page(std::string_view command, std::span<const TrainingRecord> records);
+// `command` stands at the top, as text; `more` at the end, HTML.
+std::string training_page(std::string_view command, std::span<const TrainingRecord> records,
+                          const std::string& more = "");
 
 }  // namespace foveate::report

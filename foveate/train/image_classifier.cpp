@@ -1,41 +1,114 @@
 #include "foveate/train/image_classifier.h"
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "foveate/base/error.h"
 #include "foveate/base/spec.h"
 
 namespace foveate::train {
 
-models::NatConfig ClassifierModel::config(int64_t height, int64_t width, int64_t classes) const {
-  check_options(*this);
-  constexpr int64_t kHeadDim = 16;
-  require(embed % kHeadDim == 0, "classifier: embed must be a multiple of {}, got {}", kHeadDim, embed);
+namespace {
+
+constexpr int64_t kHeadDim = 16;
+
+// Tokens of a side at both levels.  Throws Error: a model that does not fit.
+std::array<int64_t, 2> checked_maps(const ClassifierModel& model, int64_t height, int64_t width) {
+  check_options(model);
+  require(model.embed % kHeadDim == 0, "classifier: embed must be a multiple of {}, got {}", kHeadDim, model.embed);
+  require(model.kernel % 2 == 1, "classifier: kernel must be odd, got {}", model.kernel);
+  const int64_t first = (std::min(height, width) + 1) / 2, second = (first + 1) / 2;
+  require(second >= model.kernel, "classifier: kernel must be <= the {} tokens of a side, got {}", second,
+          model.kernel);
+  return {first, second};
+}
+
+// Parameters of a block but for its norms and its shortcut.
+int64_t weights_of(const models::HaloBlock& block, int64_t channels) {
+  const int64_t around = (channels + block.out) * block.width;
+  if (!block.attention) return around + 9 * block.width * block.width;
+  const models::HaloAttnOptions& o = *block.attention;
+  return around + 3 * block.width * block.width + 2 * (2 * o.halo.window() - 1) * o.head_dim();
+}
+
+// The block with a convolution of as many parameters, as near as whole channels come.
+models::HaloBlock convolved(models::HaloBlock block, int64_t channels) {
+  const int64_t wanted = weights_of(block, channels);
+  block.attention.reset();
+  const auto off = [&](int64_t width) {
+    block.width = width;
+    return std::abs(weights_of(block, channels) - wanted);
+  };
+  int64_t width = 1;
+  while (off(width + 1) < off(width)) ++width;
+  block.width = width;
+  return block;
+}
+
+}  // namespace
+
+models::NatConfig ClassifierModel::nat(int64_t height, int64_t width, int64_t classes) const {
   models::NatConfig c;
+  const auto maps = checked_maps(*this, height, width);
   c.embed = embed, c.kernel = kernel, c.drop_path = drop_path, c.classes = classes;
   c.depths = {first_layers, second_layers}, c.heads = {embed / kHeadDim, 2 * embed / kHeadDim};
   c.patch = 2, c.embeds_patches = true;
   c.image = std::min(height, width);
-  int64_t map = (c.image + 1) / 2;
-  for (const int64_t layers : c.depths) {
-    require(map >= kernel, "classifier: kernel must be <= the {} tokens of a side, got {}", map, kernel);
+  for (size_t level = 0; level < maps.size(); ++level) {
     std::vector<int64_t>& own = c.dilations.emplace_back();
-    for (int64_t layer = 0; layer < layers; ++layer) own.push_back(dilated && layer % 2 == 1 ? map / kernel : 1);
-    map = (map + 1) / 2;
+    for (int64_t layer = 0; layer < c.depths[level]; ++layer)
+      own.push_back(kind == Kind::dinat && layer % 2 == 1 ? maps[level] / kernel : 1);
+  }
+  return c;
+}
+
+models::HaloNetConfig ClassifierModel::halonet(int64_t height, int64_t width, int64_t classes) const {
+  models::HaloNetConfig c{.has_stem_pool = false, .classes = classes, .image = std::min(height, width)};
+  const auto maps = checked_maps(*this, height, width);
+  int64_t channels = 64;  // of the stem
+  for (size_t level = 0; level < maps.size(); ++level) {
+    c.stages.emplace_back();
+    for (int64_t layer = 0; layer < (level == 0 ? first_layers : second_layers); ++layer) {
+      const int64_t own = embed << level;
+      models::HaloBlock block{.width = own, .out = own, .stride = level == 1 && layer == 0 ? 2 : 1};
+      // Four blocks of a level's map.  The first of the second level stands on the map of the first.
+      const int64_t side = maps[block.stride == 2 ? 0 : level];
+      const attention::Halo halo{.block = ((side + 1) / 2 + 1) / 2 * 2, .halo = kernel / 2, .auto_pad = true};
+      block.attention =
+          models::HaloAttnOptions{.dim_in = own, .heads = own / kHeadDim, .dim_head_qk = kHeadDim, .halo = halo};
+      c.stages.back().push_back(kind == Kind::convnet ? convolved(block, channels) : block);
+      channels = own;
+    }
   }
   return c;
 }
 
 ImageClassifier::ImageClassifier(const ClassifierModel& model, const ImageSet& set, uint64_t seed)
-    : model_(model),
-      height_(set.images.size(2)),
-      width_(set.images.size(3)),
-      net_(model.config(height_, width_, set.classes), seed) {}
+    : model_(model), height_(set.images.size(2)), width_(set.images.size(3)), classes_(set.classes) {
+  if (model_.is_nat())
+    nat_ = models::Nat(model_.nat(height_, width_, classes_), seed);
+  else
+    halonet_ = models::HaloNet(model_.halonet(height_, width_, classes_), seed);
+}
+
+torch::nn::Module& ImageClassifier::module() const {
+  if (model_.is_nat()) return *nat_.ptr();
+  return *halonet_.ptr();
+}
 
 ParameterMap ImageClassifier::parameters() const {
   ParameterMap all;
-  for (const auto& item : net_->named_parameters()) {
-    const bool decays = item.value().dim() > 1 && !item.key().ends_with("rpb");
-    all.emplace(item.key(), Parameter{.value = item.value(), .decays = decays});
+  for (const auto& item : module().named_parameters()) {
+    const std::string& name = item.key();
+    const bool is_position = name.ends_with("rpb") || name.ends_with("_rel");
+    all.emplace(name, Parameter{.value = item.value(), .decays = item.value().dim() > 1 && !is_position});
   }
+  return all;
+}
+
+TensorMap ImageClassifier::buffers() const {
+  TensorMap all;
+  for (const auto& item : module().named_buffers()) all.emplace(item.key(), item.value());
   return all;
 }
 
@@ -44,8 +117,10 @@ std::map<std::string, std::string> ImageClassifier::subject() const {
 }
 
 ImageModel ImageClassifier::with(Random* random) const {
+  module().train(random != nullptr);
   return [this, random](const at::Tensor& images) {  // grey images as three equal channels
-    return net_.ptr()->forward(images.expand({images.size(0), 3, images.size(2), images.size(3)}), random);
+    const at::Tensor coloured = images.expand({images.size(0), 3, images.size(2), images.size(3)});
+    return model_.is_nat() ? nat_.ptr()->forward(coloured, random) : halonet_.ptr()->forward(coloured);
   };
 }
 
@@ -57,6 +132,9 @@ StepLoss ImageClassifier::loss(const ImageSet& set, const Augment& augment, int6
 
 double ImageClassifier::top1(const ImageSet& set) const { return train::top1(with(nullptr), set, 250); }
 
-double ImageClassifier::macs() const { return models::count_macs(net_->config(), height_, width_); }
+double ImageClassifier::macs() const {
+  if (model_.is_nat()) return models::count_macs(nat_->config(), height_, width_);
+  return models::count_macs(model_.halonet(height_, width_, classes_), height_, width_);
+}
 
 }  // namespace foveate::train

@@ -39,8 +39,8 @@ class Trainer {
   bool is_done() const { return steps_done() >= options_.steps; }
   const TrainOptions& options() const { return options_; }
 
-  // A checkpoint: a safetensors file of parameters, both moments, buffers, the options, the subject and the steps done, written
-  // whole or not at all.  A run that goes on from it gives the same bits as one that never stopped (on as many
+  // A checkpoint: a safetensors file of parameters, both moments, buffers, the options, the subject and the steps done,
+  // written whole or not at all.  A run that goes on from it gives the same bits as one that never stopped (on as many
   // threads: torch's products may add in another order on others).
   void save(const std::string& path) const;
   // Throws Error: a damaged file, no checkpoint, or one of other options, another subject or other parameters (says

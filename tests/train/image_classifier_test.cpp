@@ -22,62 +22,80 @@ ImageSet stripes() {
   return set;
 }
 
-ClassifierModel small() {
+using Kind = ClassifierModel::Kind;
+
+ClassifierModel small(Kind kind = Kind::dinat) {
   ClassifierModel m;
+  m.kind = kind;
   m.batch = 16, m.embed = 16, m.kernel = 3, m.first_layers = 1, m.second_layers = 2;
   return m;
 }
 
-TEST(ImageClassifier, learns_what_a_window_shows) {
+class EveryKind : public testing::TestWithParam<Kind> {};
+INSTANTIATE_TEST_SUITE_P(ImageClassifier, EveryKind,
+                         testing::Values(Kind::nat, Kind::dinat, Kind::halonet, Kind::convnet),
+                         [](const auto& info) { return std::string(enum_names(info.param)[size_t(info.param)]); });
+
+TEST_P(EveryKind, learns_what_a_window_shows) {
   const ImageSet set = stripes();
-  const ImageClassifier classifier(small(), set, 1);
+  const ImageClassifier classifier(small(GetParam()), set, 1);
   const Augment none{.pad = 0, .flip = 0, .jitter = 0, .erase = 0, .mixup = 0, .cutmix = 0, .smoothing = 0};
   Trainer trainer(
       classifier.parameters(), [&](int64_t step, uint64_t seed) { return classifier.loss(set, none, step, seed); },
-      {.steps = 120, .warmup = 5, .lr = 3e-3}, classifier.subject());
+      {.steps = 120, .warmup = 5, .lr = 3e-3}, classifier.subject(), classifier.buffers());
   while (!trainer.is_done()) trainer.step();
   EXPECT_GT(classifier.top1(set), 0.95);  // half by chance
 }
 
-TEST(ImageClassifier, a_resumed_run_gives_the_same_bits) {
+TEST_P(EveryKind, a_resumed_run_gives_the_same_bits) {
   const ImageSet set = stripes();
   const std::string file = testing::TempDir() + "image_classifier.ckpt";
-  const auto weights = [&](bool stops) {
-    auto classifier = std::make_unique<ImageClassifier>(small(), set, 1);
-    const auto make = [&](const ImageClassifier& c) {
-      return Trainer(
-          c.parameters(), [&](int64_t step, uint64_t seed) { return c.loss(set, {}, step, seed); },
-          {.steps = 6, .warmup = 2}, c.subject());
-    };
-    Trainer trainer = make(*classifier);
-    for (int i = 0; i < (stops ? 3 : 6); ++i) trainer.step();
-    if (!stops) return classifier->net()->named_parameters()["head.weight"].detach().clone();
-    trainer.save(file);
-    const ImageClassifier later(small(), set, 9);
-    Trainer again = make(later);
-    again.load(file);
-    while (!again.is_done()) again.step();
-    return later.net()->named_parameters()["head.weight"].detach().clone();
+  const auto trainer_of = [&](const ImageClassifier& c) {
+    return Trainer(
+        c.parameters(), [&](int64_t step, uint64_t seed) { return c.loss(set, {}, step, seed); },
+        {.steps = 6, .warmup = 2}, c.subject(), c.buffers());
   };
-  EXPECT_TRUE(same(weights(true), weights(false), {0, 0}));
+  const ImageClassifier whole(small(GetParam()), set, 1), stopped(small(GetParam()), set, 1),
+      later(small(GetParam()), set, 9);
+  Trainer a = trainer_of(whole), b = trainer_of(stopped), c = trainer_of(later);
+  run(a, {});
+  for (int i = 0; i < 3; ++i) b.step();
+  b.save(file);
+  run(c, {.checkpoint = file, .resumes = true});
+  for (const auto& [name, parameter] : whole.parameters())
+    EXPECT_TRUE(same(parameter.value, later.parameters().at(name).value, {0, 0})) << name;
+  for (const auto& [name, buffer] : whole.buffers()) EXPECT_TRUE(buffer.equal(later.buffers().at(name))) << name;
+}
+
+TEST(ImageClassifier, attention_and_convolution_have_as_many_parameters) {
+  const auto count = [](Kind kind) {
+    ClassifierModel m;
+    m.kind = kind;
+    const ImageSet set{at::zeros({1, 1, 28, 28}, at::kByte), at::zeros({1}, at::kLong), 10};
+    int64_t all = 0;
+    for (const auto& [name, parameter] : ImageClassifier(m, set, 0).parameters()) all += parameter.value.numel();
+    return double(all);
+  };
+  EXPECT_NEAR(count(Kind::convnet) / count(Kind::halonet), 1, 0.01);
 }
 
 TEST(ImageClassifier, dilations_are_the_largest_that_fit) {
   ClassifierModel m;
   m.kernel = 3, m.first_layers = 3, m.second_layers = 2;
-  EXPECT_EQ(m.config(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 4, 1}, {1, 2}}));
-  m.dilated = false;
-  EXPECT_EQ(m.config(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 1, 1}, {1, 1}}));
+  EXPECT_EQ(m.nat(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 4, 1}, {1, 2}}));
+  m.kind = Kind::nat;
+  EXPECT_EQ(m.nat(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 1, 1}, {1, 1}}));
 }
 
 TEST(ImageClassifier, says_what_does_not_fit) {
   const auto refusal = [](int64_t embed, int64_t kernel) {
     ClassifierModel m;
     m.embed = embed, m.kernel = kernel;
-    return message_of([&] { m.config(28, 28, 10); });
+    return message_of([&] { m.nat(28, 28, 10); });
   };
   EXPECT_EQ(refusal(40, 5), "classifier: embed must be a multiple of 16, got 40");
   EXPECT_EQ(refusal(32, 9), "classifier: kernel must be <= the 7 tokens of a side, got 9");
+  EXPECT_EQ(refusal(32, 4), "classifier: kernel must be odd, got 4");
   EXPECT_EQ(refusal(32, 2), "classifier: kernel must be 3 .. 255, got 2");
 }
 
