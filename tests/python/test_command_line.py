@@ -20,7 +20,7 @@ def foveate(build, cache):
         pytest.skip("smollm2 or book is not there: python3 tools/fetch.py smollm2 book")
 
     def run(*words, stdin=b"", code=0, **more):
-        done = subprocess.run([build / "foveate", *words], input=stdin, capture_output=True, timeout=300, **more)
+        done = subprocess.run([build / "foveate", *words], input=stdin, capture_output=True, timeout=600, **more)
         assert done.returncode == code, done.stderr.decode()
         return done
 

@@ -17,7 +17,7 @@ UPSAMPLER = "--batch 2 --image 32 --tiles 2 --width 16 --steps 4 --warmup 1 --sc
 @pytest.fixture(scope="module")
 def foveate(build):
     def run(*words, code=0):
-        done = subprocess.run([build / "foveate", *map(str, words)], capture_output=True, timeout=120)
+        done = subprocess.run([build / "foveate", *map(str, words)], capture_output=True, timeout=600)
         assert done.returncode == code, done.stderr.decode()
         return done
 

@@ -16,7 +16,7 @@ TINY = "--dim 8 --heads 4 --blocks 2 --patch 4 --centres 2 --batch 2 --size 12 -
 @pytest.fixture(scope="module")
 def foveate(build):
     def run(*words, code=0):
-        done = subprocess.run([build / "foveate", *map(str, words)], capture_output=True, timeout=120)
+        done = subprocess.run([build / "foveate", *map(str, words)], capture_output=True, timeout=600)
         assert done.returncode == code, done.stderr.decode()
         return done
 
