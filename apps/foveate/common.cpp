@@ -1,6 +1,5 @@
 #include "common.h"
 
-#include <ATen/Parallel.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -12,6 +11,7 @@
 #include "foveate/io/cache.h"
 #include "foveate/io/open_tokenizer.h"
 #include "foveate/ops/attend/explain.h"
+#include "options.h"
 
 namespace foveate::app {
 namespace {
@@ -62,7 +62,7 @@ void print_kernel_uses() {
 
 LoadedModel load_model(const ModelOptions& options) {
   explain_at_end = options.explain;
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  use_threads(options.threads);
   LoadedModel loaded;
   loaded.path = io::find_model(options.model);
   loaded.tokenizer = io::open_tokenizer(loaded.path);

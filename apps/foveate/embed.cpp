@@ -1,5 +1,4 @@
 // foveate embed: one vector a line of text, as JSON arrays.
-#include <ATen/Parallel.h>
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -9,6 +8,7 @@
 #include "foveate/base/error.h"
 #include "foveate/io/cache.h"
 #include "foveate/models/language/encoder.h"
+#include "options.h"
 
 namespace foveate::app {
 namespace {
@@ -21,7 +21,7 @@ struct Options {
 };
 
 void embed(const Options& options) {
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  use_threads(options.threads);
   const std::string path = io::find_model(options.model);
   const auto tokenizer = load_tokenizer(path);
   const models::Encoder encoder = models::Encoder::load(path, options.dtype == "bf16" ? at::kBFloat16 : at::kFloat);

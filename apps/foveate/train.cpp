@@ -30,12 +30,6 @@ void add_run_options(CLI::App& command, TrainCommand& options) {
                      "HTML page with a curve of the loss and of everything else that is printed");
 }
 
-void check_output(const std::string& file) {
-  if (file.empty()) return;
-  const std::filesystem::path folder = std::filesystem::path(file).parent_path();
-  require_writable_directory(folder.empty() ? "." : folder);
-}
-
 void check_checkpoint(const TrainCommand& options) {
   require(options.run.save_every == 0 || !options.run.checkpoint.empty(),
           "train: --save-every needs --checkpoint FILE, got none");

@@ -1,5 +1,4 @@
 // foveate train image-classifier: a small vision model learns classes of images.
-#include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
 #include <set>
@@ -57,7 +56,7 @@ std::string windows_of(const train::ClassifierModel& model, int64_t height, int6
 void train_image_classifier(Options options) {
   check_checkpoint(options.command);
   check_output(options.out);
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  use_threads(options.threads);
   const train::TrainOptions& o = options.command.train;
   const train::ImageSet set = train::read_mnist(options.data, train::ImagePart::train);
   const train::ImageSet test = train::read_mnist(options.data, train::ImagePart::test);
@@ -103,7 +102,7 @@ void add_train_image_classifier(CLI::App& train) {
   add_run_options(*command, options->command);
   command->add_option("-o,--out", options->out,
                       "weights (safetensors, names of NAT's or timm's checkpoints), written at the end");
-  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(*command, options->threads);
   command->footer(
       "The last line scores the test images, which no step reads.\n"
       "Examples:\n"

@@ -1,5 +1,4 @@
 // foveate train recall: a small decoder learns associative recall.
-#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
@@ -45,7 +44,7 @@ void print_scores(const std::vector<Row>& rows, const Options& options) {
 
 void train_recall(const Options& options) {
   check_checkpoint(options.command);
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  use_threads(options.threads);
   const train::TrainOptions& o = options.command.train;
   const auto anew = [&] { return train::Recall(options.task, options.model, options.attention, uint64_t(o.seed)); };
   const train::Recall recall = anew();
@@ -77,7 +76,7 @@ void add_train_recall(CLI::App& train) {
   command->add_option("--score-batches", options->score_batches, "batches of texts, trained on by no step, to score")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(*command, options->threads);
   command->footer(
       "The last lines score texts that were not trained on: the model before and after training, the trained one with\n"
       "the mechanism's learned parts as they began, and with flux the trained one whose decisions are given to other\n"

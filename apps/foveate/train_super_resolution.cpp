@@ -1,5 +1,4 @@
 // foveate train super-resolution: a small vision model learns to enlarge photographs.
-#include <ATen/Parallel.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -55,7 +54,7 @@ void print_table(const Scores& scores, const std::vector<train::PhotoPair>& phot
 void train_super_resolution(const Options& options) {
   check_checkpoint(options.command);
   check_output(options.out);
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  use_threads(options.threads);
   const train::TrainOptions& o = options.command.train;
   const train::SuperResolution learner(options.model, options.patches, uint64_t(o.seed));
   const auto photos = train::read_photos(options.data, options.model.scale);
@@ -88,7 +87,7 @@ void add_train_super_resolution(CLI::App& train) {
   add_fields(*command, options->patches);
   add_run_options(*command, options->command);
   command->add_option("-o,--out", options->out, "weights (safetensors, released names), written at the end");
-  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(*command, options->threads);
   command->footer(
       "The last lines score --test-data: each photograph, and the mean.\n"
       "Examples:\n"

@@ -1,5 +1,4 @@
 // foveate train upsampler: UPLiFT learns to make the features of a trained backbone finer.
-#include <ATen/Parallel.h>
 
 #include <nlohmann/json.hpp>
 
@@ -40,7 +39,7 @@ void print_table(const std::vector<train::UpsamplingScore>& scores, int64_t para
 void train_upsampler(const Options& options) {
   check_checkpoint(options.command);
   check_output(options.out);
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  use_threads(options.threads);
   const train::TrainOptions& o = options.command.train;
   const train::Upsampler upsampler(options.model, train::load_backbone(options.backbone), uint64_t(o.seed));
   const train::ImageSet set = train::read_mnist(options.data, train::ImagePart::train);
@@ -77,7 +76,7 @@ void add_train_upsampler(CLI::App& train) {
       ->capture_default_str();
   add_run_options(*command, options->command);
   command->add_option("-o,--out", options->out, "weights (safetensors, names of UPLiFT's), written at the end");
-  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(*command, options->threads);
   command->footer(
       "The last line scores mosaics of the test images, which no step reads: the cosine of features made of the most\n"
       "reduced mosaic to those that the backbone gives of larger ones.\n"

@@ -1,5 +1,4 @@
 // foveate upsample-features: an image's features as fine as UPLiFT makes them.
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
@@ -15,7 +14,7 @@
 #include "foveate/io/safetensors.h"
 #include "foveate/models/stored.h"
 #include "foveate/train/upsampler.h"
-#include "train.h"
+#include "options.h"
 
 namespace foveate::app {
 namespace {
@@ -45,8 +44,8 @@ void write_picture(const std::string& path, const at::Tensor& bilinear, const at
 
 void upsample_features(const Options& options) {
   check_output(options.out);
-  check_output(options.picture);
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  if (!options.picture.empty()) io::image_format(options.picture), check_output(options.picture);
+  use_threads(options.threads);
   const at::NoGradGuard no_grad;
   const train::Backbone backbone = train::load_backbone(options.backbone);
   models::Uplift net = train::load_upsampler(options.model, backbone);
@@ -77,7 +76,7 @@ void add_upsample_features(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--image-out", options->picture,
                       "PNG or JPEG: bilinear features and these side by side, coloured by three principal components");
-  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(*command, options->threads);
   command->footer(
       "Examples:\n"
       "  foveate upsample-features cat.png --backbone out/nat.safetensors --model out/uplift.safetensors \\\n"

@@ -1,5 +1,4 @@
 // foveate upscale: an image made larger by a CATANet.
-#include <ATen/Parallel.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <unistd.h>
@@ -10,7 +9,7 @@
 #include "foveate/models/vision/catanet_weights.h"
 #include "foveate/models/vision/enlarge.h"
 #include "foveate/ops/resize.h"
-#include "train.h"
+#include "options.h"
 
 namespace foveate::app {
 namespace {
@@ -72,7 +71,7 @@ at::Tensor enlarge(models::CataNet& net, const at::Tensor& image, const Options&
 
 void upscale(const Options& options) {
   check(options);
-  if (options.threads > 0) at::set_num_threads(options.threads);
+  use_threads(options.threads);
   const at::NoGradGuard no_gradients;
   const bool keeps_alpha = io::image_format(options.out) == io::ImageFormat::png;
   const io::Image image =
@@ -114,7 +113,7 @@ void add_upscale(CLI::App& app) {
   command->add_flag("--refine-centres", options->refines_centres,
                     "centres of alike pixels are fitted to each tile, from the trained ones");
   command->add_option("--side-by-side", options->side_by_side, "image with the bicubic result on the left of this one");
-  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(*command, options->threads);
   command->footer(
       "Examples:\n"
       "  foveate train super-resolution -o out/x2.safetensors\n"

@@ -5,6 +5,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/base/spec.h"
+#include "foveate/train/module_parameters.h"
 
 namespace foveate::train {
 
@@ -96,21 +97,9 @@ torch::nn::Module& ImageClassifier::module() const {
   return *halonet_.ptr();
 }
 
-ParameterMap ImageClassifier::parameters() const {
-  ParameterMap all;
-  for (const auto& item : module().named_parameters()) {
-    const std::string& name = item.key();
-    const bool is_position = name.ends_with("rpb") || name.ends_with("_rel");
-    all.emplace(name, Parameter{.value = item.value(), .decays = item.value().dim() > 1 && !is_position});
-  }
-  return all;
-}
+ParameterMap ImageClassifier::parameters() const { return parameters_of(module()); }
 
-TensorMap ImageClassifier::buffers() const {
-  TensorMap all;
-  for (const auto& item : module().named_buffers()) all.emplace(item.key(), item.value());
-  return all;
-}
+TensorMap ImageClassifier::buffers() const { return buffers_of(module()); }
 
 std::map<std::string, std::string> ImageClassifier::subject() const {
   return {{"model", to_spec(model_).text()}, {"image", fmt::format("{} x {}", height_, width_)}};

@@ -6,6 +6,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/base/spec.h"
+#include "foveate/train/module_parameters.h"
 
 namespace foveate::train {
 
@@ -38,18 +39,9 @@ SuperResolution::SuperResolution(const SuperResolutionModel& model, const PatchO
     if (item.key().starts_with("last_conv.")) item.value().zero_();
 }
 
-ParameterMap SuperResolution::parameters() const {
-  ParameterMap all;
-  for (const auto& item : net_->named_parameters())
-    all.emplace(item.key(), Parameter{.value = item.value(), .decays = item.value().dim() > 1});
-  return all;
-}
+ParameterMap SuperResolution::parameters() const { return parameters_of(*net_); }
 
-TensorMap SuperResolution::buffers() const {
-  TensorMap all;
-  for (const auto& item : net_->named_buffers()) all.emplace(item.key(), item.value());
-  return all;
-}
+TensorMap SuperResolution::buffers() const { return buffers_of(*net_); }
 
 std::map<std::string, std::string> SuperResolution::subject() const {
   return {{"model", to_spec(options_).text()}, {"patches", to_spec(patches_).text()}};

@@ -18,6 +18,7 @@
 #include "foveate/base/spec.h"
 #include "foveate/models/vision/state_dict.h"
 #include "foveate/ops/resize.h"
+#include "foveate/train/module_parameters.h"
 
 namespace foveate::train {
 namespace {
@@ -82,18 +83,9 @@ Upsampler::Upsampler(const UpsamplerModel& model, Backbone backbone, uint64_t se
           least, model_.image, model_.tiles);
 }
 
-ParameterMap Upsampler::parameters() const {
-  ParameterMap all;
-  for (const auto& item : net_->named_parameters())
-    all.emplace(item.key(), Parameter{.value = item.value(), .decays = item.value().dim() > 1});
-  return all;
-}
+ParameterMap Upsampler::parameters() const { return parameters_of(*net_); }
 
-TensorMap Upsampler::buffers() const {
-  TensorMap all;
-  for (const auto& item : net_->named_buffers()) all.emplace(item.key(), item.value());
-  return all;
-}
+TensorMap Upsampler::buffers() const { return buffers_of(*net_); }
 
 std::map<std::string, std::string> Upsampler::subject() const {
   return {{"model", to_spec(model_).text()}, {"backbone", backbone_.identity}};

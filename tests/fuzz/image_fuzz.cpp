@@ -14,6 +14,7 @@ bool accepts(std::span<const std::byte> bytes) {
     const Image image = foveate::io::parse_image(bytes, "fuzz");
     foveate::io::check_image(image);
     if (image.channels != 3) std::abort();
+    foveate::io::check_image(foveate::io::parse_image(bytes, "fuzz", foveate::io::Transparency::kept));
   });
 }
 

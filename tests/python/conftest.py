@@ -41,3 +41,15 @@ def texts(build) -> dict[str, str]:
         found[kind.decode()] = found.get(kind.decode(), "") + data[: int(size)].decode()
         data = data[int(size) + 1 :]
     return found
+
+
+@pytest.fixture(scope="session")
+def command(build):
+    """The program; arguments may be paths and numbers.  For what needs no model."""
+
+    def run(*words, code=0):
+        done = subprocess.run([build / "foveate", *map(str, words)], capture_output=True, timeout=600)
+        assert done.returncode == code, done.stderr.decode()
+        return done
+
+    return run

@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import subprocess
 
 import numpy
 import pytest
@@ -12,16 +11,6 @@ Image = pytest.importorskip("PIL.Image", reason="Pillow writes the images")
 
 CLASSIFIER = "--embed 16 --kernel 3 --first-layers 1 --second-layers 1 --batch 4 --steps 2 --warmup 1".split()
 UPSAMPLER = "--batch 2 --image 32 --tiles 2 --width 16 --steps 4 --warmup 1 --scored 2".split()
-
-
-@pytest.fixture(scope="module")
-def foveate(build):
-    def run(*words, code=0):
-        done = subprocess.run([build / "foveate", *map(str, words)], capture_output=True, timeout=600)
-        assert done.returncode == code, done.stderr.decode()
-        return done
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +26,16 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def backbone(foveate, data, tmp_path_factory):
+def backbone(command, data, tmp_path_factory):
     path = tmp_path_factory.mktemp("backbone") / "nat.safetensors"
-    foveate("train", "image-classifier", *CLASSIFIER, "--data", data, "-o", path)
+    command("train", "image-classifier", *CLASSIFIER, "--data", data, "-o", path)
     return path
 
 
 @pytest.fixture(scope="module")
-def model(foveate, data, backbone, tmp_path_factory):
+def model(command, data, backbone, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "uplift.safetensors"
-    foveate("train", "upsampler", *UPSAMPLER, "--data", data, "--backbone", backbone, "-o", path)
+    command("train", "upsampler", *UPSAMPLER, "--data", data, "--backbone", backbone, "-o", path)
     return path
 
 
@@ -71,10 +60,10 @@ def read_safetensors(path) -> dict[str, numpy.ndarray]:
     return found
 
 
-def test_training_scores_test_images_and_goes_on_where_it_stopped(foveate, data, backbone, tmp_path):
+def test_training_scores_test_images_and_goes_on_where_it_stopped(command, data, backbone, tmp_path):
     words = ["train", "upsampler", *UPSAMPLER, "--data", data, "--backbone", backbone, "--json", "--log-every", "2"]
     whole = ["--checkpoint", tmp_path / "whole", "-o", tmp_path / "a.safetensors", "--chart", tmp_path / "chart.html"]
-    *steps, scores = [json.loads(line) for line in foveate(*words, *whole).stdout.splitlines()]
+    *steps, scores = [json.loads(line) for line in command(*words, *whole).stdout.splitlines()]
     assert [line["step"] for line in steps] == [2, 4]
     assert all(-1 <= line["cosine"] <= 1 and line["loss"] > 0 and line["mosaics_per_s"] > 0 for line in steps)
     assert scores["scored"] == "test" and scores["parameters"] > 1000
@@ -82,29 +71,29 @@ def test_training_scores_test_images_and_goes_on_where_it_stopped(foveate, data,
         for method in ("uplift", "bilinear", "nearest"):
             assert -1 <= scores[factor][method]["cosine"] <= 1 and scores[factor][method]["square"] >= 0
     assert "After 4 steps" in (tmp_path / "chart.html").read_text()
-    again = foveate(*words, "--checkpoint", tmp_path / "whole", "--resume", "-o", tmp_path / "b.safetensors").stdout.splitlines()
+    again = command(*words, "--checkpoint", tmp_path / "whole", "--resume", "-o", tmp_path / "b.safetensors").stdout.splitlines()
     assert [json.loads(line) for line in again] == [scores]
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_features_are_written_and_shown(foveate, backbone, model, picture, tmp_path):
+def test_features_are_written_and_shown(command, backbone, model, picture, tmp_path):
     words = ["upsample-features", picture, "--backbone", backbone, "--model", model, "-o", tmp_path / "f.safetensors"]
-    out = foveate(*words, "--image-out", tmp_path / "f.png").stdout.decode()
+    out = command(*words, "--image-out", tmp_path / "f.png").stdout.decode()
     assert out == "features [32, 24, 32] of 24 x 32 pixels\n"  # 6 x 8 cells of 4 pixels, twice doubled
     features = read_safetensors(tmp_path / "f.safetensors")["features"]
     assert features.shape == (32, 24, 32) and numpy.isfinite(features).all() and features.std() > 0
     colours = numpy.asarray(Image.open(tmp_path / "f.png"))
     assert colours.shape == (24, 64, 3)
     assert [(colours[..., c].min(), colours[..., c].max()) for c in range(3)] == [(0, 255)] * 3  # of both maps together
-    foveate(*words, "--doublings", "1", "--image-out", tmp_path / "g.png")
+    command(*words, "--doublings", "1", "--image-out", tmp_path / "g.png")
     assert read_safetensors(tmp_path / "f.safetensors")["features"].shape == (32, 12, 16)
     half = numpy.asarray(Image.open(tmp_path / "g.png"))
     assert half.shape == (24, 64, 3) and (half[::2, ::2] == half[1::2, 1::2]).all()  # as large as the image
 
 
-def test_refusals_are_one_line(foveate, data, backbone, model, picture, tmp_path):
+def test_refusals_are_one_line(command, data, backbone, model, picture, tmp_path):
     def refusal(*words) -> str:
-        message = foveate(*words, code=2).stderr.decode()
+        message = command(*words, code=2).stderr.decode()
         assert message.startswith("foveate: ") and message.count("\n") == 1
         return message
 
@@ -120,14 +109,14 @@ def test_refusals_are_one_line(foveate, data, backbone, model, picture, tmp_path
     assert "model must be upsampler, got classifier" in features(weights=backbone)
     assert "model must be classifier, got upsampler" in features(trunk=model)
     other = tmp_path / "other.safetensors"
-    foveate("train", "image-classifier", *CLASSIFIER, "--seed", "5", "--data", data, "-o", other)
+    command("train", "image-classifier", *CLASSIFIER, "--seed", "5", "--data", data, "-o", other)
     assert "the backbone must be the one it was trained with" in features(trunk=other)
     halo = tmp_path / "halo.safetensors"
-    foveate("train", "image-classifier", *CLASSIFIER, "--kind", "convnet", "--data", data, "-o", halo)
+    command("train", "image-classifier", *CLASSIFIER, "--kind", "convnet", "--data", data, "-o", halo)
     assert "a backbone's kind must be nat or dinat" in features(trunk=halo)
     (tmp_path / "bad.safetensors").write_bytes(model.read_bytes()[:-5])
     assert "bad.safetensors" in features(weights=tmp_path / "bad.safetensors")
-    assert "a.gif" in features(image_out=tmp_path / "a.gif")
+    assert "a.gif" in features(image_out=tmp_path / "a.gif") and not (tmp_path / "f.safetensors").exists()
     train = ["train", "upsampler", "--steps", "1", "--batch", "1", "--width", "8", "--data", data, "--backbone"]
     assert "multiple of tiles and of 16" in refusal(*train, backbone, "--image", "40")
     assert "the images to score with must be a mosaic's 16 or more, got 12" in refusal(*train, backbone, "--tiles", "4")

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import subprocess
 import zlib
 
 import numpy
@@ -11,16 +10,6 @@ import pytest
 Image = pytest.importorskip("PIL.Image", reason="Pillow writes the photographs")
 
 TINY = "--dim 8 --heads 4 --blocks 2 --patch 4 --centres 2 --batch 2 --size 12 --steps 4 --warmup 1".split()
-
-
-@pytest.fixture(scope="module")
-def foveate(build):
-    def run(*words, code=0):
-        done = subprocess.run([build / "foveate", *map(str, words)], capture_output=True, timeout=600)
-        assert done.returncode == code, done.stderr.decode()
-        return done
-
-    return run
 
 
 def with_option(words: list, flag: str, value) -> list:
@@ -44,30 +33,30 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def weights(foveate, photos, tmp_path_factory):
+def weights(command, photos, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "x2.safetensors"
-    foveate("train", "super-resolution", *TINY, "--data", photos, "--test-data", photos, "-o", path)
+    command("train", "super-resolution", *TINY, "--data", photos, "--test-data", photos, "-o", path)
     return path
 
 
-def test_training_scores_held_out_photos_and_goes_on_where_it_stopped(foveate, photos, tmp_path):
+def test_training_scores_held_out_photos_and_goes_on_where_it_stopped(command, photos, tmp_path):
     words = ["train", "super-resolution", *TINY, "--data", photos, "--test-data", photos, "--json", "--log-every", "2"]
     whole = ["--checkpoint", tmp_path / "whole", "-o", tmp_path / "a.safetensors", "--chart", tmp_path / "chart.html"]
-    *steps, scores = [json.loads(line) for line in foveate(*words, *whole).stdout.splitlines()]
+    *steps, scores = [json.loads(line) for line in command(*words, *whole).stdout.splitlines()]
     assert [line["step"] for line in steps] == [2, 4] and all(line["loss"] > 0 and line["pixels_per_s"] > 0 for line in steps)
     assert scores["scored"] == "test" and scores["parameters"] > 1000 and scores["macs"] > 1e9
     assert [photo["name"] for photo in scores["photos"]] == ["0.png", "1.png", "2.png"]
     for key in ("psnr", "ssim", "bicubic_psnr", "bicubic_ssim"):
         assert scores[key] == pytest.approx(sum(photo[key] for photo in scores["photos"]) / 3)
     assert "After 4 steps" in (tmp_path / "chart.html").read_text()
-    again = foveate(*words, "--checkpoint", tmp_path / "whole", "--resume", "-o", tmp_path / "b.safetensors").stdout.splitlines()
+    again = command(*words, "--checkpoint", tmp_path / "whole", "--resume", "-o", tmp_path / "b.safetensors").stdout.splitlines()
     assert [json.loads(line) for line in again] == [scores]
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    table = foveate(*words[:-3], "--aggregates", "false").stdout.decode().splitlines()
+    table = command(*words[:-3], "--aggregates", "false").stdout.decode().splitlines()
     assert table[-1].startswith("test, 3 photos") and "bicubic" in table[-1] and table[-2].startswith("2.png")
 
 
-def test_training_refuses_in_one_line(foveate, photos, tmp_path):
+def test_training_refuses_in_one_line(command, photos, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes((photos / "0.png").read_bytes()[:300])
     words = ["train", "super-resolution", *TINY, "--data", photos, "--test-data", photos]
@@ -80,15 +69,15 @@ def test_training_refuses_in_one_line(foveate, photos, tmp_path):
         ("--test-data", tmp_path / "broken"): "a.png: must be a whole PNG file",
         ("-o", photos / "0.png" / "x"): "output folder: must be ",
     }.items():
-        refused = foveate(*with_option(words, flag, value), code=2).stderr.decode()
+        refused = command(*with_option(words, flag, value), code=2).stderr.decode()
         assert refused.startswith("foveate: ") and message in refused and refused.count("\n") == 1
 
 
-def test_images_are_enlarged_as_trained(foveate, weights, tmp_path):
+def test_images_are_enlarged_as_trained(command, weights, tmp_path):
     pixels = picture(61, 45)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     words = ["upscale", tmp_path / "a.png", "--model", weights]
-    said = foveate(*words, "-o", tmp_path / "whole.png", "--tile", "0", "--side-by-side", tmp_path / "both.png").stdout.decode()
+    said = command(*words, "-o", tmp_path / "whole.png", "--tile", "0", "--side-by-side", tmp_path / "both.png").stdout.decode()
     assert "61 x 45 -> 122 x 90" in said and said.count("\n") == 1
     whole = numpy.asarray(Image.open(tmp_path / "whole.png")).astype(int)
     assert whole.shape == (90, 122, 3)
@@ -98,14 +87,14 @@ def test_images_are_enlarged_as_trained(foveate, weights, tmp_path):
     assert abs(coarse - pixels).mean() < 4  # it is the same picture
     for name, *more in [("tiles.png", "--tile", 24, "--overlap", 12), ("mean.png", "--self-ensemble"),
                         ("fitted.png", "--refine-centres"), ("a.jpg",)]:  # fmt: skip
-        foveate(*words, "-o", tmp_path / name, *more)
+        command(*words, "-o", tmp_path / name, *more)
         assert abs(numpy.asarray(Image.open(tmp_path / name)).astype(int) - whole).mean() < 4, name
 
 
-def test_grey_transparent_and_deep_images_come_out_as_they_went_in(foveate, weights, tmp_path):
+def test_grey_transparent_and_deep_images_come_out_as_they_went_in(command, weights, tmp_path):
     def upscale(image, name="out.png"):
         image.save(tmp_path / "in.png")
-        foveate("upscale", tmp_path / "in.png", "--model", weights, "-o", tmp_path / name)
+        command("upscale", tmp_path / "in.png", "--model", weights, "-o", tmp_path / name)
         return Image.open(tmp_path / name)
 
     pixels = picture(20, 16)
@@ -134,7 +123,7 @@ def png_of_size(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT")
 
 
-def test_upscaling_refuses_in_one_line(foveate, weights, photos, tmp_path):
+def test_upscaling_refuses_in_one_line(command, weights, photos, tmp_path):
     good = photos / "0.png"
     Image.fromarray(picture(30, 4)).save(tmp_path / "small.png")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:400])
@@ -158,12 +147,12 @@ def test_upscaling_refuses_in_one_line(foveate, weights, photos, tmp_path):
         words = ["upscale", image, "--model", weights, "-o", tmp_path / "out.png"]
         for flag, value in zip(more[::2], more[1::2], strict=True):
             words = with_option(words, flag, value)
-        refused = foveate(*words, code=2).stderr.decode()
+        refused = command(*words, code=2).stderr.decode()
         assert refused.startswith("foveate: ") and message in refused and refused.count("\n") == 1, refused
     assert not (tmp_path / "out.png").exists()
 
 
-def test_weights_of_other_models_are_refused_by_name(foveate, weights, photos, tmp_path):
+def test_weights_of_other_models_are_refused_by_name(command, weights, photos, tmp_path):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
     right = safetensors.load_file(weights)
@@ -173,7 +162,7 @@ def test_weights_of_other_models_are_refused_by_name(foveate, weights, photos, t
             torch.save(tensors, path)
         else:
             safetensors.save_file(tensors, path, metadata)
-        return foveate("upscale", photos / "0.png", "--model", path, "-o", tmp_path / "out.png", code=2).stderr.decode()
+        return command("upscale", photos / "0.png", "--model", path, "-o", tmp_path / "out.png", code=2).stderr.decode()
 
     other = refused({"head.weight": torch.zeros(2, 3)}, tmp_path / "a.safetensors")
     assert "got missing first_conv.weight" in other and "unexpected 'head.weight'" in other and other.count("\n") == 1

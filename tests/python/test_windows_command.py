@@ -2,18 +2,16 @@
 
 import itertools
 import re
-import subprocess
 
 import pytest
 
 
 @pytest.fixture
-def page(build, tmp_path):
+def page(command, tmp_path):
     def run(*words, code=0):
         out = tmp_path / "windows.html"
-        done = subprocess.run([build / "foveate", "windows", *words, "-o", out], capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        return out.read_text() if code == 0 else done.stderr
+        done = command("windows", *words, "-o", out, code=code)
+        return out.read_text() if code == 0 else done.stderr.decode()
 
     return run
 
