@@ -28,6 +28,7 @@ std::string windows_of(const train::ClassifierModel& model, int64_t height, int6
   };
   if (model.is_nat()) {
     const models::NatConfig config = model.nat(height, width, classes);
+    height = (height + 1) / 2, width = (width + 1) / 2;  // by the first of two convolutions
     for (size_t level = 0; level < config.depths.size(); ++level) {
       height = (height + 1) / 2, width = (width + 1) / 2;
       for (const int64_t dilation : config.dilations[level]) {
@@ -93,7 +94,8 @@ void train_image_classifier(Options options) {
 void add_train_image_classifier(CLI::App& train) {
   auto options = std::make_shared<Options>();
   train::TrainOptions& o = options->command.train;
-  o.steps = 4000, o.warmup = 200, o.lr = 2e-3, o.weight_decay = 0.05, o.clip = 5, o.beta2 = 0.999;
+  options->augment = {.pad = 1, .flip = 0.5, .jitter = 0, .erase = 0, .mixup = 0, .cutmix = 0};  // for a few epochs
+  o.steps = 8000, o.warmup = 200, o.lr = 2e-3, o.weight_decay = 0.05, o.clip = 5, o.beta2 = 0.999;
   CLI::App* command =
       train.add_subcommand("image-classifier", "a small NAT, DiNAT or HaloNet learns classes of images");
   command->add_option("--data", options->data, "fetched set, or folder with MNIST's files")->capture_default_str();

@@ -12,13 +12,13 @@ int64_t visited_keys(const Neighborhood& axes, const Place& shape) {
   return keys;
 }
 
-// The shape of `lanes` queries that visits the fewest keys.
-Place best_shape(const Neighborhood& axes, int64_t lanes) {
-  Place best{1, 1, lanes};
+// The shape of a tile that visits the fewest keys.
+Place best_shape(const Neighborhood& axes) {
+  Place best{1, 1, kTileLanes};
   int64_t least = std::numeric_limits<int64_t>::max();
-  for (int64_t a = 1; a <= lanes; a *= 2)
-    for (int64_t b = 1; a * b <= lanes; b *= 2) {
-      const Place shape{a, b, lanes / (a * b)};
+  for (int64_t a = 1; a <= kTileLanes; a *= 2)
+    for (int64_t b = 1; a * b <= kTileLanes; b *= 2) {
+      const Place shape{a, b, kTileLanes / (a * b)};
       const int64_t keys = visited_keys(axes, shape);
       if (keys < least) best = shape, least = keys;  // of equals the one with the longest rows
     }
@@ -27,8 +27,7 @@ Place best_shape(const Neighborhood& axes, int64_t lanes) {
 
 }  // namespace
 
-LaneTiling::LaneTiling(const Neighborhood& axes, int lanes)
-    : axes_(axes), lanes_(lanes), shape_(best_shape(axes, lanes)) {
+LaneTiling::LaneTiling(const Neighborhood& axes) : axes_(axes), shape_(best_shape(axes)) {
   Place dilations;
   for (size_t a = 0; a < kGridAxes; ++a) dilations[a] = axes[a].dilation;
   for (int64_t g = 0; g < product(dilations); ++g) {
@@ -50,7 +49,7 @@ KeyBox LaneTiling::windows(const Group& group, const Place& origin, LaneTile& t)
   const auto add = [](KeyBox& box, size_t a, int32_t first, int32_t end) {
     box.first[a] = std::min(box.first[a], first), box.end[a] = std::max(box.end[a], end);
   };
-  for (int lane = 0; lane < lanes_; ++lane) {
+  for (int lane = 0; lane < kTileLanes; ++lane) {
     const Place at = lane_place(origin, lane);
     const bool is_query = inside(group, at);
     for (size_t a = 0; a < kGridAxes; ++a) {
@@ -119,7 +118,7 @@ bool PackedGrid::pack_row(const View& view, int64_t batch, const Group& group, i
 const void* const* LaneRows::of(const View& view, int64_t batch, int64_t head, const Group& group,
                                 const Place& origin) {
   const LaneTiling& tiling = call_.tiling;
-  for (int lane = 0; lane < tiling.lanes(); ++lane) {
+  for (int lane = 0; lane < kTileLanes; ++lane) {
     const Place at = tiling.lane_place(origin, lane);
     rows_[size_t(lane)] = tiling.inside(group, at) ? call_.row(view, batch, head, tiling.position(group, at)) : nullptr;
   }

@@ -33,13 +33,12 @@ struct Group {
 
 class LaneTiling {
  public:
-  LaneTiling(const Neighborhood& axes, int lanes);
+  explicit LaneTiling(const Neighborhood& axes);
   // Tiles of a row of the last axis, or of a part of it: they are run together, head by head.
   static int64_t run_of(const Group& group) { return std::min<int64_t>(group.tiles[2], 32); }
 
   const std::vector<Group>& groups() const { return groups_; }
   const Place& shape() const { return shape_; }
-  int lanes() const { return lanes_; }
   const Neighborhood& axes() const { return axes_; }
   Place origin(const Group& group, int64_t tile) const {
     Place at = unravel(tile, group.tiles);
@@ -66,7 +65,6 @@ class LaneTiling {
 
  private:
   const Neighborhood& axes_;
-  int lanes_;
   Place shape_;
   std::vector<Group> groups_;
 };
@@ -83,9 +81,9 @@ class LaneBias {
     spread_[2] += 2;  // boxes begin and end at even keys
   }
   int64_t table_floats() const { return product(table_); }
-  int64_t floats() const { return product(spread_) * tiling_.lanes(); }
+  int64_t floats() const { return product(spread_) * kTileLanes; }
   void set_strides(LaneTile& t) const {
-    t.bias_stride[2] = tiling_.lanes();
+    t.bias_stride[2] = kTileLanes;
     t.bias_stride[1] = spread_[2] * t.bias_stride[2];
     t.bias_stride[0] = spread_[1] * t.bias_stride[1];
   }
@@ -106,12 +104,12 @@ class LaneBias {
  private:
   template <class Use>
   void for_entries(const Use& use) const {
-    for (int lane = 0; lane < tiling_.lanes(); ++lane) {
+    for (int lane = 0; lane < kTileLanes; ++lane) {
       const Place offset = unravel(lane, tiling_.shape());
       for (int64_t i = 0; i < table_floats(); ++i) {
         Place at = unravel(i, table_);
         for (size_t a = 0; a < kGridAxes; ++a) at[a] += offset[a];
-        use(i, ((at[0] * spread_[1] + at[1]) * spread_[2] + at[2] + 1) * tiling_.lanes() + lane);
+        use(i, ((at[0] * spread_[1] + at[1]) * spread_[2] + at[2] + 1) * kTileLanes + lane);
       }
     }
   }
@@ -158,10 +156,7 @@ struct LaneCall {
   int step;  // elements of a unit
 
   LaneCall(const Table& t, const NeighborhoodArguments& arguments)
-      : table(t),
-        a(arguments),
-        tiling(arguments.axes, t.lanes),
-        step(arguments.type == DType::bf16 && has_pairs(t) ? 2 : 1) {}
+      : table(t), a(arguments), tiling(arguments.axes), step(arguments.type == DType::bf16 && has_pairs(t) ? 2 : 1) {}
   int64_t units(int dim) const { return (dim + step - 1) / step; }
   int64_t repeats() const { return a.heads / a.kv_heads; }
   int64_t place(int64_t batch, int64_t head, int64_t position) const {  // in [batch, heads, positions]
@@ -212,7 +207,7 @@ class PackedGrid {
 // Rows of the queries of a tile.
 class LaneRows {
  public:
-  explicit LaneRows(const LaneCall& call) : call_(call), rows_(kMostLanes) {}
+  explicit LaneRows(const LaneCall& call) : call_(call), rows_(kTileLanes) {}
   // Null where a lane is no query.
   const void* const* of(const View& view, int64_t batch, int64_t head, const Group& group, const Place& origin);
 

@@ -43,15 +43,15 @@ class ForwardWorker {
         spread_(spread),
         rows_(call),
         bias_(call.tiling),
-        memory_(call.units(call.a.dim) * kPanelKeys + kMostLanes * (padded(call.a.value_dim) + 2) + kLaneScratch + 64) {
+        memory_(call.units(call.a.dim) * kPanelKeys + kTileLanes * (padded(call.a.value_dim) + 2) + kLaneScratch + 64) {
     const NeighborhoodArguments& a = call.a;
     LaneForward& t = tile_;
     float* at = memory_.data();
     start_tile(call_, bias_, take(at, kLaneScratch), t);
     t.q = q_ = take(at, call.units(a.dim) * kPanelKeys);
-    t.acc = take(at, kMostLanes * padded(a.value_dim));
-    t.top = take(at, kMostLanes);
-    t.sum = take(at, kMostLanes);
+    t.acc = take(at, kTileLanes * padded(a.value_dim));
+    t.top = take(at, kTileLanes);
+    t.sum = take(at, kTileLanes);
   }
 
   bool run(int64_t batch, int64_t head, const Group& group, int64_t tile, const Results& results) {
@@ -60,11 +60,11 @@ class ForwardWorker {
     LaneForward& t = tile_;
     const Place origin = tiling.origin(group, tile);
     const KeyBox all = tiling.windows(group, origin, t);
-    call_.table.pack_by_key(rows_.of(a.q, batch, head, group, origin), kMostLanes, a.dim, a.type, call_.step, q_,
+    call_.table.pack_by_key(rows_.of(a.q, batch, head, group, origin), kTileLanes, a.dim, a.type, call_.step, q_,
                             nullptr);
-    std::fill_n(t.acc, tiling.lanes() * padded(a.value_dim), 0.0f);
-    std::fill_n(t.top, tiling.lanes(), kLowest);
-    std::fill_n(t.sum, tiling.lanes(), 0.0f);
+    std::fill_n(t.acc, kTileLanes * padded(a.value_dim), 0.0f);
+    std::fill_n(t.top, kTileLanes, kLowest);
+    std::fill_n(t.sum, kTileLanes, 0.0f);
     const int64_t kv_head = head / call_.repeats();
     const float *k = k_.data(batch, kv_head, group), *v = v_.data(batch, kv_head, group);
     bool sound = true;
@@ -81,11 +81,11 @@ class ForwardWorker {
   void finish(int64_t batch, int64_t head, const Group& group, const Place& origin, const Results& results) {
     const LaneTiling& tiling = call_.tiling;
     void* const* out = const_cast<void* const*>(rows_.of(results.out, batch, head, group, origin));
-    float* lse[kMostLanes];
-    for (int lane = 0; lane < tiling.lanes(); ++lane)
+    float* lse[kTileLanes];
+    for (int lane = 0; lane < kTileLanes; ++lane)
       if (out[lane])
         lse[lane] = results.lse + call_.place(batch, head, tiling.position(group, tiling.lane_place(origin, lane)));
-    call_.table.finish({tiling.lanes(), call_.a.value_dim, tile_.top, tile_.sum, tile_.acc, 1 / kLog2e, 1, nullptr, out,
+    call_.table.finish({kTileLanes, call_.a.value_dim, tile_.top, tile_.sum, tile_.acc, 1 / kLog2e, 1, nullptr, out,
                         call_.a.type, lse});
   }
 
@@ -133,8 +133,8 @@ bool neighborhood_forward(const Table& table, const NeighborhoodArguments& a, co
   return sound;
 }
 
-NeighborhoodForecast neighborhood_forecast(const Table& table, const Neighborhood& axes) {
-  const LaneTiling tiling(axes, table.lanes);
+NeighborhoodForecast neighborhood_forecast(const Neighborhood& axes) {
+  const LaneTiling tiling(axes);
   NeighborhoodForecast f;
   for (size_t a = 0; a < kGridAxes; ++a) f.tile[a] = int(tiling.shape()[a]);
   double visited = 1, visible = 1;  // products over axes: sums over the groups of each

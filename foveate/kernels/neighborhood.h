@@ -61,10 +61,10 @@ bool neighborhood_backward(const Table& table, const NeighborhoodArguments& argu
 
 // What a call does, without doing it.
 struct NeighborhoodForecast {
-  std::array<int, kGridAxes> tile = {1, 1, 1};  // queries in the lanes of a vector
+  std::array<int, kGridAxes> tile = {1, 1, 1};  // queries
   int64_t tiles = 0;                            // of all groups of one head
   double visited_keys = 0, visible_keys = 0;    // summed over the queries of one head
 };
-NeighborhoodForecast neighborhood_forecast(const Table& table, const Neighborhood& axes);
+NeighborhoodForecast neighborhood_forecast(const Neighborhood& axes);
 
 }  // namespace foveate::kernels

@@ -107,11 +107,11 @@ class BackwardWorker {
     start_tile(call_, bias_, take(at, kLaneScratch), t);
     t.q = q_ = take(at, call_.units(a.dim) * kPanelKeys);
     t.d_out = d_out_ = take(at, call_.units(a.value_dim) * kPanelKeys);
-    t.q_by_dim = q_by_dim_ = take(at, kMostLanes * padded(a.dim));
-    t.d_out_by_dim = d_out_by_dim_ = take(at, kMostLanes * padded(a.value_dim));
-    t.lse = lse_ = take(at, kMostLanes);
-    t.delta = delta_ = take(at, kMostLanes);
-    t.d_q = take(at, kMostLanes * padded(a.dim));
+    t.q_by_dim = q_by_dim_ = take(at, kTileLanes * padded(a.dim));
+    t.d_out_by_dim = d_out_by_dim_ = take(at, kTileLanes * padded(a.value_dim));
+    t.lse = lse_ = take(at, kTileLanes);
+    t.delta = delta_ = take(at, kTileLanes);
+    t.d_q = take(at, kTileLanes * padded(a.dim));
   }
 
   // Adds to `sums`.
@@ -137,7 +137,7 @@ class BackwardWorker {
   static int64_t floats(const LaneCall& call) {
     const auto& a = call.a;
     return kLaneScratch + (call.units(a.dim) + call.units(a.value_dim)) * kPanelKeys +
-           kMostLanes * (2 * padded(a.dim) + padded(a.value_dim) + 2) + 128;
+           kTileLanes * (2 * padded(a.dim) + padded(a.value_dim) + 2) + 128;
   }
 
   bool run_tile(const Item& item, int64_t head, const Place& origin, float* d_bias, const KeySums& sums) {
@@ -162,7 +162,7 @@ class BackwardWorker {
       sound = call_.table.lane_backward[call_.step - 1](t) && sound;
     });
     const void* const* to = rows_.of(all_.g.d_q, item.batch, head, group, origin);
-    for (int lane = 0; lane < call_.tiling.lanes(); ++lane)
+    for (int lane = 0; lane < kTileLanes; ++lane)
       if (to[lane])
         call_.table.scale_row(t.d_q + lane * padded(a.dim), a.dim, a.scale, a.type, const_cast<void*>(to[lane]));
     return sound;
@@ -173,15 +173,15 @@ class BackwardWorker {
     const LaneTiling& tiling = call_.tiling;
     const Table& table = call_.table;
     const NeighborhoodArguments& a = call_.a;
-    const int lanes = tiling.lanes();
     const void* const* q = rows_.of(a.q, batch, head, group, origin);
-    table.pack_by_key(q, kMostLanes, a.dim, a.type, call_.step, q_, nullptr);
-    bool bad = table.pack_by_dim(q, lanes, lanes, a.dim, a.type, call_.step, q_by_dim_, nullptr);
+    table.pack_by_key(q, kTileLanes, a.dim, a.type, call_.step, q_, nullptr);
+    bool bad = table.pack_by_dim(q, kTileLanes, kTileLanes, a.dim, a.type, call_.step, q_by_dim_, nullptr);
     const void* const* d_out = rows_.of(all_.g.d_out, batch, head, group, origin);
-    table.pack_by_key(d_out, kMostLanes, a.value_dim, a.type, call_.step, d_out_, nullptr);
-    bad = table.pack_by_dim(d_out, lanes, lanes, a.value_dim, a.type, call_.step, d_out_by_dim_, nullptr) || bad;
-    std::fill_n(tile_.d_q, lanes * padded(a.dim), 0.0f);
-    for (int lane = 0; lane < lanes; ++lane) {
+    table.pack_by_key(d_out, kTileLanes, a.value_dim, a.type, call_.step, d_out_, nullptr);
+    bad = table.pack_by_dim(d_out, kTileLanes, kTileLanes, a.value_dim, a.type, call_.step, d_out_by_dim_, nullptr) ||
+          bad;
+    std::fill_n(tile_.d_q, kTileLanes * padded(a.dim), 0.0f);
+    for (int lane = 0; lane < kTileLanes; ++lane) {
       const Place at = tiling.lane_place(origin, lane);
       lse_[lane] = delta_[lane] = 0;
       if (!tiling.inside(group, at)) continue;

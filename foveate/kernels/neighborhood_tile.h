@@ -6,10 +6,9 @@
 namespace foveate::kernels {
 
 constexpr int kGridAxes = 3;
-constexpr int kMostLanes = 16;
+constexpr int kTileLanes = 16;  // queries of a tile: one vector, or two of 8
 constexpr int kQuad = 4;        // neighbouring lanes whose sums over keys stand in registers at a time
 constexpr int kBoxKeys = 512;   // keys of a call at most; even
-constexpr int kKeysAtOnce = 8;  // whose products stand in registers at a time
 
 // Keys [first, end) of each axis, in coordinates of the group.
 struct KeyBox {
@@ -24,8 +23,8 @@ struct LaneTile {
   int width = 0;  // keys of a row of the box, rounded up to an even number
   int keys = 0;   // rows of the box * width, at most kBoxKeys
   // The window of each lane, empty where a lane is no query; and what each quad of lanes sees together.
-  int32_t first[kGridAxes][kMostLanes], end[kGridAxes][kMostLanes];
-  KeyBox quads[kMostLanes / kQuad];
+  int32_t first[kGridAxes][kTileLanes], end[kGridAxes][kTileLanes];
+  KeyBox quads[kTileLanes / kQuad];
   int64_t stride[kGridAxes] = {};  // from a packed key to the next along an axis, in keys
   const float* k = nullptr;        // units of the box's first key, then of the others: [steps] each
   // Values (forward) or keys (backward) by dim, as Table::pack_by_dim has the rows along the last axis one by one: that
@@ -57,6 +56,6 @@ struct LaneBackward : LaneTile {
   float* d_bias = nullptr;  // as bias, of natural logits; null: not wanted
 };
 
-constexpr int64_t kLaneScratch = (kBoxKeys + kKeysAtOnce) * (4 * kMostLanes + 2);
+constexpr int64_t kLaneScratch = kBoxKeys * (4 * kTileLanes + 4);
 
 }  // namespace foveate::kernels

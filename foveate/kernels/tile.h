@@ -312,8 +312,7 @@ struct Table {
   // A row of a query in whole numbers; returns false where it is not finite.  Null at levels that multiply no codes.
   bool (*pack_query_codes)(const void* row, int dim, DType type, void* to);
   void (*index_scores[2])(const IndexTile&);  // [step - 1]
-  // Neighborhood attention of `lanes` queries; return false where a number that counts is not finite.
-  int lanes;
+  // Neighborhood attention of a tile; return false where a number that counts is not finite.
   bool (*lane_forward[2])(const LaneForward&);    // [step - 1]
   bool (*lane_backward[2])(const LaneBackward&);  // [step - 1]
   void (*take_in)(const BranchRow&);

@@ -18,7 +18,9 @@ std::array<int64_t, 2> checked_maps(const ClassifierModel& model, int64_t height
   check_options(model);
   require(model.embed % kHeadDim == 0, "classifier: embed must be a multiple of {}, got {}", kHeadDim, model.embed);
   require(model.kernel % 2 == 1, "classifier: kernel must be odd, got {}", model.kernel);
-  const int64_t first = (std::min(height, width) + 1) / 2, second = (first + 1) / 2;
+  const auto halved = [](int64_t n) { return (n + 1) / 2; };
+  const int64_t side = std::min(height, width), first = model.is_nat() ? halved(halved(side)) : halved(side);
+  const int64_t second = halved(first);
   require(second >= model.kernel, "classifier: kernel must be <= the {} tokens of a side, got {}", second,
           model.kernel);
   return {first, second};
@@ -53,7 +55,7 @@ models::NatConfig ClassifierModel::nat(int64_t height, int64_t width, int64_t cl
   const auto maps = checked_maps(*this, height, width);
   c.embed = embed, c.kernel = kernel, c.drop_path = drop_path, c.classes = classes;
   c.depths = {first_layers, second_layers}, c.heads = {embed / kHeadDim, 2 * embed / kHeadDim};
-  c.patch = 2, c.embeds_patches = true;
+  c.deviation = 0;
   c.image = std::min(height, width);
   for (size_t level = 0; level < maps.size(); ++level) {
     std::vector<int64_t>& own = c.dilations.emplace_back();

@@ -11,7 +11,8 @@
 
 namespace foveate::train {
 
-// Two levels: tokens of 2 x 2 pixels, and of 4 x 4 with twice the channels.
+// Two levels, the second with twice the channels: tokens of 4 x 4 and 8 x 8 pixels in nat and dinat, whose first ones
+// two convolutions make, and of 2 x 2 and 4 x 4 in the others.
 struct ClassifierModel {
   static constexpr std::string_view name = "classifier";
 
@@ -23,8 +24,8 @@ struct ClassifierModel {
   }
 
   Kind kind = Kind::dinat;
-  int64_t batch = 128, embed = 48, kernel = 5, first_layers = 2, second_layers = 4;
-  double drop_path = 0.1;
+  int64_t batch = 64, embed = 48, kernel = 3, first_layers = 2, second_layers = 4;
+  double drop_path = 0;
 
   static constexpr double kMost = 1 << 16;
 
@@ -34,8 +35,8 @@ struct ClassifierModel {
     visit("embed", self.embed, between(16, kMost), "channels of the first level, a multiple of the 16 of a head");
     visit("kernel", self.kernel, between(3, 255),
           "odd; tokens of a window's side; in a halonet of the least, around the last of a block");
-    visit("first_layers", self.first_layers, between(1, 4096), "layers on tokens of 2 x 2 pixels");
-    visit("second_layers", self.second_layers, between(1, 4096), "layers on tokens of 4 x 4 pixels");
+    visit("first_layers", self.first_layers, between(1, 4096), "layers of the first level");
+    visit("second_layers", self.second_layers, between(1, 4096), "layers of the second level");
     visit("drop_path", self.drop_path, between(0, 0.99),
           "share of images that lose a branch of the last layer, in nat and dinat");
   }

@@ -17,7 +17,7 @@ namespace foveate::train {
 struct UpsamplerModel {
   static constexpr std::string_view name = "upsampler";
 
-  int64_t batch = 8, doublings = 2, image = 112, tiles = 2, width = 32, offsets = 17;
+  int64_t batch = 8, doublings = 2, image = 128, tiles = 2, width = 32, offsets = 17;
   double cosine = 1;
 
   static void fields(auto& self, auto&& visit) {

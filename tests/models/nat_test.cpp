@@ -105,6 +105,21 @@ TEST(Nat, gives_class_scores_and_maps_of_any_size_and_learns) {
     }
 }
 
+TEST(Nat, linear_weights_begin_with_the_deviation_asked_for_or_that_of_their_inputs) {
+  NatConfig c = small_config();
+  c.embed = 64;
+  const auto deviation = [&](const std::string& name) {
+    return Nat(c, 1)->named_parameters()[name].std().item<double>();
+  };
+  EXPECT_NEAR(deviation("levels.0.blocks.0.attn.qkv.weight"), 0.02, 0.001);
+  c.deviation = 0;
+  EXPECT_NEAR(deviation("levels.0.blocks.0.attn.qkv.weight"), 1 / 8.0, 0.005);
+  EXPECT_NEAR(deviation("levels.0.blocks.0.mlp.fc2.weight"), 1 / std::sqrt(128.0), 0.005);
+  EXPECT_NEAR(deviation("levels.0.blocks.0.attn.rpb"), 0.02, 0.005);
+  c.deviation = -1;
+  EXPECT_EQ(message_of([&] { Nat(c, 1); }), "nat: deviation must be >= 0, got -1");
+}
+
 TEST(Nat, patches_are_merged_where_sizes_are_odd) {
   NatConfig c = small_config();
   c.embeds_patches = c.merges_patches = true;

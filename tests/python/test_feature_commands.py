@@ -79,14 +79,14 @@ def test_training_scores_test_images_and_goes_on_where_it_stopped(command, data,
 def test_features_are_written_and_shown(command, backbone, model, picture, tmp_path):
     words = ["upsample-features", picture, "--backbone", backbone, "--model", model, "-o", tmp_path / "f.safetensors"]
     out = command(*words, "--image-out", tmp_path / "f.png").stdout.decode()
-    assert out == "features [32, 24, 32] of 24 x 32 pixels\n"  # 6 x 8 cells of 4 pixels, twice doubled
+    assert out == "features [32, 12, 16] of 24 x 32 pixels\n"  # 3 x 4 cells of 8 pixels, twice doubled
     features = read_safetensors(tmp_path / "f.safetensors")["features"]
-    assert features.shape == (32, 24, 32) and numpy.isfinite(features).all() and features.std() > 0
+    assert features.shape == (32, 12, 16) and numpy.isfinite(features).all() and features.std() > 0
     colours = numpy.asarray(Image.open(tmp_path / "f.png"))
     assert colours.shape == (24, 64, 3)
     assert [(colours[..., c].min(), colours[..., c].max()) for c in range(3)] == [(0, 255)] * 3  # of both maps together
     command(*words, "--doublings", "1", "--image-out", tmp_path / "g.png")
-    assert read_safetensors(tmp_path / "f.safetensors")["features"].shape == (32, 12, 16)
+    assert read_safetensors(tmp_path / "f.safetensors")["features"].shape == (32, 6, 8)
     half = numpy.asarray(Image.open(tmp_path / "g.png"))
     assert half.shape == (24, 64, 3) and (half[::2, ::2] == half[1::2, 1::2]).all()  # as large as the image
 
@@ -102,7 +102,7 @@ def test_refusals_are_one_line(command, data, backbone, model, picture, tmp_path
         return refusal("upsample-features", image, "--backbone", trunk, "--model", weights, "-o", out, *options)
 
     Image.new("RGB", (3, 20)).save(tmp_path / "thin.png")
-    assert "must be 4 x 4 pixels or more, a cell of the backbone, got 20 x 3" in features(tmp_path / "thin.png")
+    assert "must be 8 x 8 pixels or more, a cell of the backbone, got 20 x 3" in features(tmp_path / "thin.png")
     (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:100])
     assert "cut.png" in features(tmp_path / "cut.png")
     assert "none.png" in features(tmp_path / "none.png")
@@ -118,7 +118,7 @@ def test_refusals_are_one_line(command, data, backbone, model, picture, tmp_path
     assert "bad.safetensors" in features(weights=tmp_path / "bad.safetensors")
     assert "a.gif" in features(image_out=tmp_path / "a.gif") and not (tmp_path / "f.safetensors").exists()
     train = ["train", "upsampler", "--steps", "1", "--batch", "1", "--width", "8", "--data", data, "--backbone"]
-    assert "multiple of tiles and of 16" in refusal(*train, backbone, "--image", "40")
+    assert "multiple of tiles and of 32" in refusal(*train, backbone, "--image", "40")
     assert "the images to score with must be a mosaic's 16 or more, got 12" in refusal(*train, backbone, "--tiles", "4")
     assert "none.safetensors" in refusal(*train, tmp_path / "none.safetensors")
     if os.geteuid() == 0:  # for whom every folder is writable

@@ -27,7 +27,6 @@ constexpr Table make_table(const char* name) {
   table.sums[0] = sums<Floats>;
   table.peak_products[0] = peak_products<Floats>;
   table.index_scores[0] = index_scores<Floats>;
-  table.lanes = kLanes;
   table.lane_forward[0] = lane_forward<Floats>;
   table.lane_backward[0] = lane_backward<Floats>;
   ((table.lane_forward[1] = lane_forward<Pairs>, table.lane_backward[1] = lane_backward<Pairs>), ...);

@@ -161,7 +161,11 @@ NatImpl::NatImpl(const NatConfig& config, std::optional<uint64_t> seed) : config
   if (!seed) return;
   int64_t inputs = 1;  // of the latest convolution: its bias has the same bound
   initialise(*this, *seed, [&](std::string_view name, const Tensor& parameter, Random& random) {
-    if (name.ends_with("rpb") || parameter.dim() == 2) return fill_truncated_normal(parameter, 0.02, random);
+    if (name.ends_with("rpb")) return fill_truncated_normal(parameter, 0.02, random);
+    if (parameter.dim() == 2) {
+      const double deviation = c.deviation > 0 ? c.deviation : 1 / std::sqrt(double(parameter.size(1)));
+      return fill_truncated_normal(parameter, deviation, random);
+    }
     const bool convolution = name.find("patch_embed.proj") != name.npos || name.ends_with("reduction.weight");
     if (!convolution) {
       if (name.ends_with("bias")) parameter.zero_();

@@ -22,12 +22,14 @@ struct NatConfig {
   double mlp_ratio = 3;
   int64_t kernel = 7;                           // odd, >= 3; 0: dense attention on maps of image / patch (one level)
   std::vector<std::vector<int64_t>> dilations;  // [level][layer]; empty: 1 everywhere
-  double drop_path = 0;                         // of the last layer, growing from 0
-  std::optional<double> layer_scale;            // where factors of the branches begin; unset: none
-  int64_t patch = 4;                            // pixels of a token at the first level
-  bool embeds_patches = false;                  // one convolution of patch x patch, else two of 3 x 3 with stride 2
-  bool merges_patches = false;                  // between levels: 2 x 2 tokens and a linear map, else a convolution
-  std::string levels = "levels";                // what the checkpoint calls the list of levels
+  // Linear weights begin truncated normal of this deviation; 0: of 1 / sqrt(inputs), which narrow models need.
+  double deviation = 0.02;
+  double drop_path = 0;               // of the last layer, growing from 0
+  std::optional<double> layer_scale;  // where factors of the branches begin; unset: none
+  int64_t patch = 4;                  // pixels of a token at the first level
+  bool embeds_patches = false;        // one convolution of patch x patch, else two of 3 x 3 with stride 2
+  bool merges_patches = false;        // between levels: 2 x 2 tokens and a linear map, else a convolution
+  std::string levels = "levels";      // what the checkpoint calls the list of levels
   bool pads_small_maps = true;   // maps shorter than kernel * dilation get zeros behind, which are keys; else an error
   std::vector<int64_t> outputs;  // levels whose maps `maps` gives, each with a norm of its own
   int64_t classes = 1000;
@@ -113,9 +115,8 @@ TORCH_MODULE(NatDownsample);
 
 // Names of parameters are those of the published checkpoints: patch_embed.proj.0.weight,
 // levels.0.blocks.1.attn.rpb, levels.0.downsample.reduction.weight, norm.weight, head.weight; norm0.weight .. of
-// outputs. Random parameters by the seed: linear weights and biases of positions trunc-normal 0.02, convolutions as
-// torch draws them.  Without a seed all
-// are as torch's modules begin, for those who load a checkpoint.
+// outputs.  Random parameters by the seed: linear weights truncated normal of `deviation`, biases of positions of 0.02,
+// convolutions as torch draws them.  Without a seed all are as torch's modules begin, for those who load a checkpoint.
 class NatImpl : public torch::nn::Module {
  public:
   explicit NatImpl(const NatConfig& config, std::optional<uint64_t> seed = 0);

@@ -134,6 +134,7 @@ void check_nat(const NatConfig& c) {
           "nat: convolutions make tokens of 4 pixels and an even number of channels, got {} and {}", c.patch, c.embed);
   require(c.patch >= 1 && c.classes >= 1 && c.mlp_ratio > 0,
           "nat: patch, classes and mlp_ratio must be > 0, got {}, {}, {}", c.patch, c.classes, c.mlp_ratio);
+  require(c.deviation >= 0, "nat: deviation must be >= 0, got {}", c.deviation);
   require(c.drop_path >= 0 && c.drop_path < 1, "nat: drop_path must be in [0, 1), got {}", c.drop_path);
   for (size_t level = 0; level < c.depths.size(); ++level) {
     require(c.depths[level] >= 1 && c.heads[level] >= 1 && c.channels(level) % c.heads[level] == 0,

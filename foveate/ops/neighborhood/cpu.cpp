@@ -87,7 +87,7 @@ std::string explain_neighborhood(const Tensor& q, const Tensor& k, const Tensor&
   check_neighborhood_problem(problem);
   const std::string reason = neighborhood_decline_reason(problem);
   if (!reason.empty()) return "definition: " + reason;
-  const auto f = kernels::neighborhood_forecast(*kernel_table(), neighborhood.padded());
+  const auto f = kernels::neighborhood_forecast(neighborhood.padded());
   const bool pairs = q.scalar_type() == at::kBFloat16 && kernels::has_pairs(*kernel_table());
   const size_t first = size_t(kernels::kGridAxes) - neighborhood.axes.size();
   return fmt::format("{}: {} products, {} tiles of {} queries a head, {:.2f} keys visited for each one that is seen",
