@@ -28,9 +28,8 @@ std::string windows_of(const train::ClassifierModel& model, int64_t height, int6
   };
   if (model.is_nat()) {
     const models::NatConfig config = model.nat(height, width, classes);
-    height = (height + 1) / 2, width = (width + 1) / 2;  // by the first of two convolutions
+    height = (height + config.patch - 1) / config.patch, width = (width + config.patch - 1) / config.patch;
     for (size_t level = 0; level < config.depths.size(); ++level) {
-      height = (height + 1) / 2, width = (width + 1) / 2;
       for (const int64_t dilation : config.dilations[level]) {
         NeighborhoodAxis row{.length = height, .kernel = config.kernel, .dilation = dilation}, column = row;
         column.length = width;
@@ -38,6 +37,7 @@ std::string windows_of(const train::ClassifierModel& model, int64_t height, int6
                                       width, config.kernel, config.kernel, dilation),
                           Neighborhood{{row, column}}));
       }
+      height = (height + 1) / 2, width = (width + 1) / 2;
     }
   } else {
     for (const auto& stage : model.halonet(height, width, classes).stages) {

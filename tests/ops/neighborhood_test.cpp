@@ -423,7 +423,7 @@ TEST(Neighborhood, explains_what_runs) {
   const Call c({{56, 7}, {56, 7}}, {}, at::kFloat);
   ::setenv("FOVEATE_BACKEND", "portable", 1);
   EXPECT_EQ(explain_neighborhood(c.q, c.k, c.v, neighborhood_of(c.axes)),
-            "portable: fp32 products, 196 tiles of 4 x 4 queries a head, 1.87 keys visited for each one that is seen");
+            "portable: fp32 products, 196 tiles of 4 x 4 queries a head, boxes of 1.87 keys for each one that is seen");
   ::unsetenv("FOVEATE_BACKEND");
   const Tensor wide = c.q.to(at::kDouble);
   EXPECT_EQ(explain_neighborhood(wide, c.k.to(at::kDouble), c.v.to(at::kDouble), neighborhood_of(c.axes)),

@@ -76,6 +76,13 @@ def test_training_scores_test_images_and_goes_on_where_it_stopped(command, data,
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_a_chart_shows_the_windows_of_every_level(command, data, tmp_path):
+    command("train", "image-classifier", *CLASSIFIER, "--data", data, "--chart", tmp_path / "chart.html")
+    page = (tmp_path / "chart.html").read_text()
+    for title in ("level 1: 7 x 7 tokens, windows of 3 x 3, dilation 1", "level 2: 4 x 4 tokens, windows of 3 x 3, dilation 1"):
+        assert title in page
+
+
 def test_features_are_written_and_shown(command, backbone, model, picture, tmp_path):
     words = ["upsample-features", picture, "--backbone", backbone, "--model", model, "-o", tmp_path / "f.safetensors"]
     out = command(*words, "--image-out", tmp_path / "f.png").stdout.decode()

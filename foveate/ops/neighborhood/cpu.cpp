@@ -90,7 +90,7 @@ std::string explain_neighborhood(const Tensor& q, const Tensor& k, const Tensor&
   const auto f = kernels::neighborhood_forecast(neighborhood.padded());
   const bool pairs = q.scalar_type() == at::kBFloat16 && kernels::has_pairs(*kernel_table());
   const size_t first = size_t(kernels::kGridAxes) - neighborhood.axes.size();
-  return fmt::format("{}: {} products, {} tiles of {} queries a head, {:.2f} keys visited for each one that is seen",
+  return fmt::format("{}: {} products, {} tiles of {} queries a head, boxes of {:.2f} keys for each one that is seen",
                      kernel_table()->name, pairs ? "bf16" : "fp32", f.tiles,
                      fmt::join(f.tile.begin() + first, f.tile.end(), " x "), f.visited_keys / f.visible_keys);
 }
