@@ -1,8 +1,12 @@
 #include "foveate/plan/neighborhood.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/full.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "foveate/base/error.h"
 
@@ -19,6 +23,12 @@ int64_t Neighborhood::positions() const {
 int64_t Neighborhood::window_keys() const {
   int64_t product = 1;
   for (const NeighborhoodAxis& axis : axes) product *= axis.kernel;
+  return product;
+}
+
+int64_t Neighborhood::group_queries() const {
+  int64_t product = 1;
+  for (const NeighborhoodAxis& axis : axes) product *= axis.stride;
   return product;
 }
 
@@ -74,6 +84,57 @@ TokenPlan token_plan(const Neighborhood& neighborhood, int64_t first, int64_t co
     while (to < end) *to++ = -1;
   }
   return {.query_block = 1, .index = index, .rule = Rule::full()};
+}
+
+namespace {
+
+Rule rule_of_one_axis(const NeighborhoodAxis& axis) {
+  Tensor start = at::empty({1, 1, axis.length}, at::kLong), end = at::empty_like(start);
+  for (int64_t x = 0; x < axis.length; ++x)
+    std::tie(start.data_ptr<int64_t>()[x], end.data_ptr<int64_t>()[x]) = axis.window(x, axis.length);
+  Rule rule = Rule::full();
+  rule.row_start = start, rule.row_end = end;
+  return rule;
+}
+
+// Calls use(place on each axis) for a box of places, the last axis inner.
+template <class Use>
+void for_places(const std::array<std::pair<int64_t, int64_t>, kernels::kGridAxes>& box, const Use& use) {
+  for (int64_t a = box[0].first; a < box[0].second; ++a)
+    for (int64_t b = box[1].first; b < box[1].second; ++b)
+      for (int64_t c = box[2].first; c < box[2].second; ++c) use(std::array{a, b, c});
+}
+
+}  // namespace
+
+std::optional<Plan> range_plan(const Neighborhood& neighborhood) {
+  const auto all = neighborhood.padded();
+  for (const NeighborhoodAxis& axis : all)
+    if (axis.dilation > 1 || (axis.is_causal && axis.kernel > 1 && neighborhood.axes.size() > 1)) return std::nullopt;
+  if (neighborhood.axes.size() == 1) return rule_of_one_axis(neighborhood.axes[0]);
+  const auto position = [&](const auto& place) {
+    return (place[0] * all[1].length + place[1]) * all[2].length + place[2];
+  };
+  std::array<std::pair<int64_t, int64_t>, kernels::kGridAxes> groups, box;
+  for (size_t i = 0; i < all.size(); ++i) groups[i] = {0, (all[i].length + all[i].stride - 1) / all[i].stride};
+  const int64_t count = groups[0].second * groups[1].second * groups[2].second, queries = neighborhood.group_queries();
+  Tensor order = at::full({1, 1, count * queries}, -1, at::kLong);
+  Tensor start = at::empty({1, 1, count, all[0].kernel * all[1].kernel}, at::kInt);
+  int64_t* row = order.data_ptr<int64_t>();
+  int32_t* line = start.data_ptr<int32_t>();
+  for_places(groups, [&](const auto& group) {
+    for (size_t i = 0; i < all.size(); ++i)
+      box[i] = {group[i] * all[i].stride, std::min((group[i] + 1) * all[i].stride, all[i].length)};
+    int64_t* next = row;
+    for_places(box, [&](const auto& place) { *next++ = position(place); });
+    row += queries;
+    for (size_t i = 0; i < all.size(); ++i) box[i] = all[i].window(box[i].first, all[i].length);
+    box[2].second = box[2].first + 1;  // where lines start
+    for_places(box, [&](const auto& place) { *line++ = int32_t(position(place)); });
+  });
+  Rule rule = Rule::full();
+  rule.query_order = order;
+  return RunPlan{.query_block = queries, .start = start, .end = start + all[2].kernel, .rule = rule};
 }
 
 BiasPlaces bias_places(const Neighborhood& neighborhood) {

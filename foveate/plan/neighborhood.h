@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "foveate/kernels/neighborhood.h"
@@ -25,6 +26,7 @@ struct Neighborhood {
 
   int64_t positions() const;
   int64_t window_keys() const;           // of a query, causality aside
+  int64_t group_queries() const;         // of a whole stride group
   kernels::Neighborhood padded() const;  // with axes of one place in front
 };
 
@@ -35,6 +37,11 @@ void check_neighborhood(const Neighborhood& neighborhood);
 // The same as lists, for queries [first, first + count): index [1, 1, count, window_keys()], -1 where a causal axis
 // hides a key.
 TokenPlan token_plan(const Neighborhood& neighborhood, int64_t first, int64_t count);
+
+// The same as ranges of keys, where there are such: one axis is a rule of a range for each query; with more of them, a
+// stride group is a block of queries that share lines of keys (Rule::query_order).  Nothing with dilation, nor with a
+// causal axis beside others.
+std::optional<Plan> range_plan(const Neighborhood& neighborhood);
 
 // A place's coordinates in its dilation groups as one number, such that number(key) - number(query) + `offset` is the
 // place in a table [2 kernel - 1 of each axis] of key - query + kernel - 1.  numbers: [positions] int64.

@@ -140,10 +140,21 @@ TEST_P(NeighborhoodAtLevel, equals_plain_loops_with_keys_that_all_queries_see) {
 }
 
 TEST_P(NeighborhoodAtLevel, equals_plain_loops_where_windows_take_several_passes) {
-  expect_oracle({{700, 300, 7}}, {.batch = 1, .dim = 70, .value_dim = 130}, at::kFloat, kSingleBound);
-  expect_oracle({{1300, 1201}}, {.batch = 1}, at::kFloat, kSingleBound);
+  expect_oracle({{700, 300, 7}}, {.batch = 1, .dim = 70, .value_dim = 130, .has_bias = true}, at::kFloat, kSingleBound);
+  expect_oracle({{1300, 1201}}, {.batch = 1, .has_bias = true}, at::kFloat, kSingleBound);
+  expect_oracle({{700, 300, 7, 2, true}}, {.batch = 1}, at::kFloat, kSingleBound);
   expect_oracle({{31, 27, 1, 1, true}, {33, 30}}, {.batch = 1, .value_dim = 66}, at::kFloat, kSingleBound);
   expect_oracle({{7, 6}, {12, 11}, {13, 12}}, {.batch = 1, .has_bias = true}, at::kFloat, kSingleBound);
+}
+
+TEST_P(NeighborhoodAtLevel, equals_plain_loops_where_windows_are_ranges_of_keys) {
+  const Sizes grouped{.heads = 4, .kv_heads = 2, .dim = 20, .value_dim = 12, .heads_last = true};
+  expect_oracle({{700, 255}}, grouped, at::kFloat, kSingleBound);
+  expect_oracle({{520, 256, 256}}, {.batch = 1, .extra = 3}, at::kFloat, kSingleBound);
+  expect_oracle({{430, 200, 3, 1, true}}, {.batch = 1, .clamps = false}, at::kFloat, kSingleBound);
+  expect_oracle({{20, 16, 8}, {27, 13, 13}}, grouped, at::kFloat, kSingleBound);
+  expect_oracle({{5, 3, 2}, {12, 8, 8}, {13, 9, 6}}, {.batch = 1}, at::kFloat, kSingleBound);
+  expect_oracle({{20, 16, 8}, {27, 13, 13}}, {.batch = 1, .dim = 32}, at::kBFloat16, kHalfBound);
 }
 
 TEST_P(NeighborhoodAtLevel, streaming_windows_of_causal_strides_do_not_depend_on_the_length) {
@@ -344,8 +355,10 @@ TEST_P(NeighborhoodAtLevel, nan_and_inf_reach_only_those_who_see_them) {
 }
 
 TEST_P(NeighborhoodAtLevel, results_lie_in_memory_as_queries_do) {
-  const Call last({{5, 3}, {6, 3}}, {.heads_last = true}, at::kFloat);
+  const Call last({{5, 3}, {6, 3}}, {.heads_last = true}, at::kFloat),
+      ranges({{300, 200}}, {.heads_last = true}, at::kFloat);
   EXPECT_TRUE(last.run().out.transpose(1, 2).is_contiguous());
+  EXPECT_TRUE(ranges.run().out.transpose(1, 2).is_contiguous());
   const Call first({{5, 3}, {6, 3}}, {}, at::kFloat);
   EXPECT_TRUE(first.run().out.is_contiguous());
   EXPECT_TRUE(same(last.run().out,
@@ -424,6 +437,10 @@ TEST(Neighborhood, explains_what_runs) {
   ::setenv("FOVEATE_BACKEND", "portable", 1);
   EXPECT_EQ(explain_neighborhood(c.q, c.k, c.v, neighborhood_of(c.axes)),
             "portable: fp32 products, 196 tiles of 4 x 4 queries a head, boxes of 1.87 keys for each one that is seen");
+  const Call grouped({{32, 16, 16}, {32, 16, 16}}, {.heads_last = true}, at::kFloat);
+  EXPECT_EQ(explain_neighborhood(grouped.q, grouped.k, grouped.v, neighborhood_of(grouped.axes)),
+            "windows as ranges of keys, portable: fp32 products, 32 tiles of up to 192 rows, 160 panels of 64 gathered "
+            "keys (0 checked), 0.1 MiB extra");
   ::unsetenv("FOVEATE_BACKEND");
   const Tensor wide = c.q.to(at::kDouble);
   EXPECT_EQ(explain_neighborhood(wide, c.k.to(at::kDouble), c.v.to(at::kDouble), neighborhood_of(c.axes)),

@@ -64,6 +64,49 @@ TEST(NeighborhoodPlan, lists_equal_the_oracles_on_three_axes) {
   }
 }
 
+// Of every query, by position.
+std::vector<Window> windows_of(const Plan& plan, int64_t positions) {
+  std::vector<Window> all(size_t(positions), Window{});
+  const auto numbers = [](const std::optional<at::Tensor>& t) { return t->const_data_ptr<int64_t>(); };
+  if (const auto* rule = std::get_if<Rule>(&plan)) {
+    for (int64_t i = 0; i < positions; ++i)
+      for (int64_t key = numbers(rule->row_start)[i]; key < numbers(rule->row_end)[i]; ++key)
+        all[size_t(i)].push_back(int32_t(key));
+    return all;
+  }
+  const RunPlan& runs = std::get<RunPlan>(plan);
+  const int64_t rows = runs.rule.query_order->numel(), capacity = runs.start.size(3);
+  EXPECT_EQ(rows, runs.query_block * runs.start.size(2));
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t query = numbers(runs.rule.query_order)[row];
+    if (query == -1) continue;
+    EXPECT_TRUE(all[size_t(query)].empty()) << "listed twice";
+    for (int64_t line = row / runs.query_block * capacity, end = line + capacity; line < end; ++line)
+      for (int32_t key = runs.start.const_data_ptr<int32_t>()[line]; key < runs.end.const_data_ptr<int32_t>()[line];
+           ++key)
+        all[size_t(query)].push_back(key);
+  }
+  return all;
+}
+
+TEST(NeighborhoodPlan, ranges_equal_lists) {
+  const std::vector<Neighborhood> all = {{{{29, 7}}},
+                                         {{{29, 8, 3}}},
+                                         {{{29, 8, 3, 1, true}}},
+                                         {{{30, 8, 8, 1, true, false}}},
+                                         {{{9, 4}, {11, 5}}},
+                                         {{{9, 4, 3}, {11, 5, 2}}},
+                                         {{{3, 2, 2}, {8, 8, 8}, {7, 3}}},
+                                         {{{6, 1, 1, 1, true}, {9, 6, 4}}}};
+  for (const Neighborhood& n : all) {
+    const auto plan = range_plan(n);
+    ASSERT_TRUE(plan);
+    EXPECT_EQ(windows_of(*plan, n.positions()), windows(n));
+  }
+  EXPECT_FALSE(range_plan({{{29, 7, 1, 2}}}));
+  EXPECT_FALSE(range_plan({{{9, 4, 3}, {11, 5, 2, 1, true}}}));
+}
+
 TEST(NeighborhoodPlan, bias_places_give_key_minus_query) {
   const std::vector<test::GridAxis> axes = {{5, 2, 1, 2}, {7, 3, 2}, {9, 4, 3, 2}};
   Neighborhood n;

@@ -25,6 +25,12 @@ using kernels::DType;
 
 constexpr int64_t kMostKeys = std::numeric_limits<int32_t>::max() - kernels::kPanelKeys;
 
+// Of results that belong to `like`.
+Tensor empty_like(const Problem& p, const Tensor& like, int64_t dim) {
+  if (p.keeps_layout) return empty_rows(like, dim);
+  return at::empty({like.size(0), like.size(1), like.size(2), dim}, like.options());
+}
+
 // Where the kernels put the gradients of keys and values: one of each for every group of heads, summed up by head
 // where a head map makes groups share heads.
 struct KeySums {
@@ -32,7 +38,7 @@ struct KeySums {
 
   KeySums(const Problem& p, const kernels::Arguments& a) {
     if (!p.heads.keys) {
-      k = at::zeros(p.k.sizes(), p.k.options()), v = at::zeros(p.v.sizes(), p.v.options());
+      k = empty_like(p, p.k, p.k.size(3)).zero_(), v = empty_like(p, p.v, p.v.size(3)).zero_();
       return;
     }
     std::vector<int64_t> key_heads, value_heads;
@@ -153,7 +159,7 @@ std::string describe(const Problem& p, Pass pass) {
 Attended attend_cpu(const Problem& p) {
   const Prepared prepared(p);
   const auto& a = prepared.arguments;
-  const Tensor out = at::empty({a.batch, a.heads, a.queries, a.value_dim}, p.q.options());
+  const Tensor out = empty_like(p, p.q, a.value_dim);
   const Tensor lse = at::empty({a.batch, a.heads, a.queries}, p.q.options().dtype(at::kFloat));
   if (a.query_order.data) {  // of queries that no row of the plan is
     out.zero_();
@@ -168,7 +174,8 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   const Prepared prepared(p);
   const auto& a = prepared.arguments;
   const auto floats = p.q.options().dtype(at::kFloat);
-  const Tensor d_q = a.query_order.data ? at::zeros(p.q.sizes(), p.q.options()) : at::empty(p.q.sizes(), p.q.options());
+  const Tensor d_q = empty_like(p, p.q, a.dim);
+  if (a.query_order.data) d_q.zero_();
   const KeySums keys(p, a);
   const TermSums terms(p, a);
   const Tensor given = readable(d_out), out = readable(attended.out), lse = attended.lse.contiguous();

@@ -17,6 +17,7 @@ struct Problem {
   HeadMap heads;
   Wanted wanted;
   std::optional<at::Tensor> pages;  // see attend
+  bool keeps_layout = false;        // on the kernels: results lie in memory as q, k and v do, see empty_rows
 
   bool wants_bias() const { return score.bias && wanted.bias; }
   bool wants_sink() const { return score.sink && wanted.sink; }

@@ -36,6 +36,22 @@ struct RawProblem {
   }
 };
 
+// Windows that attend's tiles run faster than those of a grid, as a problem for them: they read keys once for up to 64
+// queries, but visit all that any of these sees.
+std::optional<Problem> as_ranges(const NeighborhoodProblem& p) {
+  constexpr int64_t kLongWindow = 192, kManyQueries = 64;
+  const Neighborhood& n = p.neighborhood;
+  if (p.score.bias || n.window_keys() < kLongWindow || (n.axes.size() > 1 && n.group_queries() < kManyQueries))
+    return std::nullopt;
+  std::optional<Plan> plan = range_plan(n);
+  if (!plan) return std::nullopt;
+  Problem problem{p.q, p.k, p.v, *std::move(plan)};
+  problem.score.scale = p.scale();
+  problem.keeps_layout = true;
+  if (!decline_reason(problem).empty()) return std::nullopt;
+  return problem;
+}
+
 }  // namespace
 
 std::string neighborhood_decline_reason(const NeighborhoodProblem& p) {
@@ -51,6 +67,7 @@ std::string neighborhood_decline_reason(const NeighborhoodProblem& p) {
 }
 
 std::optional<Attended> neighborhood_cpu(const NeighborhoodProblem& p) {
+  if (const auto ranges = as_ranges(p)) return attend_cpu(*ranges);
   const RawProblem raw(p);
   const Tensor out = empty_rows(p.q, p.v.size(3));
   const Tensor lse = at::empty({p.q.size(0), p.q.size(1), p.q.size(2)}, p.q.options().dtype(at::kFloat));
@@ -61,6 +78,10 @@ std::optional<Attended> neighborhood_cpu(const NeighborhoodProblem& p) {
 
 std::optional<NeighborhoodResults> neighborhood_backward_cpu(const NeighborhoodProblem& p, const Attended& attended,
                                                              const Tensor& d_out, const Tensor& d_lse) {
+  if (const auto ranges = as_ranges(p)) {
+    const Gradients g = attend_backward_cpu(*ranges, attended, d_out, d_lse);
+    return NeighborhoodResults{g.q, g.k, g.v, {}, {}, {}};
+  }
   const RawProblem raw(p);
   const Tensor given = readable(d_out), lse = attended.lse.contiguous();
   Tensor delta = (given.to(at::kFloat) * attended.out.to(at::kFloat)).sum(-1);
@@ -87,6 +108,7 @@ std::string explain_neighborhood(const Tensor& q, const Tensor& k, const Tensor&
   check_neighborhood_problem(problem);
   const std::string reason = neighborhood_decline_reason(problem);
   if (!reason.empty()) return "definition: " + reason;
+  if (const auto ranges = as_ranges(problem)) return "windows as ranges of keys, " + describe(*ranges, Pass::forward);
   const auto f = kernels::neighborhood_forecast(neighborhood.padded());
   const bool pairs = q.scalar_type() == at::kBFloat16 && kernels::has_pairs(*kernel_table());
   const size_t first = size_t(kernels::kGridAxes) - neighborhood.axes.size();

@@ -42,12 +42,6 @@ Problem NeighborhoodProblem::extra() const {
   return problem;
 }
 
-Tensor empty_rows(const Tensor& like, const c10::SymInt& dim) {
-  const auto b = like.sym_size(0), h = like.sym_size(1), n = like.sym_size(2);
-  if (like.sym_stride(1) < like.sym_stride(2)) return like.new_empty_symint({b, n, h, dim}).transpose(1, 2);
-  return like.new_empty_symint({b, h, n, dim});
-}
-
 std::string text(const Tensor& t) {
   return fmt::format("{} [{}]", c10::toString(t.scalar_type()), fmt::join(t.sizes().begin(), t.sizes().end(), ", "));
 }

@@ -3,6 +3,7 @@
 
 #include <ATen/core/List.h>
 
+#include "foveate/ops/attend/prepared.h"
 #include "foveate/ops/neighborhood/neighborhood.h"
 
 namespace foveate::ops {
@@ -30,9 +31,6 @@ std::string text(const at::Tensor& t);  // "Float [1, 2, 9, 4]", for messages
 
 // Throws Error unless the shapes, dtypes and the neighborhood fit each other.
 void check_neighborhood_problem(const NeighborhoodProblem& problem);
-
-// Unfilled [B, H, N, dim] with heads before or behind places in memory, as `like` [B, H, N, ..] has them.
-at::Tensor empty_rows(const at::Tensor& like, const c10::SymInt& dim);
 
 // Windows alone, without the extra keys.  Definition: plain ATen over lists of keys.
 Attended neighborhood_definition(const NeighborhoodProblem& problem);
