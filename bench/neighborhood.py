@@ -1,6 +1,6 @@
 """Neighborhood attention beside what a user could put together from torch, NATTEN through FlexAttention, and foveate's own dense attention.
 
-    bench/neighborhood.py [--threads 1 2] [--repeats 5] [--cases NAME ...] [--compiled] [--json]
+    bench/neighborhood.py [--threads 1 2] [--repeats 5] [--cases NAME ...] [--natten compiled] [--json]
 
 Every figure is the median of `repeats` calls in one process, after the results have been compared.  Useful GFLOP/s count the pairs in windows
 (4 D each, backward 2.5 times that).  torch: the faster one of gathered windows and dense attention with a mask.
@@ -32,7 +32,7 @@ CASES = {
     "1-D 32768 k256 s256": ((32768,), (256,), 1, 256, 2),
     "2-D 64 k16 s16": ((64, 64), (16, 16), 1, 16, 8),
 }
-TOO_MUCH = 6e9  # bytes that a torch formulation may hold
+TOO_MUCH = 6e9  # bytes that another formulation may hold
 
 
 def timed(call, repeats):
@@ -86,16 +86,19 @@ def both(call, q, k, v):
     call(q, k, v).sum().backward()
 
 
-def natten_call(grid, kernel, dilation, stride, compiled):
+def natten_call(grid, kernel, dilation, stride, heads, how):
+    """Uncompiled FlexAttention holds all scores; nothing where that is too much or NATTEN is not wanted or not there."""
+    if how == "none" or (how == "eager" and math.prod(grid) ** 2 * heads * 4 > TOO_MUCH):
+        return None
     try:
         import natten
     except ImportError:
         return None
     run = getattr(natten, f"na{len(grid)}d")
-    return lambda q, k, v: run(q, k, v, kernel, stride=stride, dilation=dilation, backend="flex-fna", torch_compile=compiled)
+    return lambda q, k, v: run(q, k, v, kernel, stride=stride, dilation=dilation, backend="flex-fna", torch_compile=how == "compiled")
 
 
-def measure(name, dim, dtype, threads, repeats, compiled):
+def measure(name, dim, dtype, threads, repeats, how):
     grid, kernel, dilation, stride, heads = CASES[name]
     places, window = math.prod(grid), math.prod(kernel)
     torch.manual_seed(0)
@@ -125,7 +128,7 @@ def measure(name, dim, dtype, threads, repeats, compiled):
     if places <= 16384:
         dense = timed(lambda: foveate.attend(*flat, foveate.Rule(window_right=None)), max(1, repeats // 2))
         item["share_of_dense"] = dense * window / places / (item["forward_ms"] / 1e3)
-    if natten := natten_call(grid, kernel, dilation, stride, compiled):
+    if natten := natten_call(grid, kernel, dilation, stride, heads, how):
         torch.testing.assert_close(ours(q, k, v), natten(q, k, v), rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
         item["natten_ms"] = 1e3 * timed(lambda: natten(q, k, v), 1)
     for t in (q, k, v):
@@ -161,7 +164,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--dims", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--compiled", action="store_true", help="compile NATTEN's Flex path (minutes)")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--natten", default="eager", choices=["none", "eager", "compiled"], help="its Flex path; compiling takes minutes")
     parser.add_argument("--json", action="store_true", help="a line for each measurement")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -171,8 +175,8 @@ def main():
         torch.set_num_threads(threads)
         for name in options.cases:
             for dim in options.dims:
-                for dtype in (torch.float, torch.bfloat16):
-                    item = measure(name, dim, dtype, threads, options.repeats, options.compiled)
+                for dtype in options.dtypes:
+                    item = measure(name, dim, getattr(torch, dtype), threads, options.repeats, options.natten)
                     print(json.dumps(item) if options.json else "| " + " | ".join(row(item)) + " |", flush=True)
 
 

@@ -69,6 +69,7 @@ struct Arguments {
 
 struct Results {
   View out;
+  DType type;            // of out
   float* lse = nullptr;  // [B, Hq, Lq]
 };
 

@@ -235,10 +235,10 @@ class Worker {
       lse_[size_t(row)] = results_.lse + (tiling_.batch_of(group) * a_.heads + head) * a_.queries + query;
       if (a_.sink) sinks_[row] = a_.sink[head];
     });
-    point_rows(tiling_, results_.out, a_.type, group, shape, pointers_.data());
+    point_rows(tiling_, results_.out, results_.type, group, shape, pointers_.data());
     const float natural = t.score.plain() ? t.score.scale : 1 / kLog2e;
     table_.finish({t.rows, a_.value_dim, t.top, t.sum, t.acc, natural, t.score.keep_scale, a_.sink ? sinks_ : nullptr,
-                   const_cast<void* const*>(pointers_.data()), a_.type, lse_.data()});
+                   const_cast<void* const*>(pointers_.data()), results_.type, lse_.data()});
   }
 
   const Table& table_;

@@ -101,7 +101,7 @@ bool PackedGrid::pack_row(const View& view, int64_t batch, const Group& group, i
       const int count = int(std::min(part, length - first));
       for (int64_t x = first; x < first + count; ++x)
         rows[size_t(x - first)] =
-            x < group.size[2] ? call_.row(view, batch, head,
+            x < group.size[2] ? call_.row(view, call_.a.type, batch, head,
                                           call_.tiling.position(group, {row / group.size[1], row % group.size[1], x}))
                               : nullptr;
       float* to = const_cast<float*>(data(batch, head, group)) + row * row_floats(group);
@@ -115,12 +115,13 @@ bool PackedGrid::pack_row(const View& view, int64_t batch, const Group& group, i
   return bad;
 }
 
-const void* const* LaneRows::of(const View& view, int64_t batch, int64_t head, const Group& group,
+const void* const* LaneRows::of(const View& view, DType type, int64_t batch, int64_t head, const Group& group,
                                 const Place& origin) {
   const LaneTiling& tiling = call_.tiling;
   for (int lane = 0; lane < kTileLanes; ++lane) {
     const Place at = tiling.lane_place(origin, lane);
-    rows_[size_t(lane)] = tiling.inside(group, at) ? call_.row(view, batch, head, tiling.position(group, at)) : nullptr;
+    rows_[size_t(lane)] =
+        tiling.inside(group, at) ? call_.row(view, type, batch, head, tiling.position(group, at)) : nullptr;
   }
   return rows_.data();
 }

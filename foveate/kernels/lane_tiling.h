@@ -162,9 +162,9 @@ struct LaneCall {
   int64_t place(int64_t batch, int64_t head, int64_t position) const {  // in [batch, heads, positions]
     return (batch * a.heads + head) * a.positions() + position;
   }
-  void* row(const View& view, int64_t batch, int64_t head, int64_t position) const {
+  void* row(const View& view, DType type, int64_t batch, int64_t head, int64_t position) const {
     return static_cast<char*>(view.data) +
-           (batch * view.batch + head * view.head + position * view.row) * int64_t(bytes_of(a.type));
+           (batch * view.batch + head * view.head + position * view.row) * int64_t(bytes_of(type));
   }
 };
 
@@ -209,7 +209,8 @@ class LaneRows {
  public:
   explicit LaneRows(const LaneCall& call) : call_(call), rows_(kTileLanes) {}
   // Null where a lane is no query.
-  const void* const* of(const View& view, int64_t batch, int64_t head, const Group& group, const Place& origin);
+  const void* const* of(const View& view, DType type, int64_t batch, int64_t head, const Group& group,
+                        const Place& origin);
 
  private:
   const LaneCall& call_;

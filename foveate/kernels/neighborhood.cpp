@@ -60,8 +60,8 @@ class ForwardWorker {
     LaneForward& t = tile_;
     const Place origin = tiling.origin(group, tile);
     const KeyBox all = tiling.windows(group, origin, t);
-    call_.table.pack_by_key(rows_.of(a.q, batch, head, group, origin), kTileLanes, a.dim, a.type, call_.step, q_,
-                            nullptr);
+    call_.table.pack_by_key(rows_.of(a.q, a.type, batch, head, group, origin), kTileLanes, a.dim, a.type, call_.step,
+                            q_, nullptr);
     std::fill_n(t.acc, kTileLanes * padded(a.value_dim), 0.0f);
     std::fill_n(t.top, kTileLanes, kLowest);
     std::fill_n(t.sum, kTileLanes, 0.0f);
@@ -80,13 +80,13 @@ class ForwardWorker {
  private:
   void finish(int64_t batch, int64_t head, const Group& group, const Place& origin, const Results& results) {
     const LaneTiling& tiling = call_.tiling;
-    void* const* out = const_cast<void* const*>(rows_.of(results.out, batch, head, group, origin));
+    void* const* out = const_cast<void* const*>(rows_.of(results.out, results.type, batch, head, group, origin));
     float* lse[kTileLanes];
     for (int lane = 0; lane < kTileLanes; ++lane)
       if (out[lane])
         lse[lane] = results.lse + call_.place(batch, head, tiling.position(group, tiling.lane_place(origin, lane)));
     call_.table.finish({kTileLanes, call_.a.value_dim, tile_.top, tile_.sum, tile_.acc, 1 / kLog2e, 1, nullptr, out,
-                        call_.a.type, lse});
+                        results.type, lse});
   }
 
   const LaneCall& call_;

@@ -161,7 +161,7 @@ class BackwardWorker {
       if (d_bias) t.d_bias = d_bias + bias_.at(t, origin);
       sound = call_.table.lane_backward[call_.step - 1](t) && sound;
     });
-    const void* const* to = rows_.of(all_.g.d_q, item.batch, head, group, origin);
+    const void* const* to = rows_.of(all_.g.d_q, a.type, item.batch, head, group, origin);
     for (int lane = 0; lane < kTileLanes; ++lane)
       if (to[lane])
         call_.table.scale_row(t.d_q + lane * padded(a.dim), a.dim, a.scale, a.type, const_cast<void*>(to[lane]));
@@ -173,10 +173,10 @@ class BackwardWorker {
     const LaneTiling& tiling = call_.tiling;
     const Table& table = call_.table;
     const NeighborhoodArguments& a = call_.a;
-    const void* const* q = rows_.of(a.q, batch, head, group, origin);
+    const void* const* q = rows_.of(a.q, a.type, batch, head, group, origin);
     table.pack_by_key(q, kTileLanes, a.dim, a.type, call_.step, q_, nullptr);
     bool bad = table.pack_by_dim(q, kTileLanes, kTileLanes, a.dim, a.type, call_.step, q_by_dim_, nullptr);
-    const void* const* d_out = rows_.of(all_.g.d_out, batch, head, group, origin);
+    const void* const* d_out = rows_.of(all_.g.d_out, a.type, batch, head, group, origin);
     table.pack_by_key(d_out, kTileLanes, a.value_dim, a.type, call_.step, d_out_, nullptr);
     bad = table.pack_by_dim(d_out, kTileLanes, kTileLanes, a.value_dim, a.type, call_.step, d_out_by_dim_, nullptr) ||
           bad;
@@ -221,8 +221,9 @@ void write_keys(const Backward& all, const Items& items, int64_t first_item, int
       call.table.add_row((own.*of).data() + (head * item.keys() + item.key_at(key)) * padded(dim), padded(dim),
                          sum.data());
     }
-    call.table.scale_row(sum.data(), dim, scale, a.type,
-                         call.row(to, slabs->batch, slabs->first_head + head, call.tiling.position(group, key)));
+    call.table.scale_row(
+        sum.data(), dim, scale, a.type,
+        call.row(to, a.type, slabs->batch, slabs->first_head + head, call.tiling.position(group, key)));
   };
   for (int64_t i = 0; i < product(count); ++i) {
     Place key = unravel(i, count);

@@ -19,8 +19,7 @@ std::array<int64_t, 2> checked_maps(const ClassifierModel& model, int64_t height
   require(model.embed % kHeadDim == 0, "classifier: embed must be a multiple of {}, got {}", kHeadDim, model.embed);
   require(model.kernel % 2 == 1, "classifier: kernel must be odd, got {}", model.kernel);
   const auto halved = [](int64_t n) { return (n + 1) / 2; };
-  const int64_t side = std::min(height, width), first = model.is_nat() ? halved(halved(side)) : halved(side);
-  const int64_t second = halved(first);
+  const int64_t first = halved(halved(std::min(height, width))), second = halved(first);
   require(second >= model.kernel, "classifier: kernel must be <= the {} tokens of a side, got {}", second,
           model.kernel);
   return {first, second};
@@ -66,7 +65,7 @@ models::NatConfig ClassifierModel::nat(int64_t height, int64_t width, int64_t cl
 }
 
 models::HaloNetConfig ClassifierModel::halonet(int64_t height, int64_t width, int64_t classes) const {
-  models::HaloNetConfig c{.has_stem_pool = false, .classes = classes, .image = std::min(height, width)};
+  models::HaloNetConfig c{.has_tiered_stem = true, .classes = classes, .image = std::min(height, width)};
   const auto maps = checked_maps(*this, height, width);
   int64_t channels = 64;  // of the stem
   for (size_t level = 0; level < maps.size(); ++level) {

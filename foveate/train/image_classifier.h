@@ -11,8 +11,8 @@
 
 namespace foveate::train {
 
-// Two levels, the second with twice the channels: tokens of 4 x 4 and 8 x 8 pixels in nat and dinat, whose first ones
-// two convolutions make, and of 2 x 2 and 4 x 4 in the others.
+// Two levels, the second with twice the channels: tokens of 4 x 4 and 8 x 8 pixels.  Two convolutions make the first
+// ones in nat and dinat, three and a pool in the others.
 struct ClassifierModel {
   static constexpr std::string_view name = "classifier";
 

@@ -366,6 +366,17 @@ TEST_P(NeighborhoodAtLevel, results_lie_in_memory_as_queries_do) {
                    {0, 0}));
 }
 
+TEST(Neighborhood, extra_keys_join_before_results_are_rounded) {
+  ::setenv("FOVEATE_BACKEND", "portable", 1);  // which multiplies bf16 in fp32
+  for (const std::vector<GridAxis>& axes : {std::vector<GridAxis>{{40, 9}}, {{300, 200}}}) {
+    Call c(axes, {.extra = 5}, at::kBFloat16);
+    const Tensor rounded = c.run().out.to(at::kFloat);
+    for (Tensor* t : {&c.q, &c.k, &c.v, &*c.score.extra_keys, &*c.score.extra_values}) *t = t->to(at::kFloat);
+    EXPECT_TRUE(same(rounded, c.run().out, {1e-6, 1.0 / 256 * 0.501}));  // half of the last of 8 bits
+  }
+  ::unsetenv("FOVEATE_BACKEND");
+}
+
 TEST(Neighborhood, a_scale_of_zero_is_zero) {
   Call c({{9, 3}}, {.batch = 1, .heads = 1}, at::kFloat);
   c.score.scale = 0;

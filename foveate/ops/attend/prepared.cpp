@@ -21,10 +21,13 @@ DType dtype_of(const Tensor& t) {
 
 Tensor readable(const Tensor& t) { return t.stride(3) == 1 || t.size(3) == 1 ? t : t.contiguous(); }
 
-Tensor empty_rows(const Tensor& like, const c10::SymInt& dim) {
+Tensor empty_rows(const Tensor& like, const c10::SymInt& dim) { return empty_rows(like, dim, like.scalar_type()); }
+
+Tensor empty_rows(const Tensor& like, const c10::SymInt& dim, at::ScalarType type) {
   const auto b = like.sym_size(0), h = like.sym_size(1), n = like.sym_size(2);
-  if (like.sym_stride(1) < like.sym_stride(2)) return like.new_empty_symint({b, n, h, dim}).transpose(1, 2);
-  return like.new_empty_symint({b, h, n, dim});
+  const auto options = like.options().dtype(type);
+  if (like.sym_stride(1) < like.sym_stride(2)) return like.new_empty_symint({b, n, h, dim}, options).transpose(1, 2);
+  return like.new_empty_symint({b, h, n, dim}, options);
 }
 
 kernels::View view_of(const Tensor& t) { return {t.data_ptr(), t.stride(0), t.stride(1), t.stride(2)}; }

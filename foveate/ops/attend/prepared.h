@@ -14,6 +14,7 @@ at::Tensor readable(const at::Tensor& t);
 kernels::View view_of(const at::Tensor& t);
 // Unfilled [B, H, N, dim] with heads before or behind rows in memory, as `like` [B, H, N, ..] has them.
 at::Tensor empty_rows(const at::Tensor& like, const c10::SymInt& dim);
+at::Tensor empty_rows(const at::Tensor& like, const c10::SymInt& dim, at::ScalarType type);
 
 // The length of the blocks that landmarks close where the kernels can take them, else 0: every 16, 32 or 64 keys, and
 // no plan that gathers keys.

@@ -47,7 +47,7 @@ std::optional<Problem> as_ranges(const NeighborhoodProblem& p) {
   if (!plan) return std::nullopt;
   Problem problem{p.q, p.k, p.v, *std::move(plan)};
   problem.score.scale = p.scale();
-  problem.keeps_layout = true;
+  problem.keeps_layout = true, problem.has_wide_out = p.has_extra();
   if (!decline_reason(problem).empty()) return std::nullopt;
   return problem;
 }
@@ -69,10 +69,10 @@ std::string neighborhood_decline_reason(const NeighborhoodProblem& p) {
 std::optional<Attended> neighborhood_cpu(const NeighborhoodProblem& p) {
   if (const auto ranges = as_ranges(p)) return attend_cpu(*ranges);
   const RawProblem raw(p);
-  const Tensor out = empty_rows(p.q, p.v.size(3));
+  const Tensor out = empty_rows(p.q, p.v.size(3), p.has_extra() ? at::kFloat : p.q.scalar_type());
   const Tensor lse = at::empty({p.q.size(0), p.q.size(1), p.q.size(2)}, p.q.options().dtype(at::kFloat));
   const bool sound = kernels::neighborhood_forward(*kernel_table(), raw.arguments,
-                                                   {view_of(out), lse.data_ptr<float>()}, torch_pool());
+                                                   {view_of(out), dtype_of(out), lse.data_ptr<float>()}, torch_pool());
   return sound ? std::optional(Attended{out, lse}) : std::nullopt;
 }
 

@@ -39,6 +39,7 @@ double NeighborhoodProblem::scale() const { return score.scale.value_or(1 / std:
 Problem NeighborhoodProblem::extra() const {
   Problem problem{q, *score.extra_keys, *score.extra_values, Rule::full()};
   problem.score.scale = scale();
+  problem.has_wide_out = true;
   return problem;
 }
 
@@ -144,7 +145,8 @@ Forward run_forward(const NeighborhoodProblem& p) {
     return {out, lse};
   }
   const Problem extra = p.extra();
-  const Attended parts[] = {windows(p), choose(extra, Pass::forward) ? attend_cpu(extra) : attend_definition(extra)};
+  Attended parts[] = {windows(p), choose(extra, Pass::forward) ? attend_cpu(extra) : attend_definition(extra)};
+  for (Attended& part : parts) part.out = part.out.to(lse_type(p.q));  // of the definition
   const auto [out, lse] = merge_by_lse(parts);
   return {empty_rows(p.q, p.v.size(3)).copy_(out), lse};
 }

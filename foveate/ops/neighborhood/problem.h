@@ -40,6 +40,7 @@ NeighborhoodResults neighborhood_backward_definition(const NeighborhoodProblem& 
 // Why the kernels decline a checked problem; empty where they run it.
 std::string neighborhood_decline_reason(const NeighborhoodProblem& problem);
 // On the kernels.  Nothing where a number is not finite: what such numbers do is left to the definition.
+// out is fp32 where extra keys are to join it.
 std::optional<Attended> neighborhood_cpu(const NeighborhoodProblem& problem);
 std::optional<NeighborhoodResults> neighborhood_backward_cpu(const NeighborhoodProblem& problem,
                                                              const Attended& attended, const at::Tensor& d_out,
