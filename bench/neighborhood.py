@@ -1,9 +1,10 @@
 """Neighborhood attention beside what a user could put together from torch, NATTEN through FlexAttention, and foveate's own dense attention.
 
-    bench/neighborhood.py [--threads 1 2] [--repeats 5] [--cases NAME ...] [--natten compiled] [--json]
+    bench/neighborhood.py [--threads 1 2] [--repeats 5] [--cases NAME ...] [--torch flex mask] [--no-natten] [--json]
 
 Every figure is the median of `repeats` calls in one process, after the results have been compared.  Useful GFLOP/s count the pairs in windows
-(4 D each, backward 2.5 times that).  torch: the faster one of gathered windows and dense attention with a mask.
+(4 D each, backward 2.5 times that).  torch: the fastest one of gathered windows, dense attention with a mask and, where asked for,
+compiled FlexAttention (forward alone: it has no backward on CPUs; NATTEN compiles nothing there).
 share of dense: of the rate at which foveate's dense attention runs on as many tokens.
 """
 
@@ -32,6 +33,7 @@ CASES = {
     "1-D 32768 k256 s256": ((32768,), (256,), 1, 256, 2),
     "2-D 64 k16 s16": ((64, 64), (16, 16), 1, 16, 8),
 }
+FORMS = ("gather", "mask", "flex")  # of torch
 TOO_MUCH = 6e9  # bytes that another formulation may hold
 
 
@@ -86,19 +88,45 @@ def both(call, q, k, v):
     call(q, k, v).sum().backward()
 
 
-def natten_call(grid, kernel, dilation, stride, heads, how):
-    """Uncompiled FlexAttention holds all scores; nothing where that is too much or NATTEN is not wanted or not there."""
-    if how == "none" or (how == "eager" and math.prod(grid) ** 2 * heads * 4 > TOO_MUCH):
+def flex(grid, kernel, dilation, stride):
+    """Compiled FlexAttention; compiling takes a minute."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    places = math.prod(grid)
+    windows = keys_of(grid, kernel, dilation, stride)
+    first = torch.stack(torch.unravel_index(windows[:, 0], grid))  # [axes, places]
+    at = torch.stack(torch.unravel_index(torch.arange(places), grid))
+
+    def sees(b, h, query, key):
+        seen = query >= 0
+        for axis, k in enumerate(kernel):
+            steps = at[axis][key] - first[axis][query]
+            seen = seen & (steps >= 0) & (steps < k * dilation) & (steps % dilation == 0)
+        return seen
+
+    blocks = create_block_mask(sees, None, None, places, places, device="cpu")
+    run = torch.compile(flex_attention, dynamic=False)
+
+    def call(q, k, v):
+        q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in (q, k, v))
+        return run(q, k, v, block_mask=blocks).transpose(1, 2).unflatten(1, grid)
+
+    return call
+
+
+def natten_call(grid, kernel, dilation, stride, heads):
+    """Uncompiled FlexAttention holds all scores; nothing where that is too much or NATTEN is not there."""
+    if math.prod(grid) ** 2 * heads * 4 > TOO_MUCH:
         return None
     try:
         import natten
     except ImportError:
         return None
     run = getattr(natten, f"na{len(grid)}d")
-    return lambda q, k, v: run(q, k, v, kernel, stride=stride, dilation=dilation, backend="flex-fna", torch_compile=how == "compiled")
+    return lambda q, k, v: run(q, k, v, kernel, stride=stride, dilation=dilation, backend="flex-fna")
 
 
-def measure(name, dim, dtype, threads, repeats, how):
+def measure(name, dim, dtype, threads, repeats, wanted, with_natten):
     grid, kernel, dilation, stride, heads = CASES[name]
     places, window = math.prod(grid), math.prod(kernel)
     torch.manual_seed(0)
@@ -113,11 +141,13 @@ def measure(name, dim, dtype, threads, repeats, how):
     torch_forms = {}
     if 2 * heads * places * window * dim * size < TOO_MUCH:
         keys = keys_of(grid, kernel, dilation, stride)
-        torch_forms["gather"] = lambda q, k, v: gathered(q, k, v, keys)
-        if places**2 * (size + heads * 4) < TOO_MUCH:
+        if "gather" in wanted:
+            torch_forms["gather"] = lambda q, k, v: gathered(q, k, v, keys)
+        if "mask" in wanted and places**2 * (size + heads * 4) < TOO_MUCH:
             mask = torch.zeros(places, places, dtype=torch.bool).scatter_(1, keys, True)
             torch_forms["mask"] = lambda q, k, v: masked(q, k, v, mask)
-    want = None
+    if "flex" in wanted:
+        torch_forms["flex"] = flex(grid, kernel, dilation, stride)
     for form, call in torch_forms.items():
         want = call(q, k, v)
         torch.testing.assert_close(ours(q, k, v), want, rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
@@ -128,21 +158,22 @@ def measure(name, dim, dtype, threads, repeats, how):
     if places <= 16384:
         dense = timed(lambda: foveate.attend(*flat, foveate.Rule(window_right=None)), max(1, repeats // 2))
         item["share_of_dense"] = dense * window / places / (item["forward_ms"] / 1e3)
-    if natten := natten_call(grid, kernel, dilation, stride, heads, how):
+    if with_natten and (natten := natten_call(grid, kernel, dilation, stride, heads)):
         torch.testing.assert_close(ours(q, k, v), natten(q, k, v), rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
         item["natten_ms"] = 1e3 * timed(lambda: natten(q, k, v), 1)
     for t in (q, k, v):
         t.requires_grad_()
     item["both_ms"] = 1e3 * timed(lambda: both(ours, q, k, v), repeats)
     item["both_gflops"] = 3.5 * flops / item["both_ms"] / 1e6
+    torch_forms.pop("flex", None)
     for form, call in torch_forms.items():
         item[f"{form}_both_ms"] = 1e3 * timed(lambda call=call: both(call, q, k, v), 1)
     return item
 
 
 def row(item):
-    best = min((item[f"{form}_ms"] for form in ("gather", "mask") if f"{form}_ms" in item), default=None)
-    best_both = min((item[f"{form}_both_ms"] for form in ("gather", "mask") if f"{form}_both_ms" in item), default=None)
+    best = min((item[f"{form}_ms"] for form in FORMS if f"{form}_ms" in item), default=None)
+    best_both = min((item[f"{form}_both_ms"] for form in FORMS if f"{form}_both_ms" in item), default=None)
 
     def ratio(other, own):
         return f"{other / own:.1f}x" if other else "-"
@@ -165,7 +196,8 @@ def main():
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--dims", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--natten", default="eager", choices=["none", "eager", "compiled"], help="its Flex path; compiling takes minutes")
+    parser.add_argument("--torch", nargs="*", default=["gather", "mask"], choices=FORMS, help="its formulations")
+    parser.add_argument("--no-natten", action="store_true")
     parser.add_argument("--json", action="store_true", help="a line for each measurement")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -176,7 +208,7 @@ def main():
         for name in options.cases:
             for dim in options.dims:
                 for dtype in options.dtypes:
-                    item = measure(name, dim, getattr(torch, dtype), threads, options.repeats, options.natten)
+                    item = measure(name, dim, getattr(torch, dtype), threads, options.repeats, options.torch, not options.no_natten)
                     print(json.dumps(item) if options.json else "| " + " | ".join(row(item)) + " |", flush=True)
 
 
