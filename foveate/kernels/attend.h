@@ -69,8 +69,8 @@ struct Arguments {
 
 struct Results {
   View out;
-  DType type;            // of out
-  float* lse = nullptr;  // [B, Hq, Lq]
+  DType type = DType::f32;  // of out
+  float* lse = nullptr;     // [B, Hq, Lq]
 };
 
 struct GradientViews {

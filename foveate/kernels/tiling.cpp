@@ -353,7 +353,7 @@ int64_t Tiling::gathered_panels(int64_t group, const TileShape& tile) const {
   for (const ListView& list : a_.lists) {
     int64_t keys = 0;
     for_gathered(list, group, tile, [&](int64_t begin, int64_t end) { keys += std::max<int64_t>(end - begin, 0); });
-    panels += keys / kPanelKeys + 1;
+    panels += (keys + kPanelKeys - 1) / kPanelKeys;
   }
   return panels;
 }

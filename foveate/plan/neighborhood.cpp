@@ -90,8 +90,8 @@ namespace {
 
 Rule rule_of_one_axis(const NeighborhoodAxis& axis) {
   Tensor start = at::empty({1, 1, axis.length}, at::kLong), end = at::empty_like(start);
-  for (int64_t x = 0; x < axis.length; ++x)
-    std::tie(start.data_ptr<int64_t>()[x], end.data_ptr<int64_t>()[x]) = axis.window(x, axis.length);
+  int64_t *const first = start.data_ptr<int64_t>(), *const last = end.data_ptr<int64_t>();
+  for (int64_t x = 0; x < axis.length; ++x) std::tie(first[x], last[x]) = axis.window(x, axis.length);
   Rule rule = Rule::full();
   rule.row_start = start, rule.row_end = end;
   return rule;

@@ -40,7 +40,7 @@ TokenPlan token_plan(const Neighborhood& neighborhood, int64_t first, int64_t co
 
 // The same as ranges of keys, where there are such: one axis is a rule of a range for each query; with more of them, a
 // stride group is a block of queries that share lines of keys (Rule::query_order).  Nothing with dilation, nor with a
-// causal axis beside others.
+// causal axis of more than one key beside others.
 std::optional<Plan> range_plan(const Neighborhood& neighborhood);
 
 // A place's coordinates in its dilation groups as one number, such that number(key) - number(query) + `offset` is the

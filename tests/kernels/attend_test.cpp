@@ -126,7 +126,7 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
                             s.queries,
                             s.keys};
         const View o{out.data(), s.heads * s.queries * s.value_dim, s.queries * s.value_dim, s.value_dim};
-        forward(*table, a, {o, static_cast<float*>(lse.data())}, Pool{});
+        forward(*table, a, {o, type, static_cast<float*>(lse.data())}, Pool{});
         GradientViews g;
         g.d_out = g.out = o;
         g.lse = static_cast<const float*>(lse.data());
@@ -144,7 +144,7 @@ TEST(Kernels, touch_nothing_behind_their_views) {  // a fault here is a read or 
         backward(*table, a, g, Pool{});
         const float last = static_cast<const float*>(lse.data())[s.heads * s.queries - 1];  // sees every key
         EXPECT_TRUE(std::isfinite(last)) << table->name;
-        forward_over_8_bits_and_pages(*table, a, {o, static_cast<float*>(lse.data())});
+        forward_over_8_bits_and_pages(*table, a, {o, type, static_cast<float*>(lse.data())});
       }
 }
 
@@ -196,7 +196,7 @@ TEST(Kernels, touch_nothing_behind_their_lists) {
       const View o{out.data(), s.heads * s.queries * s.value_dim, s.queries * s.value_dim, s.value_dim};
       float* const rows = static_cast<float*>(lse.data());
       std::fill_n(rows, s.heads * s.queries, 0.0f);
-      forward(*table, a, {o, rows}, Pool{});
+      forward(*table, a, {o, a.type, rows}, Pool{});
       GradientViews g;
       g.d_out = g.out = o, g.lse = rows;
       g.d_q = a.q, g.d_k = a.k, g.d_v = a.v, g.key_type = DType::bf16;
@@ -239,7 +239,7 @@ TEST(Kernels, gradients_have_the_same_bits_on_any_number_of_threads) {
       std::vector<float> out(size_t(rows * s.dim)), lse(static_cast<size_t>(rows)),
           all(out.size() + size_t(2 * s.keys * s.dim));
       const View o{out.data(), rows * s.dim, s.queries * s.dim, s.dim};
-      forward(*table, a, {o, lse.data()}, thread_pool(threads));
+      forward(*table, a, {o, a.type, lse.data()}, thread_pool(threads));
       GradientViews g;
       g.d_out = g.out = o, g.lse = lse.data();
       g.d_q = o, g.d_k = a.k, g.d_v = a.v;

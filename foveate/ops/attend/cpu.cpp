@@ -26,12 +26,12 @@ using kernels::DType;
 constexpr int64_t kMostKeys = std::numeric_limits<int32_t>::max() - kernels::kPanelKeys;
 
 // Of results that belong to `like`.
-Tensor empty_like(const Problem& p, const Tensor& like, int64_t dim, at::ScalarType type) {
+Tensor empty_result(const Problem& p, const Tensor& like, int64_t dim, at::ScalarType type) {
   if (p.keeps_layout) return empty_rows(like, dim, type);
   return at::empty({like.size(0), like.size(1), like.size(2), dim}, like.options().dtype(type));
 }
-Tensor empty_like(const Problem& p, const Tensor& like) {
-  return empty_like(p, like, like.size(3), like.scalar_type());
+Tensor empty_result(const Problem& p, const Tensor& like) {
+  return empty_result(p, like, like.size(3), like.scalar_type());
 }
 
 // Where the kernels put the gradients of keys and values: one of each for every group of heads, summed up by head
@@ -41,7 +41,7 @@ struct KeySums {
 
   KeySums(const Problem& p, const kernels::Arguments& a) {
     if (!p.heads.keys) {
-      k = empty_like(p, p.k).zero_(), v = empty_like(p, p.v).zero_();
+      k = empty_result(p, p.k).zero_(), v = empty_result(p, p.v).zero_();
       return;
     }
     std::vector<int64_t> key_heads, value_heads;
@@ -162,7 +162,7 @@ std::string describe(const Problem& p, Pass pass) {
 Attended attend_cpu(const Problem& p) {
   const Prepared prepared(p);
   const auto& a = prepared.arguments;
-  const Tensor out = empty_like(p, p.q, a.value_dim, p.has_wide_out ? at::kFloat : p.q.scalar_type());
+  const Tensor out = empty_result(p, p.q, a.value_dim, p.has_wide_out ? at::kFloat : p.q.scalar_type());
   const Tensor lse = at::empty({a.batch, a.heads, a.queries}, p.q.options().dtype(at::kFloat));
   if (a.query_order.data) {  // of queries that no row of the plan is
     out.zero_();
@@ -177,7 +177,7 @@ Gradients attend_backward_cpu(const Problem& p, const Attended& attended, const 
   const Prepared prepared(p);
   const auto& a = prepared.arguments;
   const auto floats = p.q.options().dtype(at::kFloat);
-  const Tensor d_q = empty_like(p, p.q);
+  const Tensor d_q = empty_result(p, p.q);
   if (a.query_order.data) d_q.zero_();
   const KeySums keys(p, a);
   const TermSums terms(p, a);

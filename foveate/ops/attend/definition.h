@@ -17,7 +17,7 @@ struct Problem {
   HeadMap heads;
   Wanted wanted;
   std::optional<at::Tensor> pages;  // see attend
-  bool keeps_layout = false;        // on the kernels: results lie in memory as q, k and v do, see empty_rows
+  bool keeps_layout = false;        // on the kernels: results lie as q, k, v do (no head map), see empty_rows
   bool has_wide_out = false;        // on the kernels: out is fp32, for those who join it with others
 
   bool wants_bias() const { return score.bias && wanted.bias; }

@@ -1,8 +1,12 @@
 // attend_neighborhood on the CPU kernels (kernels/neighborhood.h), where they take a problem.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
 #include <limits>
 
 #include "foveate/base/error.h"
@@ -36,20 +40,26 @@ struct RawProblem {
   }
 };
 
-// Windows that attend's tiles run faster than those of a grid, as a problem for them: they read keys once for up to 64
-// queries, but visit all that any of these sees.
+// Windows as ranges of keys for attend's tiles, whose packed keys serve many more queries than a tile of a grid has:
+// from where LOG.md found them faster.  Nothing for others.
 std::optional<Problem> as_ranges(const NeighborhoodProblem& p) {
-  constexpr int64_t kLongWindow = 192, kManyQueries = 64;
+  constexpr int64_t kLongWindow = 192, kManyQueries = 64, kMostPositions = int64_t{1} << 30;
   const Neighborhood& n = p.neighborhood;
-  if (p.score.bias || n.window_keys() < kLongWindow || (n.axes.size() > 1 && n.group_queries() < kManyQueries))
-    return std::nullopt;
+  if (p.score.bias || n.window_keys() < kLongWindow || n.positions() > kMostPositions) return std::nullopt;
+  const at::ScalarType type = p.q.scalar_type();
+  const bool fast = type == at::kFloat || (type == at::kBFloat16 && kernels::has_pairs(*kernel_table()));
+  if (n.axes.size() == 1 ? !fast : n.group_queries() < kManyQueries) return std::nullopt;
   std::optional<Plan> plan = range_plan(n);
   if (!plan) return std::nullopt;
   Problem problem{p.q, p.k, p.v, *std::move(plan)};
   problem.score.scale = p.scale();
   problem.keeps_layout = true, problem.has_wide_out = p.has_extra();
-  if (!decline_reason(problem).empty()) return std::nullopt;
   return problem;
+}
+
+// Infinite sums of finite numbers count as well: what is left to the definition is slow, not wrong.
+bool all_finite(std::initializer_list<Tensor> tensors) {
+  return std::ranges::all_of(tensors, [](const Tensor& t) { return std::isfinite(t.sum(at::kFloat).item<float>()); });
 }
 
 }  // namespace
@@ -79,6 +89,7 @@ std::optional<Attended> neighborhood_cpu(const NeighborhoodProblem& p) {
 std::optional<NeighborhoodResults> neighborhood_backward_cpu(const NeighborhoodProblem& p, const Attended& attended,
                                                              const Tensor& d_out, const Tensor& d_lse) {
   if (const auto ranges = as_ranges(p)) {
+    if (!all_finite({p.q, p.k, p.v, d_out})) return std::nullopt;  // attend's kernels go on without such numbers
     const Gradients g = attend_backward_cpu(*ranges, attended, d_out, d_lse);
     return NeighborhoodResults{g.q, g.k, g.v, {}, {}, {}};
   }

@@ -146,7 +146,7 @@ Forward run_forward(const NeighborhoodProblem& p) {
   }
   const Problem extra = p.extra();
   Attended parts[] = {windows(p), choose(extra, Pass::forward) ? attend_cpu(extra) : attend_definition(extra)};
-  for (Attended& part : parts) part.out = part.out.to(lse_type(p.q));  // of the definition
+  for (Attended& part : parts) part.out = part.out.to(lse_type(p.q));  // the definition rounds
   const auto [out, lse] = merge_by_lse(parts);
   return {empty_rows(p.q, p.v.size(3)).copy_(out), lse};
 }

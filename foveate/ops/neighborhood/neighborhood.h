@@ -30,8 +30,9 @@ struct NeighborhoodScore {
 Attended attend_neighborhood(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                              const Neighborhood& neighborhood, const NeighborhoodScore& score = {});
 
-// One line: the level, the tile of queries and the keys it visits for each one that is seen; or "definition: " and the
-// reason.  Runs nothing.  Throws Error as attend_neighborhood.
+// One line: the level, the tile of queries and the keys it visits for each one that is seen; or "windows as ranges of
+// keys, " and what attend's kernels do with them; or "definition: " and the reason.  Runs nothing.  Throws Error as
+// attend_neighborhood.
 std::string explain_neighborhood(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                  const Neighborhood& neighborhood, const NeighborhoodScore& score = {});
 
