@@ -1,8 +1,9 @@
 """Neighborhood attention beside what a user could put together from torch, NATTEN through FlexAttention, and foveate's own dense attention.
 
-    bench/neighborhood.py [--threads 1 2] [--repeats 5] [--cases NAME ...] [--torch flex mask] [--no-natten] [--json]
+    bench/neighborhood.py [--threads 1 2] [--dims 32 64] [--dtypes float32] [--cases NAME ...] [--torch flex mask] [--no-natten] [--repeats 5] [--json]
 
-Every figure is the median of `repeats` calls in one process, after the results have been compared.  Useful GFLOP/s count the pairs in windows
+Results are compared first: 64 places with gathered windows, then all of them with every other form.  foveate's figures are medians of
+`repeats` calls in one process, those of other forms of half as many forward; their forward + backward, and NATTEN, are one call.  Useful GFLOP/s count the pairs in windows
 (4 D each, backward 2.5 times that).  torch: the fastest one of gathered windows, dense attention with a mask and, where asked for,
 compiled FlexAttention (forward alone: it has no backward on CPUs; NATTEN compiles nothing there).
 share of dense: of the rate at which foveate's dense attention runs on as many tokens.
@@ -67,10 +68,12 @@ def keys_of(grid, kernel, dilation, stride):
     return places
 
 
-def gathered(q, k, v, keys):
-    """Windows as tensors of their own."""
+def gathered(q, k, v, keys, rows=None):
+    """Windows as tensors of their own; rows: these places alone, [B, rows, H, D]."""
     grid = q.shape[1:-2]
     q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in (q, k, v))
+    if rows is not None:
+        grid, q, keys = (len(rows),), q[:, :, rows], keys[rows]
     weights = torch.softmax(torch.matmul(k[:, :, keys], q.unsqueeze(-1)).squeeze(-1) / math.sqrt(q.shape[-1]), -1)
     return torch.matmul(weights.unsqueeze(-2), v[:, :, keys]).squeeze(-2).transpose(1, 2).unflatten(1, grid)
 
@@ -90,6 +93,7 @@ def both(call, q, k, v):
 
 def flex(grid, kernel, dilation, stride):
     """Compiled FlexAttention; compiling takes a minute."""
+    torch._dynamo.reset()  # else the ninth case runs uncompiled
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     places = math.prod(grid)
@@ -137,20 +141,22 @@ def measure(name, dim, dtype, threads, repeats, wanted, with_natten):
     def ours(q, k, v):
         return foveate.neighborhood_attention(q, k, v, kernel, stride=stride, dilation=dilation)
 
+    def compare(got, want):
+        torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
+
     size = q.element_size()
     torch_forms = {}
-    if 2 * heads * places * window * dim * size < TOO_MUCH:
-        keys = keys_of(grid, kernel, dilation, stride)
-        if "gather" in wanted:
-            torch_forms["gather"] = lambda q, k, v: gathered(q, k, v, keys)
-        if "mask" in wanted and places**2 * (size + heads * 4) < TOO_MUCH:
-            mask = torch.zeros(places, places, dtype=torch.bool).scatter_(1, keys, True)
-            torch_forms["mask"] = lambda q, k, v: masked(q, k, v, mask)
-    if "flex" in wanted:
+    keys, rows = keys_of(grid, kernel, dilation, stride), torch.linspace(0, places - 1, 64).long()
+    compare(ours(q, k, v).flatten(1, -3)[:, rows], gathered(q, k, v, keys, rows))
+    if "gather" in wanted and 2 * heads * places * window * dim * size < TOO_MUCH:
+        torch_forms["gather"] = lambda q, k, v: gathered(q, k, v, keys)
+    if "mask" in wanted and places**2 * (size + heads * 4) < TOO_MUCH:
+        mask = torch.zeros(places, places, dtype=torch.bool).scatter_(1, keys, True)
+        torch_forms["mask"] = lambda q, k, v: masked(q, k, v, mask)
+    if "flex" in wanted and places**2 * 8 < TOO_MUCH:
         torch_forms["flex"] = flex(grid, kernel, dilation, stride)
     for form, call in torch_forms.items():
-        want = call(q, k, v)
-        torch.testing.assert_close(ours(q, k, v), want, rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
+        compare(ours(q, k, v), call(q, k, v))
         item[f"{form}_ms"] = 1e3 * timed(lambda call=call: call(q, k, v), max(1, repeats // 2))
     item["forward_ms"] = 1e3 * timed(lambda: ours(q, k, v), repeats)
     item["gflops"] = flops / item["forward_ms"] / 1e6
@@ -159,7 +165,7 @@ def measure(name, dim, dtype, threads, repeats, wanted, with_natten):
         dense = timed(lambda: foveate.attend(*flat, foveate.Rule(window_right=None)), max(1, repeats // 2))
         item["share_of_dense"] = dense * window / places / (item["forward_ms"] / 1e3)
     if with_natten and (natten := natten_call(grid, kernel, dilation, stride, heads)):
-        torch.testing.assert_close(ours(q, k, v), natten(q, k, v), rtol=2e-2, atol=2e-2 if dtype != torch.float else 1e-4)
+        compare(ours(q, k, v), natten(q, k, v))
         item["natten_ms"] = 1e3 * timed(lambda: natten(q, k, v), 1)
     for t in (q, k, v):
         t.requires_grad_()
@@ -172,17 +178,18 @@ def measure(name, dim, dtype, threads, repeats, wanted, with_natten):
 
 
 def row(item):
-    best = min((item[f"{form}_ms"] for form in FORMS if f"{form}_ms" in item), default=None)
-    best_both = min((item[f"{form}_both_ms"] for form in FORMS if f"{form}_both_ms" in item), default=None)
-
-    def ratio(other, own):
-        return f"{other / own:.1f}x" if other else "-"
+    def over_torch(key):
+        measured = [(item[f"{form}_{key}"], form) for form in FORMS if f"{form}_{key}" in item]
+        if not measured:
+            return "-"
+        best, form = min(measured)
+        return f"{form} {best / item['forward_ms' if key == 'ms' else key]:.1f}x"
 
     return [
         item["case"], str(item["dim"]), item["dtype"], str(item["threads"]), f"{item['forward_ms']:.2f}", f"{item['gflops']:.0f}",
-        ratio(best, item["forward_ms"]), ratio(item.get("natten_ms"), item["forward_ms"]),
+        over_torch("ms"), f"{item['natten_ms'] / item['forward_ms']:.1f}x" if "natten_ms" in item else "-",
         f"{100 * item['share_of_dense']:.0f} %" if "share_of_dense" in item else "-",
-        f"{item['both_ms']:.2f}", f"{item['both_gflops']:.0f}", ratio(best_both, item["both_ms"]),
+        f"{item['both_ms']:.2f}", f"{item['both_gflops']:.0f}", over_torch("both_ms"),
     ]  # fmt: skip
 
 
@@ -195,8 +202,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--dims", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--torch", nargs="*", default=["gather", "mask"], choices=FORMS, help="its formulations")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--torch", nargs="*", default=["gather", "mask"], choices=FORMS, help="what foveate is held against")
     parser.add_argument("--no-natten", action="store_true")
     parser.add_argument("--json", action="store_true", help="a line for each measurement")
     options = parser.parse_args()

@@ -11,7 +11,7 @@ attender:   local_attender (UPLiFT) over shifted values, multiplied and summed (
 
 Results and all gradients are compared before anything is timed; figures are medians of `repeats` calls in one process.
 GFLOP/s count products with keys, values and projections.  MB: what the resident set grew by during a forward call, the
-result not counted (Linux).  over: the other's time or memory over foveate's, the strongest rival first.
+result not counted (Linux; less than 1 MB counts as 1).  over: the other's time or memory over foveate's, the strongest rival first.
 """
 
 import argparse
@@ -267,7 +267,8 @@ HEADER = ["case", "dtype", "threads", "forward ms", "GFLOP/s", "over", "forward 
 
 def row(item):
     def over(key):
-        ratios = {form: item[f"{form}_{key}"] / max(item[f"foveate_{key}"], 1e-3) for form in item["forms"]}
+        least = 1.0 if key == "temporaries_mb" else 0.0  # MB that are told apart
+        ratios = {form: item[f"{form}_{key}"] / max(item[f"foveate_{key}"], least) for form in item["forms"]}
         return ", ".join(f"{form} {ratio:.1f}x" for form, ratio in sorted(ratios.items(), key=lambda one: one[1]))
 
     cells = [item["case"], item["dtype"], str(item["threads"])]
