@@ -10,6 +10,7 @@ share of dense: of the rate at which foveate's dense attention runs on as many t
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -196,27 +197,40 @@ def row(item):
 HEADER = ["case", "D", "dtype", "threads", "forward ms", "GFLOP/s", "over torch", "over NATTEN", "share of dense", "forward + backward ms", "GFLOP/s", "over torch"]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description, cases, dtypes):
+    """A parser with what benchmarks of cases have in common."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--dims", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--torch", nargs="*", default=["gather", "mask"], choices=FORMS, help="what foveate is held against")
-    parser.add_argument("--no-natten", action="store_true")
+    parser.add_argument("--cases", nargs="+", default=list(cases), choices=list(cases))
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=dtypes)
     parser.add_argument("--json", action="store_true", help="a line for each measurement")
-    options = parser.parse_args()
+    return parser
+
+
+def report(items, header, row, as_json):
+    """Prints each item when it is there: a row of a table, or a line of JSON."""
     warnings.filterwarnings("ignore")
-    if not options.json:
-        print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
+    if not as_json:
+        print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for item in items:
+        print(json.dumps(item) if as_json else "| " + " | ".join(row(item)) + " |", flush=True)
+
+
+def measurements(options):
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for name in options.cases:
-            for dim in options.dims:
-                for dtype in options.dtypes:
-                    item = measure(name, dim, getattr(torch, dtype), threads, options.repeats, options.torch, not options.no_natten)
-                    print(json.dumps(item) if options.json else "| " + " | ".join(row(item)) + " |", flush=True)
+        for name, dim, dtype in itertools.product(options.cases, options.dims, options.dtypes):
+            yield measure(name, dim, getattr(torch, dtype), threads, options.repeats, options.torch, not options.no_natten)
+
+
+def main():
+    parser = arguments(__doc__, CASES, ["float32", "bfloat16", "float16"])
+    parser.add_argument("--dims", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--torch", nargs="*", default=["gather", "mask"], choices=FORMS, help="what foveate is held against")
+    parser.add_argument("--no-natten", action="store_true")
+    options = parser.parse_args()
+    report(measurements(options), HEADER, row, options.json)
 
 
 if __name__ == "__main__":

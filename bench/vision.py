@@ -14,18 +14,16 @@ GFLOP/s count products with keys, values and projections.  MB: what the resident
 result not counted (Linux; less than 1 MB counts as 1).  over: the other's time or memory over foveate's, the strongest rival first.
 """
 
-import argparse
 import ctypes
 import importlib.util
-import json
+import itertools
 import pathlib
 import sys
-import warnings
 from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
-from neighborhood import timed
+from neighborhood import arguments, report, timed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -278,23 +276,16 @@ def row(item):
     return [*cells, over("both_ms"), f"{item['foveate_temporaries_mb']:.1f}", over("temporaries_mb")]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    parser.add_argument("--json", action="store_true", help="a line for each measurement")
-    options = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    if not options.json:
-        print("| " + " | ".join(HEADER) + " |\n|" + "---|" * len(HEADER))
+def measurements(options):
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for name in options.cases:
-            for dtype in options.dtypes:
-                item = measure(name, getattr(torch, dtype), threads, options.repeats)
-                print(json.dumps(item) if options.json else "| " + " | ".join(row(item)) + " |", flush=True)
+        for name, dtype in itertools.product(options.cases, options.dtypes):
+            yield measure(name, getattr(torch, dtype), threads, options.repeats)
+
+
+def main():
+    options = arguments(__doc__, CASES, ["float32", "bfloat16"]).parse_args()
+    report(measurements(options), HEADER, row, options.json)
 
 
 if __name__ == "__main__":
