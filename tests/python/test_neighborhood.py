@@ -80,6 +80,17 @@ def test_the_operator_passes_torchs_checks_and_compiles(grid):
         torch.testing.assert_close(t.grad, g, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("windows", [((210,), (200,), (1,)), ((17, 19), (15, 14), (8, 8))])
+@pytest.mark.parametrize("extra", [0, 3])
+def test_windows_that_run_as_ranges_pass_torchs_checks(windows, extra):
+    grid, kernel, stride = windows
+    q, k, v = (t.transpose(1, 2).detach().requires_grad_() for t in (x.flatten(1, -3) for x in tensors(grid, heads=(4, 2))))
+    axes = len(grid)
+    lists = list(grid), list(kernel), list(stride), [1] * axes, [False] * axes
+    more = [torch.randn(len(q), 2, extra, 16, requires_grad=True) if extra else None for _ in range(2)]
+    torch.library.opcheck(torch.ops.foveate.neighborhood.default, (q, k, v, *lists, None, None, *more, True))
+
+
 def test_gradients_pass_gradcheck_in_fp64():
     q, k, v = (t.requires_grad_() for t in tensors((5, 7), heads=(2, 1), dims=(3, 2), dtype=torch.double))
     bias = torch.randn(2, 3, 5, dtype=torch.double, requires_grad=True)
