@@ -51,7 +51,7 @@ void upsample_features(const Options& options) {
   models::Uplift net = train::load_upsampler(options.model, backbone);
   net->fold_batch_norms();
   const at::Tensor image = read_cells(options.image, backbone.patch), coarse = backbone.features(image);
-  const at::Tensor fine = net->forward(image, coarse, {.doublings = options.doublings}).contiguous();
+  const at::Tensor fine = net->forward(image, coarse, {.iterations = options.doublings}).contiguous();
   const at::Tensor map = fine[0];
   const std::array stored = {models::store("features", map)};
   io::write_safetensors(options.out, stored);

@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cosine_similarity.h>
+#include <ATen/ops/l1_loss.h>
 #include <ATen/ops/mse_loss.h>
 #include <ATen/ops/roll.h>
 #include <ATen/ops/stack.h>
@@ -26,6 +27,11 @@ namespace {
 using at::Tensor;
 
 Tensor cosine(const Tensor& got, const Tensor& want) { return at::cosine_similarity(got, want, 1).mean(); }
+
+Tensor difference(const Tensor& got, const Tensor& want, UpsamplerModel::Difference kind) {
+  if (kind == UpsamplerModel::Difference::none) return at::zeros({});
+  return kind == UpsamplerModel::Difference::squares ? at::mse_loss(got, want) : at::l1_loss(got, want);
+}
 
 Tensor upsample_nearest(const Tensor& features, int64_t doublings) {
   return at::upsample_nearest2d(features, {features.size(2) << doublings, features.size(3) << doublings});
@@ -53,9 +59,11 @@ Tensor moved(const Tensor& mosaics, Random& random) {
 models::UpliftConfig UpsamplerModel::config(const Backbone& backbone) const {
   check_options(*this);
   require(width % 8 == 0, "upsampler: width must be a multiple of 8, got {}", width);
+  require(difference != Difference::none || cosine > 0,
+          "upsampler: cosine must be > 0 where difference is none, got {}", cosine);
   models::UpliftConfig c = models::uplift_for_vit(backbone.channels, backbone.patch);
   c.encoder = {{width / 4}, {width / 2}, {width}, {2 * width}, {2 * width}};
-  c.before = c.behind = {width};
+  c.decoder = {{width}, {width}};
   c.offsets = offsets == 0 ? std::nullopt : std::optional(offsets);
   return c;
 }
@@ -109,13 +117,13 @@ StepLoss Upsampler::loss(const ImageSet& set, int64_t step, uint64_t seed) const
   const auto [scales, features] = pyramid(moved(make_mosaics(images, model_.tiles, model_.image), random));
   StepLoss made{.loss = at::zeros({}), .tokens = model_.batch};
   net_.ptr()->train();
-  for (int64_t n = 1; n <= model_.doublings; ++n) {
+  for (int64_t n = model_.deepest ? model_.doublings : 1; n <= model_.doublings; ++n) {
     const Tensor& coarse = features[size_t(n)];
-    const std::vector<Tensor> finer = net_.ptr()->steps(scales[size_t(n)], coarse, {.doublings = n});
+    const std::vector<Tensor> finer = net_.ptr()->steps(scales[size_t(n)], coarse, {.iterations = n});
     for (int64_t k = 1; k <= n; ++k) {
       const Tensor &got = finer[size_t(k - 1)], &want = features[size_t(n - k)];
       const Tensor near = cosine(got, want);
-      made.loss = made.loss + at::mse_loss(got, want) + model_.cosine * (1 - near);
+      made.loss = made.loss + difference(got, want, model_.difference) + model_.cosine * (1 - near);
       if (k < model_.doublings) continue;
       const at::NoGradGuard no_grad;
       made.notes = {{"cosine", near.item<double>()},
@@ -137,7 +145,7 @@ std::vector<UpsamplingScore> Upsampler::score(const ImageSet& set, int64_t most)
     const auto [scales, features] =
         pyramid(make_mosaics(set.images.narrow(0, first * own, batch * own), model_.tiles, model_.image));
     const Tensor& coarse = features.back();
-    const std::vector<Tensor> finer = net_.ptr()->steps(scales.back(), coarse, {.doublings = model_.doublings});
+    const std::vector<Tensor> finer = net_.ptr()->steps(scales.back(), coarse, {.iterations = model_.doublings});
     const double share = double(batch) / double(count);
     for (int64_t k = 1; k <= model_.doublings; ++k) {
       const Tensor& want = features[size_t(model_.doublings - k)];

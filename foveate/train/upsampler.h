@@ -2,8 +2,10 @@
 // backbone gives of the image itself (2601.17950, section 3.3).
 #pragma once
 
+#include <array>
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "foveate/models/vision/uplift.h"
@@ -17,8 +19,15 @@ namespace foveate::train {
 struct UpsamplerModel {
   static constexpr std::string_view name = "upsampler";
 
+  enum class Difference { squares, magnitudes, none };
+  friend constexpr auto enum_names(Difference) {
+    return std::array<std::string_view, 3>{"squares", "magnitudes", "none"};
+  }
+
   int64_t batch = 8, doublings = 2, image = 128, tiles = 2, width = 32, offsets = 17;
+  Difference difference = Difference::squares;
   double cosine = 1;
+  bool deepest = false;
 
   static void fields(auto& self, auto&& visit) {
     visit("batch", self.batch, between(1, 1 << 16), "mosaics of a step");
@@ -29,9 +38,11 @@ struct UpsamplerModel {
     visit("width", self.width, between(8, 1024), "channels of the decoder; 64 as published. A multiple of 8");
     visit("offsets", self.offsets, between(0, 25),
           "cells whose features a pixel mixes: 5, 9, 13, 17 or 25; 0: new features by a convolution, as LiFT");
-    visit("cosine", self.cosine, between(0, 1000), "weight of 1 - cosine beside the mean square of differences");
+    visit("difference", self.difference, any(), "whose mean is learned from");
+    visit("cosine", self.cosine, between(0, 1000), "weight of 1 - cosine beside it");
+    visit("deepest", self.deepest, any(), "learn from the most doublings alone");
   }
-  // Throws Error: options out of range, a width that is no multiple of 8.
+  // Throws Error: options out of range, a width that is no multiple of 8, nothing to learn from.
   models::UpliftConfig config(const Backbone& backbone) const;
 };
 
@@ -52,9 +63,9 @@ class Upsampler {
   ParameterMap parameters() const;
   TensorMap buffers() const;                           // of batch norms
   std::map<std::string, std::string> subject() const;  // what identifies the run beside the trainer's options
-  // For n = 1 .. doublings the mosaic reduced by 2^n guides n doublings of its features, each of which is compared with
-  // the features of the mosaic at that size.  Notes: cosines of the last doubling, and of bilinear features.  `tokens`
-  // are mosaics.
+  // For n = 1 .. doublings (of `deepest` the last alone) the mosaic reduced by 2^n guides n doublings of its features,
+  // each of which is compared with the features of the mosaic at that size.  Notes: cosines of the last doubling, and
+  // of bilinear features.  `tokens` are mosaics.
   StepLoss loss(const ImageSet& set, int64_t step, uint64_t seed) const;
   // Of each doubling, from the most reduced mosaic on: mosaics of the set's first images, in their order, at most
   // `mosaics`.  Throws Error: fewer images than a mosaic has.

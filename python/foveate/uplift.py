@@ -51,23 +51,40 @@ def nearest(x: Tensor, like: Tensor) -> Tensor:
     return x if x.shape[2:] == like.shape[2:] else F.interpolate(x, size=like.shape[2:])
 
 
-class UPLiFT(nn.Module):
-    """Features of a frozen backbone made as fine as its image, doubling by doubling with one small network.
+class EncoderStep(nn.Module):
+    """Makes the encoder's map half as large from one group to the next: kind "conv" or "max"; adds_smaller: plus the map by bilinear means."""
 
-    image [B, 3, patch H, patch W], features [B, channels, H, W] -> [B, channels, 2^doublings H, 2^doublings W]
+    def __init__(self, channels: int, kind: str, adds_smaller: bool):
+        super().__init__()
+        conv = [nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+        self.down = nn.Sequential(*conv) if kind == "conv" else nn.MaxPool2d(2, 2)
+        self.adds_smaller = adds_smaller
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(x)
+        return y + F.interpolate(x, size=y.shape[2:], mode="bilinear", align_corners=True) if self.adds_smaller else y
+
+
+class UPLiFT(nn.Module):
+    """Features of a frozen backbone made as fine as its image, iteration by iteration with one small network.
+
+    image [B, 3, patch H, patch W], features [B, channels, H, W] -> [B, channels, F H, F W], F = (2 ** (len(decoder) - 1)) ** iterations
 
     channels, patch:  of the features: their channels, and pixels of a token (14: the image is enlarged to 16 a token)
     norm:             "batch", or "layer" over channels
-    encoder:          widths of each group over the image, at least two groups;  before, behind: of the decoder, around the doubling
+    encoder:          widths of each group over the image
+    encoder_step:     what makes the map half as large between two groups: "none", "conv" (3 x 3, batch norm, ReLU) or "max" (of 2 x 2)
+    adds_smaller:     to what a step gives: its input, smaller by bilinear means
+    decoder:          widths of each group, between which the map is doubled; 1 to 5 groups, at most as many as the encoder's
     convs:            3 x 3 convolutions of a block of the decoder
     offsets:          of the attender, see attender_offsets; None: a 1 x 1 convolution instead, features then change their distribution
     noise:            channels of noise beside the inputs of the decoder and the refiner, times noise_scale
     refiner:          widths of blocks behind the attender
-    shares_encoder:   one pass over the image for all doublings, else one of the enlarged image each
+    shares_encoder:   one pass over the image for all iterations, else one of the enlarged image each
     The defaults are those for ViTs; UPLiFT.for_vae() has those for Stable Diffusion's latents.
     Raises ValueError: options or shapes that do not fit.
 
-    >>> UPLiFT(channels=8, patch=8).eval()(torch.zeros(1, 3, 16, 24), torch.zeros(1, 8, 2, 3), doublings=2).shape
+    >>> UPLiFT(channels=8, patch=8).eval()(torch.zeros(1, 3, 16, 24), torch.zeros(1, 8, 2, 3), iterations=2).shape
     torch.Size([1, 8, 8, 12])
     """
 
@@ -78,8 +95,9 @@ class UPLiFT(nn.Module):
         *,
         norm: str = "batch",
         encoder: tuple[tuple[int, ...], ...] = ((16,), (32,), (64,), (128,), (128,)),
-        before: tuple[int, ...] = (64,),
-        behind: tuple[int, ...] = (64,),
+        encoder_step: str = "none",
+        adds_smaller: bool = False,
+        decoder: tuple[tuple[int, ...], ...] = ((64,), (64,)),
         convs: int = 2,
         offsets: int | None = 17,
         noise: int = 0,
@@ -88,30 +106,36 @@ class UPLiFT(nn.Module):
         shares_encoder: bool = True,
     ):
         super().__init__()
-        if len(encoder) < 2 or not all((*encoder, before, behind)):
+        if not 1 <= len(decoder) <= min(5, len(encoder)) or not all((*encoder, *decoder)):
             raise ValueError(
-                f"uplift: the encoder must have two groups or more, and every group a width, got {len(encoder)} groups"
+                "uplift: the decoder must have 1 to 5 groups, the encoder as many or more, and every group a width, "
+                f"got {len(decoder)} and {len(encoder)} groups"
             )
+        if encoder_step not in ("none", "conv", "max"):
+            raise ValueError(f"uplift: encoder_step must be none, conv or max, got {encoder_step!r}")
         if min(channels, patch, convs) < 1 or noise < 0:
             raise ValueError(
                 "uplift: channels, patch and convs must be >= 1 and noise >= 0, "
                 f"got {channels}, {patch}, {convs} and {noise}"
             )
         self.channels, self.patch, self.shares_encoder = channels, patch, shares_encoder
-        self.noise, self.noise_scale = noise, noise_scale
-        self.encoder = nn.ModuleDict()
+        self.noise, self.noise_scale, self.factor = noise, noise_scale, 2 ** (len(decoder) - 1)
+        self.encoder, self.decoder = nn.ModuleDict(), nn.ModuleDict()
         width = 3
         for i, widths in enumerate(encoder):
+            if i > 0 and encoder_step != "none":
+                self.encoder[f"down_{i}"] = EncoderStep(width, encoder_step, adds_smaller)
             self.encoder[f"block_{i}"] = uplift_convs(width, widths, 1, norm)
             width = widths[-1]
-        coarse, fine, inner = width, encoder[-2][-1], before[-1]
-        self.decoder = nn.ModuleDict()
-        self.decoder["block_0"] = uplift_convs(channels + coarse + noise, before, convs, norm)
-        self.decoder["up_1"] = nn.Sequential(OrderedDict(up=nn.ConvTranspose2d(inner, inner, 2, stride=2)))
-        self.decoder["block_1"] = uplift_convs(inner + fine + noise, behind, convs, norm)
-        self.attender = None if offsets is None else LocalAttender(behind[-1], offsets)
+        coarse, width = width, channels
+        for i, widths in enumerate(decoder):
+            if i > 0:
+                self.decoder[f"up_{i}"] = nn.Sequential(OrderedDict(up=nn.ConvTranspose2d(width, width, 2, stride=2)))
+            self.decoder[f"block_{i}"] = uplift_convs(width + encoder[-1 - i][-1] + noise, widths, convs, norm)
+            width = widths[-1]
+        self.attender = None if offsets is None else LocalAttender(width, offsets)
         if offsets is None:
-            self.decoder["outc"] = nn.Conv2d(behind[-1], channels, 1)
+            self.decoder["outc"] = nn.Conv2d(width, channels, 1)
         self.refiner = self.ref_outc = None
         if refiner:
             self.refiner = uplift_convs(channels + coarse + noise, refiner, 1, norm)
@@ -121,20 +145,24 @@ class UPLiFT(nn.Module):
     def for_vae(cls, **options) -> "UPLiFT":
         """For the latents of Stable Diffusion 1.5; options replace what differs."""
         encoder = tuple((width, width) for width in (64, 128, 256, 512, 512))
-        parts = dict(encoder=encoder, before=(512,), behind=(512, 512), convs=1, refiner=(512,) * 12)
+        parts = dict(encoder=encoder, decoder=((512,), (512, 512)), convs=1, refiner=(512,) * 12)
         return cls(**(dict(channels=4, patch=8, norm="layer", noise=4) | parts | options))
 
-    def guides(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder's last group gives, and the one before it, at every pixel."""
+    def guides(self, image: Tensor) -> list[Tensor]:
+        """What the encoder's groups give, the last one first."""
         if self.patch == 14:
             sizes = [size * 16 // 14 for size in image.shape[2:]]
             image = F.interpolate(image, size=sizes, mode="bilinear", align_corners=False)
-        fine = coarse = image.contiguous(memory_format=torch.channels_last)
-        for group in self.encoder.values():
-            fine, coarse = coarse, group(coarse)
-        return coarse, fine
+        x, all_groups = image.contiguous(memory_format=torch.channels_last), []
+        for name, part in self.encoder.items():
+            x = part(x)
+            if name.startswith("block"):
+                all_groups.insert(0, x)
+        return all_groups
 
-    def doubled(self, x: Tensor, coarse: Tensor, fine: Tensor, generator: torch.Generator | None) -> Tensor:
+    def finer(self, x: Tensor, guides: list[Tensor], generator: torch.Generator | None) -> Tensor:
+        """One iteration."""
+
         def joined(y, guide):
             parts = [y, nearest(guide, y)]
             if self.noise > 0:
@@ -143,28 +171,29 @@ class UPLiFT(nn.Module):
                 parts.append(self.noise_scale * drawn)
             return torch.cat(parts, 1)
 
-        y = self.decoder["block_0"](joined(x, coarse))
-        y = add_channels(self.decoder["up_1"](y), F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True))
-        guide = self.decoder["block_1"](joined(y, fine))
-        y = add_channels(self.decoder["outc"](guide), guide) if self.attender is None else self.attender(guide, x)
-        return y if self.refiner is None else self.ref_outc(self.refiner(joined(y, coarse)))
+        y, doublings = self.decoder["block_0"](joined(x, guides[0])), self.factor.bit_length() - 1
+        for i in range(1, doublings + 1):
+            larger = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
+            y = self.decoder[f"block_{i}"](joined(add_channels(self.decoder[f"up_{i}"](y), larger), guides[i]))
+        y = add_channels(self.decoder["outc"](y), y) if self.attender is None else self.attender(y, x)
+        return y if self.refiner is None else self.ref_outc(self.refiner(joined(y, guides[0])))
 
-    def steps(self, image: Tensor, features: Tensor, doublings: int = 1, generator: torch.Generator | None = None) -> list[Tensor]:
-        """The result of every doubling.  generator: what noise is drawn from; None: it is zero."""
-        if doublings < 1:
-            raise ValueError(f"uplift: doublings must be >= 1, got {doublings}")
+    def steps(self, image: Tensor, features: Tensor, iterations: int = 1, generator: torch.Generator | None = None) -> list[Tensor]:
+        """The result of every iteration.  generator: what noise is drawn from; None: it is zero."""
+        if iterations < 1:
+            raise ValueError(f"uplift: iterations must be >= 1, got {iterations}")
         if features.dim() != 4 or features.shape[1] != self.channels:
             raise ValueError(f"uplift: features must be [B, {self.channels}, H, W], got {list(features.shape)}")
         wanted = [len(features), 3, *(self.patch * size for size in features.shape[2:])]
         if list(image.shape) != wanted:
             raise ValueError(f"uplift: the image must be {wanted} ({self.patch} pixels a token), got {list(image.shape)}")
         x, all_steps, guides = features.contiguous(memory_format=torch.channels_last), [], None
-        for i in range(doublings):
+        for i in range(iterations):
             if i == 0:
                 guides = self.guides(image)
             elif not self.shares_encoder:
-                guides = self.guides(F.interpolate(image, scale_factor=2**i, mode="bilinear", align_corners=False))
-            x = self.doubled(x, *guides, generator)
+                guides = self.guides(F.interpolate(image, scale_factor=self.factor**i, mode="bilinear", align_corners=False))
+            x = self.finer(x, guides, generator)
             all_steps.append(x)
         return all_steps
 
@@ -172,11 +201,11 @@ class UPLiFT(nn.Module):
         self,
         image: Tensor,
         features: Tensor,
-        doublings: int = 1,
+        iterations: int = 1,
         *,
         size: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The last of steps(..); size: its rows and columns, by bilinear means."""
-        last = self.steps(image, features, doublings, generator)[-1]
+        last = self.steps(image, features, iterations, generator)[-1]
         return last if size is None else F.interpolate(last, size=size, mode="bilinear", align_corners=False, antialias=True)

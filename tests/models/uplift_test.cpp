@@ -45,14 +45,14 @@ TEST(Uplift, names_are_the_released_ones) {
     EXPECT_TRUE(parameters.contains(name)) << name;
   EXPECT_TRUE(vit->named_buffers().contains("decoder.block_0.blocks.0.conv.1.running_mean"));
   UpliftConfig config = uplift_for_vae();
-  config.encoder = {{8, 8}, {8, 8}}, config.before = {8}, config.behind = {20, 20}, config.refiner = {8, 8};
+  config.encoder = {{8, 8}, {8, 8}}, config.decoder = {{8}, {20, 20}}, config.refiner = {8, 8};
   const Uplift vae(config);
   for (const char* name : {"encoder.block_0.blocks.1.conv.3.weight", "decoder.block_1.blocks.1.conv.1.weight",
                            "refiner.blocks.1.conv.0.weight", "ref_outc.weight"})
     EXPECT_TRUE(vae->named_parameters().contains(name)) << name;
 }
 
-// Of an image of 448 x 448, four doublings.
+// Of an image of 448 x 448, four iterations.
 TEST(Uplift, multiply_adds_are_those_of_the_spec) {
   const UpliftCost cost = count_macs(uplift_for_vit(), 32, 32, 4);
   EXPECT_NEAR(cost.encoder / 1e9, 74.1, 0.051);
@@ -67,7 +67,7 @@ TEST(Uplift, multiply_adds_are_those_of_the_spec) {
 }
 
 UpliftConfig small_config() {
-  UpliftConfig config{.channels = 6, .patch = 8, .encoder = {{4}, {8}, {8}}, .before = {20}, .behind = {20}};
+  UpliftConfig config{.channels = 6, .patch = 8, .encoder = {{4}, {8}, {8}}, .decoder = {{20}, {20}}};
   return config;
 }
 
@@ -98,22 +98,22 @@ TEST(Uplift, doubles_again_and_again_for_odd_sizes_and_batches) {
   const at::NoGradGuard no_gradients;
   const Inputs x = make_inputs(config, 3, 5, 2);
   EXPECT_EQ(net->forward(x.image, x.features).sizes(), (at::IntArrayRef{2, 6, 6, 10}));
-  const auto steps = net->steps(x.image, x.features, {.doublings = 3});
+  const auto steps = net->steps(x.image, x.features, {.iterations = 3});
   ASSERT_EQ(steps.size(), 3u);
   for (size_t i = 0; i < 3; ++i) EXPECT_EQ(steps[i].sizes(), (at::IntArrayRef{2, 6, 6 << i, 10 << i}));
-  EXPECT_TRUE(steps[2].equal(net->forward(x.image, x.features, {.doublings = 3})));
-  EXPECT_EQ(net->forward(x.image, x.features, {.doublings = 2, .size = std::pair<int64_t, int64_t>{9, 17}}).sizes(),
+  EXPECT_TRUE(steps[2].equal(net->forward(x.image, x.features, {.iterations = 3})));
+  EXPECT_EQ(net->forward(x.image, x.features, {.iterations = 2, .size = std::pair<int64_t, int64_t>{9, 17}}).sizes(),
             (at::IntArrayRef{2, 6, 9, 17}));
 }
 
-TEST(Uplift, two_doublings_are_one_after_the_other) {
+TEST(Uplift, two_iterations_are_one_after_the_other) {
   UpliftConfig config = small_config();
   Uplift net(config);
   net->eval();
   stir(net);
   const at::NoGradGuard no_gradients;
   const Inputs x = make_inputs(config, 4, 4);
-  const Tensor both = net->forward(x.image, x.features, {.doublings = 2});
+  const Tensor both = net->forward(x.image, x.features, {.iterations = 2});
   UpliftConfig second = config;  // the same network where twice as many tokens share the image
   second.patch = 4;
   Uplift net_of_second(second);
@@ -125,16 +125,18 @@ TEST(Uplift, two_doublings_are_one_after_the_other) {
 
 // The encoder's last group is computed where it is read alone.
 TEST(Uplift, a_sampled_encoder_is_the_whole_one_at_its_pixels) {
-  for (const bool refines : {false, true}) {
+  for (const auto& [refines, step] :
+       {std::pair(false, EncoderStep::none), {true, EncoderStep::none}, {false, EncoderStep::conv}}) {
     UpliftConfig config = small_config();
+    config.encoder_step = step;
     if (refines) config.refiner = {8};
-    for (const int64_t patch : {8, 12, 14}) {  // 12: pixels that are no whole step apart
+    for (const int64_t patch : {8, 12, 14, 16}) {  // 12: pixels that are no whole step apart
       config.patch = patch;
       Uplift net(config);
       stir(net);
       const at::NoGradGuard no_gradients;
       const Inputs x = make_inputs(config, 3, 2);
-      const auto run = [&] { return net->forward(x.image, x.features, {.doublings = 2}); };
+      const auto run = [&] { return net->forward(x.image, x.features, {.iterations = 2}); };
       net->eval();
       const Tensor sampled = run();
       // a network in training reads the whole encoder; norms stay as they are
@@ -162,10 +164,10 @@ TEST(Uplift, folded_batch_norms_change_nothing) {
   net->eval();
   const at::NoGradGuard no_gradients;
   const Inputs x = make_inputs(config, 3, 4);
-  const Tensor before = net->forward(x.image, x.features, {.doublings = 2});
+  const Tensor before = net->forward(x.image, x.features, {.iterations = 2});
   const size_t names = net->named_parameters().size();
   net->fold_batch_norms();
-  EXPECT_TRUE(same(net->forward(x.image, x.features, {.doublings = 2}), before, {1e-5, 1e-5}));
+  EXPECT_TRUE(same(net->forward(x.image, x.features, {.iterations = 2}), before, {1e-5, 1e-5}));
   EXPECT_EQ(net->named_parameters().size(), names);
 }
 
@@ -177,7 +179,7 @@ TEST(Uplift, noise_is_none_or_that_of_its_seed) {
   const at::NoGradGuard no_gradients;
   const Inputs x = make_inputs(config, 3, 4);
   const auto run = [&](std::optional<uint64_t> seed) {
-    return net->forward(x.image, x.features, {.doublings = 2, .noise_seed = seed});
+    return net->forward(x.image, x.features, {.iterations = 2, .noise_seed = seed});
   };
   EXPECT_TRUE(run({}).equal(run({})));
   EXPECT_TRUE(run(1).equal(run(1)));
@@ -189,7 +191,7 @@ TEST(Uplift, options_change_the_result_and_all_parameters_learn) {
   const Inputs x = make_inputs(small_config(), 3, 4);
   const auto run = [&](const UpliftConfig& config) {
     Uplift net(config, 3);
-    const Tensor out = net->forward(x.image, x.features, {.doublings = 2});
+    const Tensor out = net->forward(x.image, x.features, {.iterations = 2});
     out.square().sum().backward();
     for (const auto& item : net->named_parameters()) EXPECT_TRUE(item.value().grad().defined()) << item.key();
     return out.detach();
@@ -204,19 +206,65 @@ TEST(Uplift, options_change_the_result_and_all_parameters_learn) {
   EXPECT_FALSE(same(run(config), base, {1e-4, 1e-4}));
   config = small_config(), config.weights = attention::AttenderWeights::largest;
   Uplift largest(config, 3);
-  EXPECT_FALSE(same(largest->forward(x.image, x.features, {.doublings = 2}), base, {1e-4, 1e-4}));
+  EXPECT_FALSE(same(largest->forward(x.image, x.features, {.iterations = 2}), base, {1e-4, 1e-4}));
+}
+
+// The network itself is compared with the one of Python, which is compared with plain functions.
+TEST(Uplift, steps_of_the_encoder_and_of_the_decoder) {
+  for (const EncoderStep step : {EncoderStep::none, EncoderStep::conv, EncoderStep::max})
+    for (const size_t groups : {1, 2, 3}) {
+      UpliftConfig config = small_config();
+      config.encoder_step = step, config.adds_smaller = true;
+      config.decoder.assign(groups, {20});
+      ASSERT_EQ(config.factor(), 1 << (groups - 1));
+      Uplift net(config);
+      stir(net);
+      net->eval();
+      const Inputs x = make_inputs(config, 3, 5);
+      const auto steps = net->steps(x.image, x.features, {.iterations = 2});
+      const int64_t f = config.factor();
+      EXPECT_EQ(steps[0].sizes(), (at::IntArrayRef{1, 6, 3 * f, 5 * f}));
+      EXPECT_EQ(steps[1].sizes(), (at::IntArrayRef{1, 6, 3 * f * f, 5 * f * f}));
+      const auto maps = net->encode(x.image);
+      const int64_t shrunk = step == EncoderStep::none ? 1 : 4;
+      EXPECT_EQ(maps.back().sizes(), (at::IntArrayRef{1, 8, 24 / shrunk, 40 / shrunk}));
+      EXPECT_EQ(net->named_parameters().contains("encoder.down_2.down.0.bias"), step == EncoderStep::conv);
+      EXPECT_EQ(net->named_buffers().contains("encoder.down_1.down.1.running_mean"), step == EncoderStep::conv);
+      EXPECT_EQ(net->named_parameters().contains("decoder.up_2.up.weight"), groups == 3);
+      steps[1].square().sum().backward();
+      for (const auto& item : net->named_parameters()) EXPECT_TRUE(item.value().grad().defined()) << item.key();
+    }
+}
+
+// 2 x 2 cells of 4 x 4 pixels, one convolution of 3 x 3 and one of 1 x 1 everywhere, four times as large.
+TEST(Uplift, multiply_adds_of_steps) {
+  UpliftConfig config{.channels = 2, .patch = 4, .encoder = {{2}, {4}, {4}}, .decoder = {{4}, {4}, {8}}};
+  config.encoder_step = EncoderStep::conv, config.convs = 1, config.offsets = 5;
+  const UpliftCost cost = count_macs(config, 2, 2, 1);
+  const double at_8 = 64 * (9 * 3 * 2 + 4), at_4 = 16 * (9 * 2 * 2 + 9 * 2 * 4 + 16), at_2 = 4 * (9 * 16 + 9 * 16 + 16);
+  EXPECT_EQ(cost.encoder, at_8 + at_4 + at_2);
+  const double first = 4 * (9 * 6 * 4 + 16), second = 16 * (16 + 9 * 8 * 4 + 16), third = 64 * (16 + 9 * 6 * 8 + 64);
+  ASSERT_EQ(cost.decoder.size(), 1u);
+  EXPECT_EQ(cost.decoder[0], first + second + third);
+  EXPECT_EQ(cost.attender[0], 64 * (8 * 5 + 5 * 2));
 }
 
 TEST(Uplift, refuses_inputs_that_do_not_fit) {
   Uplift net(small_config());
   const Inputs x = make_inputs(small_config(), 3, 4);
-  const auto message = [&](const Tensor& image, const Tensor& features, int64_t doublings) {
-    return message_of([&] { net->forward(image, features, {.doublings = doublings}); });
+  const auto message = [&](const Tensor& image, const Tensor& features, int64_t iterations) {
+    return message_of([&] { net->forward(image, features, {.iterations = iterations}); });
   };
-  EXPECT_EQ(message(x.image, x.features, 0), "uplift: doublings must be >= 1, got 0");
+  EXPECT_EQ(message(x.image, x.features, 0), "uplift: iterations must be >= 1, got 0");
   EXPECT_EQ(message(x.image, x.features.narrow(1, 0, 5), 1), "uplift: features must be [B, 6, H, W], got [1, 5, 3, 4]");
   EXPECT_EQ(message(x.image.narrow(2, 0, 20), x.features, 1),
             "uplift: the image must be [1, 3, 24, 32] (8 pixels a token), got [1, 3, 20, 32]");
+  UpliftConfig config = small_config();
+  config.decoder.assign(4, {20});
+  EXPECT_EQ(
+      message_of([&] { Uplift{config}; }),
+      "uplift: the decoder must have 1 to 5 groups, the encoder as many or more, and every group a width, got 4 and 3 "
+      "groups");
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // Runs a vision model for the Python tests: vision_tool MODEL WEIGHTS INPUTS OUTPUT, safetensors all three.
-// MODEL: a name of halonet_config, "uplift", "uplift-vae", "uplift-apart", "catanet", "catanet-options", or
+// MODEL: a name of halonet_config, "uplift", "uplift-vae", "uplift-apart", "uplift-conv-steps", "uplift-max-steps",
+// "catanet", "catanet-options", or
 // "catanet-training", which writes the buffers beside the result.
 #include <ATen/core/grad_mode.h>
 
@@ -24,8 +25,17 @@ using Tensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 models::UpliftConfig uplift_named(const std::string& name) {
   if (name == "uplift") return models::uplift_for_vit();
+  if (name == "uplift-conv-steps" || name == "uplift-max-steps") {
+    models::UpliftConfig stepped = models::uplift_for_vit(6, 16);
+    stepped.encoder = {{4}, {8}, {12}}, stepped.decoder = {{20}, {16, 18}, {20}};
+    stepped.encoder_step = models::EncoderStep::conv, stepped.adds_smaller = true;
+    if (name == "uplift-conv-steps") return stepped;
+    stepped.patch = 9, stepped.encoder[1] = {8, 10}, stepped.decoder.resize(1), stepped.offsets = 9;
+    stepped.encoder_step = models::EncoderStep::max, stepped.adds_smaller = false;
+    return stepped;
+  }
   models::UpliftConfig config = models::uplift_for_vae();
-  config.encoder = {{8, 8}, {12}}, config.before = {8}, config.behind = {24, 20}, config.refiner = {8, 8};
+  config.encoder = {{8, 8}, {12}}, config.decoder = {{8}, {24, 20}}, config.refiner = {8, 8};
   if (name == "uplift-apart") config.shares_encoder = false, config.offsets.reset();
   return config;
 }
@@ -60,7 +70,7 @@ Tensors run(const std::string& model, const std::string& weights, const io::Safe
     return run(models::HaloNet(models::halonet_config(model)), weights, trains, of_image);
   const at::Tensor features = models::restore(inputs.tensor("features"));
   return run(models::Uplift(uplift_named(model)), weights, trains, [&](auto& net) {
-    return net->forward(image, features, {.doublings = 2, .size = std::pair<int64_t, int64_t>{9, 17}});
+    return net->forward(image, features, {.iterations = 2, .size = std::pair<int64_t, int64_t>{9, 17}});
   });
 }
 

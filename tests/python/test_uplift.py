@@ -1,4 +1,4 @@
-"""UPLiFT from Python: published counts and names, the C++ network with the same weights, one doubling by plain torch, torch.compile."""
+"""UPLiFT from Python: published counts and names, the C++ network with the same weights, one iteration by plain torch, torch.compile."""
 
 import subprocess
 
@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 import foveate
 
-SMALL = dict(channels=6, patch=8, encoder=((4,), (8,), (8,)), before=(20,), behind=(20,))
-LATENTS = dict(encoder=((8, 8), (12,)), before=(8,), behind=(24, 20), refiner=(8, 8))
+SMALL = dict(channels=6, patch=8, encoder=((4,), (8,), (8,)), decoder=((20,), (20,)))
+CONV_STEPS = dict(channels=6, patch=16, encoder=((4,), (8,), (12,)), encoder_step="conv", adds_smaller=True, decoder=((20,), (16, 18), (20,)))
+MAX_STEPS = dict(channels=6, patch=9, encoder=((4,), (8, 10), (12,)), encoder_step="max", decoder=((20,),), offsets=9)
+LATENTS = dict(encoder=((8, 8), (12,)), decoder=((8,), (24, 20)), refiner=(8, 8))
 
 
 def stirred(net):
@@ -55,6 +57,8 @@ def test_names_are_the_released_ones():
 CASES = {
     "uplift": lambda: foveate.UPLiFT(),
     "uplift-vae": lambda: foveate.UPLiFT.for_vae(**LATENTS),
+    "uplift-conv-steps": lambda: foveate.UPLiFT(**CONV_STEPS),
+    "uplift-max-steps": lambda: foveate.UPLiFT(**MAX_STEPS),
     "uplift-apart": lambda: foveate.UPLiFT.for_vae(**LATENTS, shares_encoder=False, offsets=None),
 }
 
@@ -73,8 +77,14 @@ def test_equals_the_network_in_cpp_with_its_weights(name, build, tmp_path):
     torch.testing.assert_close(got, load_file(files[2])["out"], rtol=1e-4, atol=1e-5)
 
 
-def one_doubling(weights, image, features):
-    """The spec's steps with functions alone, by the names of the weights: batch norms of inference, one block to a group."""
+def one_iteration(weights, image, features):
+    """The spec's steps with functions alone, by the names of the weights: batch norms of inference, one block to a group.
+
+    The encoder's map becomes half as large wherever it has a step; doublings are as many as the decoder has.
+    """
+
+    def normed(x, name):
+        return F.batch_norm(x, **{key: weights[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")})
 
     def shortened(x, channels):
         return torch.cat([x, x.new_zeros(len(x), channels, *x.shape[2:])], 1)[:, :channels]
@@ -82,29 +92,42 @@ def one_doubling(weights, image, features):
     def block(name, x):
         y, i = x, 0
         while f"{name}.blocks.0.conv.{i + 1}.running_mean" in weights:
-            part = {key: weights[f"{name}.blocks.0.conv.{i + 1}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")}
-            y = F.relu(F.batch_norm(F.conv2d(y, weights[f"{name}.blocks.0.conv.{i}.weight"], padding=1), **part))
+            y = F.relu(normed(F.conv2d(y, weights[f"{name}.blocks.0.conv.{i}.weight"], padding=1), f"{name}.blocks.0.conv.{i + 1}"))
             i += 3
         y = F.conv2d(y, weights[f"{name}.blocks.0.conv.{i}.weight"], weights[f"{name}.blocks.0.conv.{i}.bias"])
         return y + shortened(x, y.shape[1])
 
-    maps, x = [image], features
+    def down(name, x):
+        if f"{name}.down.0.weight" not in weights:
+            return x
+        y = F.conv2d(x, weights[f"{name}.down.0.weight"], weights[f"{name}.down.0.bias"], stride=2, padding=1)
+        return F.relu(normed(y, f"{name}.down.1")) + F.interpolate(x, size=y.shape[2:], mode="bilinear", align_corners=True)
+
+    def read(guide, like):  # nearest by its rule
+        rows, columns = (torch.arange(n) * own // n for n, own in zip(like.shape[2:], guide.shape[2:]))
+        return guide[:, :, rows][:, :, :, columns]
+
+    maps = [image]
     for i in range(3):
-        maps.append(block(f"encoder.block_{i}", maps[-1]))
-    step = image.shape[2] // x.shape[2]
-    y = block("decoder.block_0", torch.cat([x, maps[3][:, :, ::step, ::step]], 1))
-    larger = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
-    y = F.conv_transpose2d(y, weights["decoder.up_1.up.weight"], weights["decoder.up_1.up.bias"], stride=2) + larger
-    guide = block("decoder.block_1", torch.cat([y, maps[2][:, :, :: step // 2, :: step // 2]], 1))
-    logits = F.conv2d(guide, weights["attender.conv1.weight"], weights["attender.conv1.bias"])
-    return by_stacks(logits + shortened(guide, logits.shape[1]), x, foveate.attender_offsets(logits.shape[1]))
+        maps.append(block(f"encoder.block_{i}", down(f"encoder.down_{i}", maps[-1])))
+    y, i = block("decoder.block_0", torch.cat([features, read(maps[3], features)], 1)), 1
+    while f"decoder.up_{i}.up.weight" in weights:
+        larger = F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
+        y = F.conv_transpose2d(y, weights[f"decoder.up_{i}.up.weight"], weights[f"decoder.up_{i}.up.bias"], stride=2) + larger
+        y, i = block(f"decoder.block_{i}", torch.cat([y, read(maps[3 - i], y)], 1)), i + 1
+    logits = F.conv2d(y, weights["attender.conv1.weight"], weights["attender.conv1.bias"])
+    return by_stacks(logits + shortened(y, logits.shape[1]), features, foveate.attender_offsets(logits.shape[1]))
 
 
-def test_a_doubling_is_the_specs_forward_and_backward():
-    net = stirred(foveate.UPLiFT(**SMALL)).double().eval()
+STEPPED = SMALL | dict(encoder_step="conv", adds_smaller=True, decoder=((20,), (20,), (20,)))
+
+
+@pytest.mark.parametrize("options", [SMALL, STEPPED], ids=["two groups", "steps of the encoder, four times as large"])
+def test_an_iteration_is_the_specs_forward_and_backward(options):
+    net = stirred(foveate.UPLiFT(**options)).double().eval()
     image, features = (t.double() for t in inputs(net, 3, 4))
     results = []
-    for run in (lambda f: one_doubling(dict(net.named_parameters()) | dict(net.named_buffers()), image, f), lambda f: net(image, f)):
+    for run in (lambda f: one_iteration(dict(net.named_parameters()) | dict(net.named_buffers()), image, f), lambda f: net(image, f)):
         given = features.clone().requires_grad_()
         out = run(given)
         results.append([out.detach(), *torch.autograd.grad(out.sin().sum(), [given, *net.parameters()])])
@@ -112,7 +135,7 @@ def test_a_doubling_is_the_specs_forward_and_backward():
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
-def test_two_doublings_are_one_after_the_other():
+def test_two_iterations_are_one_after_the_other():
     net = stirred(foveate.UPLiFT(**SMALL)).eval()
     image, features = inputs(net, 3, 5)
     with torch.no_grad():
@@ -149,7 +172,7 @@ def test_what_does_not_fit_is_refused():
     net = foveate.UPLiFT(**SMALL)
     image, features = inputs(net, 3, 4)
     for given, message in [
-        ((image, features, 0), "doublings must be >= 1, got 0"),
+        ((image, features, 0), "iterations must be >= 1, got 0"),
         ((image, features[:, :5]), r"features must be \[B, 6, H, W\], got \[1, 5, 3, 4\]"),
         ((image[:, :, :20], features), r"the image must be \[1, 3, 24, 32\] \(8 pixels a token\), got \[1, 3, 20, 32\]"),
     ]:
@@ -157,5 +180,7 @@ def test_what_does_not_fit_is_refused():
             net(*given)
     with pytest.raises(ValueError, match="uplift: norm must be batch or layer, got 'group'"):
         foveate.UPLiFT(**SMALL, norm="group")
-    with pytest.raises(ValueError, match="uplift: the encoder must have two groups or more, and every group a width, got 1 groups"):
+    with pytest.raises(ValueError, match="uplift: encoder_step must be none, conv or max, got 'mean'"):
+        foveate.UPLiFT(**SMALL, encoder_step="mean")
+    with pytest.raises(ValueError, match="the decoder must have 1 to 5 groups, the encoder as many or more, and every group a width, got 2 and 1"):
         foveate.UPLiFT(encoder=((4,),))

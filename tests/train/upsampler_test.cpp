@@ -8,6 +8,8 @@
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "foveate/models/vision/state_dict.h"
 #include "tests/support/compare.h"
 #include "tests/support/messages.h"
@@ -116,6 +118,28 @@ TEST(Upsampler, loss_adds_the_steps_of_every_depth) {
   EXPECT_NEAR(half, (both + squares) / 2, 1e-6);
   EXPECT_GT(squares, loss_of(1, 0));  // two depths and three terms instead of one
   EXPECT_EQ(Upsampler(model, convolution(), 1).loss(set, 0, 3).tokens, 4);
+}
+
+TEST(Upsampler, loss_is_of_the_difference_and_the_depths_that_are_chosen) {
+  using Difference = UpsamplerModel::Difference;
+  const ImageSet set = edges(32);
+  UpsamplerModel model = small();
+  const auto loss_of = [&](int64_t doublings, Difference difference, double cosine, bool deepest) {
+    model.doublings = doublings, model.difference = difference, model.cosine = cosine, model.deepest = deepest;
+    return Upsampler(model, convolution(), 1).loss(set, 0, 3).loss.item<double>();
+  };
+  const double squares = loss_of(2, Difference::squares, 0, false), alone = loss_of(2, Difference::none, 1, false);
+  EXPECT_NEAR(loss_of(2, Difference::squares, 1, false), squares + alone, 1e-5);
+  const double magnitudes = loss_of(2, Difference::magnitudes, 0, false);
+  EXPECT_GT(std::abs(magnitudes - squares), 1e-3);
+  // One term of each, whose mean of magnitudes is at most the root of its mean of squares.
+  EXPECT_LE(loss_of(1, Difference::magnitudes, 0, true), std::sqrt(loss_of(1, Difference::squares, 0, true)));
+  const double deepest = loss_of(2, Difference::squares, 0, true);
+  EXPECT_GT(deepest, 0);
+  EXPECT_LT(deepest, squares);  // without the depth of one
+  EXPECT_EQ(loss_of(1, Difference::squares, 0, true), loss_of(1, Difference::squares, 0, false));
+  EXPECT_EQ(message_of([&] { loss_of(1, Difference::none, 0, false); }),
+            "upsampler: cosine must be > 0 where difference is none, got 0");
 }
 
 TEST(Upsampler, mosaics_lie_row_by_row_in_three_equal_channels) {

@@ -7,6 +7,7 @@
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/layer_norm.h>
+#include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/upsample_bilinear2d.h>
@@ -14,6 +15,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "foveate/base/error.h"
@@ -59,9 +61,13 @@ Tensor run(const UpliftConvs& convs, Tensor x) {
 }
 
 const UpliftConfig& checked(const UpliftConfig& c) {
-  require(c.encoder.size() >= 2 && std::ranges::none_of(c.encoder, &std::vector<int64_t>::empty) && !c.before.empty() &&
-              !c.behind.empty(),
-          "uplift: the encoder must have two groups or more, and every group a width, got {} groups", c.encoder.size());
+  const auto has_widths = [](const auto& groups) { return std::ranges::none_of(groups, &std::vector<int64_t>::empty); };
+  require(
+      c.decoder.size() >= 1 && c.decoder.size() <= 5 && c.encoder.size() >= c.decoder.size() && has_widths(c.encoder) &&
+          has_widths(c.decoder),
+      "uplift: the decoder must have 1 to 5 groups, the encoder as many or more, and every group a width, got {} and "
+      "{} groups",
+      c.decoder.size(), c.encoder.size());
   require(c.channels >= 1 && c.patch >= 1 && c.noise >= 0 && c.convs >= 1,
           "uplift: channels, patch and convs must be >= 1 and noise >= 0, got {}, {}, {} and {}", c.channels, c.patch,
           c.convs, c.noise);
@@ -77,8 +83,7 @@ UpliftConfig uplift_for_vae() {
           .patch = 8,
           .norm = ConvNorm::layer,
           .encoder = {{64, 64}, {128, 128}, {256, 256}, {512, 512}, {512, 512}},
-          .before = {512},
-          .behind = {512, 512},
+          .decoder = {{512}, {512, 512}},
           .convs = 1,
           .noise = 4,
           .refiner = std::vector<int64_t>(12, 512)};
@@ -133,17 +138,27 @@ UpliftImpl::UpliftImpl(const UpliftConfig& config, uint64_t seed) : config_(chec
   const auto encoder = add_folder(*this, "encoder"), decoder = add_folder(*this, "decoder");
   int64_t width = 3;
   for (size_t i = 0; i < c.encoder.size(); ++i) {
+    if (i > 0 && c.encoder_step == EncoderStep::conv) {
+      const auto down = add_folder(*add_folder(*encoder, fmt::format("down_{}", i)), "down");
+      const auto options = Conv2dOptions(width, width, 3).stride(2).padding(1);
+      down_.emplace_back(down->register_module("0", torch::nn::Conv2d(options)),
+                         down->register_module("1", torch::nn::BatchNorm2d(width)));
+    }
     encoder_.push_back(add_convs(*encoder, fmt::format("block_{}", i), width, c.encoder[i], 1, c.norm));
     width = c.encoder[i].back();
   }
-  const int64_t coarse = width, fine = c.encoder[c.encoder.size() - 2].back();
-  before_ = add_convs(*decoder, "block_0", c.channels + coarse + c.noise, c.before, c.convs, c.norm);
-  width = c.before.back();
-  up_ = add_folder(*decoder, "up_1")
-            ->register_module("up",
-                              torch::nn::ConvTranspose2d(torch::nn::ConvTranspose2dOptions(width, width, 2).stride(2)));
-  behind_ = add_convs(*decoder, "block_1", width + fine + c.noise, c.behind, c.convs, c.norm);
-  width = c.behind.back();
+  const int64_t coarse = width;
+  width = c.channels;
+  for (size_t i = 0; i < c.decoder.size(); ++i) {
+    if (i > 0) {
+      const auto options = torch::nn::ConvTranspose2dOptions(width, width, 2).stride(2);
+      up_.push_back(
+          add_folder(*decoder, fmt::format("up_{}", i))->register_module("up", torch::nn::ConvTranspose2d(options)));
+    }
+    width += c.encoder[c.encoder.size() - 1 - i].back() + c.noise;
+    decoder_.push_back(add_convs(*decoder, fmt::format("block_{}", i), width, c.decoder[i], c.convs, c.norm));
+    width = c.decoder[i].back();
+  }
   if (c.offsets) {
     offsets_ = attention::attender_offsets(*c.offsets);
     attender_ =
@@ -176,48 +191,64 @@ Tensor UpliftImpl::enlarged(const Tensor& image) const {
   return at::upsample_bilinear2d(image, {image.size(2) * 16 / 14, image.size(3) * 16 / 14}, /*align_corners=*/false);
 }
 
+Tensor UpliftImpl::stepped(size_t group, const Tensor& x) {
+  if (group == 0 || config_.encoder_step == EncoderStep::none) return x;
+  Tensor y;
+  if (config_.encoder_step == EncoderStep::max) {
+    y = at::max_pool2d(x, {2, 2}, {2, 2});
+  } else {
+    auto& [conv, norm] = down_[group - 1];
+    y = at::relu(norm(conv(x)));
+  }
+  return config_.adds_smaller ? y + at::upsample_bilinear2d(x, {y.size(2), y.size(3)}, /*align_corners=*/true) : y;
+}
+
 std::vector<Tensor> UpliftImpl::encode(const Tensor& image) {
   std::vector<Tensor> all;
   Tensor x = enlarged(image).contiguous(at::MemoryFormat::ChannelsLast);
-  for (const UpliftConvs& group : encoder_) all.push_back(x = run(group, x));
+  for (size_t i = 0; i < encoder_.size(); ++i) all.push_back(x = run(encoder_[i], stepped(i, x)));
   return all;
 }
 
 // The last group is read no finer than the largest map that asks for it: its last convolution makes those pixels alone.
-UpliftImpl::Guides UpliftImpl::guides(const Tensor& image, const Tensor& features, int64_t doublings) {
+std::vector<Tensor> UpliftImpl::guides(const Tensor& image, const Tensor& features, int64_t iterations) {
+  const size_t last = encoder_.size() - 1;
+  std::vector<Tensor> all(encoder_.size());
   Tensor x = enlarged(image).contiguous(at::MemoryFormat::ChannelsLast);
-  for (size_t i = 0; i + 1 < encoder_.size(); ++i) x = run(encoder_[i], x);
-  const int64_t finest = int64_t{1} << (refined_ ? doublings : doublings - 1);
+  for (size_t i = 0; i < last; ++i) all[last - i] = x = run(encoder_[i], stepped(i, x));
+  x = stepped(last, x);
+  int64_t finest = 1;
+  for (int64_t i = refined_ ? 0 : 1; i < iterations; ++i) finest *= config_.factor();
   const int64_t height = features.size(2) * finest, width = features.size(3) * finest, step = x.size(2) / height;
   const bool is_even = step >= 1 && x.size(2) == step * height && x.size(3) == step * width;
-  Tensor last = x;
   const UpliftConvs& group = encoder_.back();
   for (size_t i = 0; i < group.size(); ++i)
-    last = group[i]->forward(last, is_even && !is_training() && i + 1 == group.size() ? step : 1);
-  return {last, x};
+    x = group[i]->forward(x, is_even && !is_training() && i + 1 == group.size() ? step : 1);
+  all[0] = x;
+  return all;
 }
 
-Tensor UpliftImpl::doubled(const Tensor& x, const Guides& guides, const Noise& noise) {
+Tensor UpliftImpl::finer(const Tensor& x, const std::vector<Tensor>& guides, const Noise& noise) {
   const auto joined = [&](const Tensor& y, const Tensor& guide) {
     std::vector<Tensor> parts = {y, nearest(guide, y.size(2), y.size(3))};
     if (config_.noise > 0) parts.push_back(noise(y));
     return at::cat(parts, 1);
   };
-  Tensor y = run(before_, joined(x, guides.coarse));
-  y = add_channels(up_(y), at::upsample_bilinear2d(y, {2 * y.size(2), 2 * y.size(3)}, /*align_corners=*/true));
-  const Tensor guide = run(behind_, joined(y, guides.fine));
-  if (out_) {
-    y = add_channels(out_(guide), guide);
-  } else {
-    y = attention::local_attender(add_channels(attender_(guide), guide), x, offsets_, config_.weights);
+  Tensor y = run(decoder_[0], joined(x, guides[0]));
+  for (size_t i = 1; i < decoder_.size(); ++i) {
+    const Tensor larger = at::upsample_bilinear2d(y, {2 * y.size(2), 2 * y.size(3)}, /*align_corners=*/true);
+    y = run(decoder_[i], joined(add_channels(up_[i - 1](y), larger), guides[i]));
   }
-  if (refined_) y = refined_(run(refiner_, joined(y, guides.coarse)));
-  return y;
+  if (out_)
+    y = add_channels(out_(y), y);
+  else
+    y = attention::local_attender(add_channels(attender_(y), y), x, offsets_, config_.weights);
+  return refined_ ? refined_(run(refiner_, joined(y, guides[0]))) : y;
 }
 
 std::vector<Tensor> UpliftImpl::steps(const Tensor& image, const Tensor& features, const UpliftCall& call) {
   const UpliftConfig& c = config_;
-  require(call.doublings >= 1, "uplift: doublings must be >= 1, got {}", call.doublings);
+  require(call.iterations >= 1, "uplift: iterations must be >= 1, got {}", call.iterations);
   require(features.dim() == 4 && features.size(1) == c.channels, "uplift: features must be [B, {}, H, W], got {}",
           c.channels, text(features));
   const int64_t height = features.size(2), width = features.size(3);
@@ -236,15 +267,14 @@ std::vector<Tensor> UpliftImpl::steps(const Tensor& image, const Tensor& feature
   };
   std::vector<Tensor> all;
   Tensor x = features.contiguous(at::MemoryFormat::ChannelsLast);
-  Guides shared;
-  if (c.shares_encoder) shared = guides(image, features, call.doublings);
-  for (int64_t i = 0; i < call.doublings; ++i) {
+  std::vector<Tensor> shared;
+  if (c.shares_encoder) shared = guides(image, features, call.iterations);
+  for (int64_t i = 0, grown = 1; i < call.iterations; ++i, grown *= c.factor()) {
     if (!c.shares_encoder) {
-      const Tensor larger =
-          i == 0 ? image : at::upsample_bilinear2d(image, {image.size(2) << i, image.size(3) << i}, false);
-      shared = guides(larger, x, 1);
+      const std::array<int64_t, 2> size{image.size(2) * grown, image.size(3) * grown};
+      shared = guides(grown == 1 ? image : at::upsample_bilinear2d(image, size, /*align_corners=*/false), x, 1);
     }
-    all.push_back(x = doubled(x, shared, noise));
+    all.push_back(x = finer(x, shared, noise));
   }
   return all;
 }
@@ -268,21 +298,32 @@ double convs_cost(int64_t from, const std::vector<int64_t>& widths, int64_t conv
 
 }  // namespace
 
-UpliftCost count_macs(const UpliftConfig& c, int64_t height, int64_t width, int64_t doublings) {
+UpliftCost count_macs(const UpliftConfig& c, int64_t height, int64_t width, int64_t iterations) {
   UpliftCost cost;
   const int64_t side = c.patch == 14 ? 16 : c.patch;
-  int64_t from = 3;
-  for (const auto& group : c.encoder) {
-    cost.encoder += convs_cost(from, group, 1) * double(height * side) * double(width * side);
-    from = group.back();
+  int64_t rows = height * side, columns = width * side, from = 3;
+  for (size_t i = 0; i < c.encoder.size(); ++i) {
+    if (i > 0 && c.encoder_step != EncoderStep::none) {
+      const int64_t odd = c.encoder_step == EncoderStep::conv ? 1 : 0;
+      rows = (rows + odd) / 2, columns = (columns + odd) / 2;
+      cost.encoder += odd * 9.0 * double(from * from) * double(rows * columns);
+    }
+    cost.encoder += convs_cost(from, c.encoder[i], 1) * double(rows * columns);
+    from = c.encoder[i].back();
   }
-  const int64_t fine = c.encoder[c.encoder.size() - 2].back();
-  for (int64_t i = 0; i < doublings; ++i) {
-    const double cells = double(height << i) * double(width << i), pixels = 4 * cells;
-    const int64_t inner = c.before.back(), guide = c.behind.back(), out = c.offsets.value_or(c.channels);
-    cost.decoder.push_back(cells * convs_cost(c.channels + from + c.noise, c.before, c.convs) +
-                           pixels * (double(inner * inner) + convs_cost(inner + fine + c.noise, c.behind, c.convs)));
-    cost.attender.push_back(pixels * double(guide * out + (c.offsets ? *c.offsets * c.channels : 0)));
+  double pixels = double(height * width);
+  for (int64_t i = 0; i < iterations; ++i) {
+    double decoder = 0;
+    int64_t inner = c.channels;
+    for (size_t group = 0; group < c.decoder.size(); ++group) {
+      if (group > 0) pixels *= 4, decoder += pixels * double(inner * inner);
+      inner += c.encoder[c.encoder.size() - 1 - group].back() + c.noise;
+      decoder += pixels * convs_cost(inner, c.decoder[group], c.convs);
+      inner = c.decoder[group].back();
+    }
+    cost.decoder.push_back(decoder);
+    const int64_t out = c.offsets.value_or(c.channels);
+    cost.attender.push_back(pixels * double(inner * out + (c.offsets ? *c.offsets * c.channels : 0)));
     if (!c.refiner.empty())
       cost.refiner.push_back(
           pixels * (convs_cost(c.channels + from + c.noise, c.refiner, 1) + double(c.refiner.back() * c.channels)));
