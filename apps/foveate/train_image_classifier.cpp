@@ -40,7 +40,9 @@ std::string windows_of(const train::ClassifierModel& model, int64_t height, int6
       height = (height + 1) / 2, width = (width + 1) / 2;
     }
   } else {
-    for (const auto& stage : model.halonet(height, width, classes).stages) {
+    const models::HaloNetConfig config = model.halonet(height, width, classes);
+    if (config.stem_end != models::StemEnd::none) height = (height + 1) / 2, width = (width + 1) / 2;
+    for (const auto& stage : config.stages) {
       height = (height + 1) / 2, width = (width + 1) / 2;
       const models::HaloBlock& block = stage.back();
       if (!block.attention) continue;
@@ -64,7 +66,7 @@ void train_image_classifier(Options options) {
   const train::ImageClassifier classifier(options.model, set, uint64_t(o.seed));
   auto subject = classifier.subject();
   subject["data"] = options.data;
-  subject["augment"] = to_spec(options.augment).text();
+  subject["augment"] = to_full_spec(options.augment).text();
   options.command.unit = "images";
   if (!options.command.chart.empty())
     options.command.chart_end = windows_of(options.model, set.images.size(2), set.images.size(3), set.classes);
@@ -110,6 +112,7 @@ void add_train_image_classifier(CLI::App& train) {
       "Examples:\n"
       "  tools/fetch.py fashion-mnist\n"
       "  foveate train image-classifier --kind dinat -o out/dinat.safetensors --chart out/dinat.html\n"
+      "  foveate train image-classifier --kind hybrid --batch 32 --steps 14000\n"
       "  foveate train image-classifier --checkpoint out/dinat.ckpt --save-every 500 --resume");
   command->callback([options] { train_image_classifier(*options); });
 }

@@ -136,16 +136,23 @@ T parse_options(const Spec& spec) {
   return options;
 }
 
+// The name and all options: for files, whose meaning must not change with the defaults.
+template <class T>
+Spec to_full_spec(const T& options) {
+  Spec spec{.name = std::string(T::name), .options = {}};
+  T::fields(options, [&](std::string_view name, const auto& value, Range, std::string_view) {
+    spec.options.emplace_back(name, detail::option_text(value));
+  });
+  return spec;
+}
+
 // The spec that gives these options: the name and what differs from the defaults.
 template <class T>
 Spec to_spec(const T& options) {
-  Spec spec{.name = std::string(T::name), .options = {}};
-  const std::vector<OptionInfo> defaults = describe_options<T>();
+  Spec spec = to_full_spec(options);
+  const Spec defaults = to_full_spec(T{});
   size_t i = 0;
-  T::fields(options, [&](std::string_view name, const auto& value, Range, std::string_view) {
-    const std::string text = detail::option_text(value);
-    if (text != defaults[i++].default_value) spec.options.emplace_back(name, text);
-  });
+  std::erase_if(spec.options, [&](const auto& option) { return option == defaults.options[i++]; });
   return spec;
 }
 

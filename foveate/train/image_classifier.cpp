@@ -13,16 +13,27 @@ namespace {
 
 constexpr int64_t kHeadDim = 16;
 
-// Tokens of a side at both levels.  Throws Error: a model that does not fit.
-std::array<int64_t, 2> checked_maps(const ClassifierModel& model, int64_t height, int64_t width) {
+struct Level {
+  int64_t side, layers;  // tokens of a side
+};
+
+// Those with layers.  Throws Error: a model that does not fit.
+std::vector<Level> levels_of(const ClassifierModel& model, int64_t height, int64_t width) {
   check_options(model);
   require(model.embed % kHeadDim == 0, "classifier: embed must be a multiple of {}, got {}", kHeadDim, model.embed);
   require(model.kernel % 2 == 1, "classifier: kernel must be odd, got {}", model.kernel);
-  const auto halved = [](int64_t n) { return (n + 1) / 2; };
-  const int64_t first = halved(halved(std::min(height, width))), second = halved(first);
-  require(second >= model.kernel, "classifier: kernel must be <= the {} tokens of a side, got {}", second,
-          model.kernel);
-  return {first, second};
+  std::vector<Level> all;
+  int64_t side = std::min(height, width);
+  for (const int64_t layers : {model.first_layers, model.second_layers, model.third_layers}) {
+    side = (side + 1) / 2;
+    if (layers > 0) all.push_back({side, layers});
+  }
+  require(all.back().side >= model.kernel, "classifier: kernel must be <= the {} tokens of a side, got {}",
+          all.back().side, model.kernel);
+  require(model.kind != ClassifierModel::Kind::hybrid || all.size() > 1,
+          "classifier: a hybrid attends behind its first level, it must have layers at two or more, got {}",
+          all.size());
+  return all;
 }
 
 // Parameters of a block but for its norms and its shortcut.
@@ -51,36 +62,39 @@ models::HaloBlock convolved(models::HaloBlock block, int64_t channels) {
 
 models::NatConfig ClassifierModel::nat(int64_t height, int64_t width, int64_t classes) const {
   models::NatConfig c;
-  const auto maps = checked_maps(*this, height, width);
   c.embed = embed, c.kernel = kernel, c.drop_path = drop_path, c.classes = classes;
-  c.depths = {first_layers, second_layers}, c.heads = {embed / kHeadDim, 2 * embed / kHeadDim};
+  c.patch = first_layers > 0 ? 2 : 4;
   c.deviation = 0;
   c.image = std::min(height, width);
-  for (size_t level = 0; level < maps.size(); ++level) {
+  for (const Level& level : levels_of(*this, height, width)) {
+    c.heads.push_back((embed << c.depths.size()) / kHeadDim);
+    c.depths.push_back(level.layers);
     std::vector<int64_t>& own = c.dilations.emplace_back();
-    for (int64_t layer = 0; layer < c.depths[level]; ++layer)
-      own.push_back(kind == Kind::dinat && layer % 2 == 1 ? maps[level] / kernel : 1);
+    for (int64_t layer = 0; layer < level.layers; ++layer)
+      own.push_back(kind == Kind::dinat && layer % 2 == 1 ? level.side / kernel : 1);
   }
   return c;
 }
 
 models::HaloNetConfig ClassifierModel::halonet(int64_t height, int64_t width, int64_t classes) const {
   models::HaloNetConfig c{.has_tiered_stem = true, .classes = classes, .image = std::min(height, width)};
-  const auto maps = checked_maps(*this, height, width);
-  int64_t channels = 64;  // of the stem
-  for (size_t level = 0; level < maps.size(); ++level) {
+  if (first_layers > 0) c.stem_end = models::StemEnd::none;
+  int64_t channels = 64, before = 0;  // of the stem; tokens of a side at the level before
+  for (const Level& level : levels_of(*this, height, width)) {
+    const int64_t own = embed << c.stages.size();
+    const bool attends = kind == Kind::halonet || (kind == Kind::hybrid && before > 0);
     c.stages.emplace_back();
-    for (int64_t layer = 0; layer < (level == 0 ? first_layers : second_layers); ++layer) {
-      const int64_t own = embed << level;
-      models::HaloBlock block{.width = own, .out = own, .stride = level == 1 && layer == 0 ? 2 : 1};
-      // Four blocks of a level's map.  The first of the second level stands on the map of the first.
-      const int64_t side = maps[block.stride == 2 ? 0 : level];
+    for (int64_t layer = 0; layer < level.layers; ++layer) {
+      models::HaloBlock block{.width = own, .out = own, .stride = before > 0 && layer == 0 ? 2 : 1};
+      // Four blocks of a level's map.  The first of a later level stands on the map of the one before.
+      const int64_t side = block.stride == 2 ? before : level.side;
       const attention::Halo halo{.block = ((side + 1) / 2 + 1) / 2 * 2, .halo = kernel / 2, .auto_pad = true};
       block.attention =
           models::HaloAttnOptions{.dim_in = own, .heads = own / kHeadDim, .dim_head_qk = kHeadDim, .halo = halo};
-      c.stages.back().push_back(kind == Kind::convnet ? convolved(block, channels) : block);
+      c.stages.back().push_back(attends ? block : convolved(block, channels));
       channels = own;
     }
+    before = level.side;
   }
   return c;
 }
@@ -103,7 +117,7 @@ ParameterMap ImageClassifier::parameters() const { return parameters_of(module()
 TensorMap ImageClassifier::buffers() const { return buffers_of(module()); }
 
 std::map<std::string, std::string> ImageClassifier::subject() const {
-  return {{"model", to_spec(model_).text()}, {"image", fmt::format("{} x {}", height_, width_)}};
+  return {{"model", to_full_spec(model_).text()}, {"image", fmt::format("{} x {}", height_, width_)}};
 }
 
 ImageModel ImageClassifier::with(Random* random) const {

@@ -11,20 +11,21 @@
 
 namespace foveate::train {
 
-// Two levels, the second with twice the channels: tokens of 4 x 4 and 8 x 8 pixels.  Two convolutions make the first
-// ones in nat and dinat, three and a pool in the others.
+// Up to three levels, each with twice the channels of the one before: tokens of 2 x 2, 4 x 4 and 8 x 8 pixels.  In nat
+// and dinat a convolution makes them (two where there is no first level), in the others three (and maxima).
 struct ClassifierModel {
   static constexpr std::string_view name = "classifier";
 
   // DiNAT is NAT with the largest dilation that fits in every second layer.  The convolutional network is the HaloNet
-  // with convolutions of 3 x 3 in the place of attention, their channels such that both have as many parameters.
-  enum class Kind { nat, dinat, halonet, convnet };
+  // with convolutions of 3 x 3 in the place of attention, their channels such that both have as many parameters; the
+  // hybrid has them at its highest resolution, as Vaswani et al. have in their fastest networks (2103.12731, 4.4).
+  enum class Kind { nat, dinat, halonet, hybrid, convnet };
   friend constexpr auto enum_names(Kind) {
-    return std::array<std::string_view, 4>{"nat", "dinat", "halonet", "convnet"};
+    return std::array<std::string_view, 5>{"nat", "dinat", "halonet", "hybrid", "convnet"};
   }
 
   Kind kind = Kind::dinat;
-  int64_t batch = 64, embed = 48, kernel = 3, first_layers = 2, second_layers = 4;
+  int64_t batch = 64, embed = 48, kernel = 3, first_layers = 0, second_layers = 2, third_layers = 4;
   double drop_path = 0;
 
   static constexpr double kMost = 1 << 16;
@@ -32,17 +33,20 @@ struct ClassifierModel {
   static void fields(auto& self, auto&& visit) {
     visit("kind", self.kind, any(), "what the layers are");
     visit("batch", self.batch, between(1, kMost), "images of a step");
-    visit("embed", self.embed, between(16, kMost), "channels of the first level, a multiple of the 16 of a head");
+    visit("embed", self.embed, between(16, kMost),
+          "channels of the first level that has layers, a multiple of the 16 of a head");
     visit("kernel", self.kernel, between(3, 255),
           "odd; tokens of a window's side; in a halonet of the least, around the last of a block");
-    visit("first_layers", self.first_layers, between(1, 4096), "layers of the first level");
-    visit("second_layers", self.second_layers, between(1, 4096), "layers of the second level");
+    visit("first_layers", self.first_layers, between(0, 4096), "layers with tokens of 2 x 2 pixels");
+    visit("second_layers", self.second_layers, between(1, 4096), "layers with tokens of 4 x 4 pixels");
+    visit("third_layers", self.third_layers, between(0, 4096), "layers with tokens of 8 x 8 pixels");
     visit("drop_path", self.drop_path, between(0, 0.99),
           "share of images that lose a branch of the last layer, in nat and dinat");
   }
 
   bool is_nat() const { return kind == Kind::nat || kind == Kind::dinat; }
-  // Throw Error: embed that is no multiple of 16, a kernel that is even or longer than the second level's maps.
+  // Throw Error: embed that is no multiple of 16, a kernel that is even or longer than the last level's maps, a
+  // hybrid of one level.
   models::NatConfig nat(int64_t height, int64_t width, int64_t classes) const;
   models::HaloNetConfig halonet(int64_t height, int64_t width, int64_t classes) const;
 };

@@ -44,7 +44,7 @@ ParameterMap SuperResolution::parameters() const { return parameters_of(*net_); 
 TensorMap SuperResolution::buffers() const { return buffers_of(*net_); }
 
 std::map<std::string, std::string> SuperResolution::subject() const {
-  return {{"model", to_spec(options_).text()}, {"patches", to_spec(patches_).text()}};
+  return {{"model", to_full_spec(options_).text()}, {"patches", to_full_spec(patches_).text()}};
 }
 
 ImageModel SuperResolution::model(bool trains) const {

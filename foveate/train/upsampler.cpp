@@ -96,7 +96,7 @@ ParameterMap Upsampler::parameters() const { return parameters_of(*net_); }
 TensorMap Upsampler::buffers() const { return buffers_of(*net_); }
 
 std::map<std::string, std::string> Upsampler::subject() const {
-  return {{"model", to_spec(model_).text()}, {"backbone", backbone_.identity}};
+  return {{"model", to_full_spec(model_).text()}, {"backbone", backbone_.identity}};
 }
 
 Upsampler::Pyramid Upsampler::pyramid(const Tensor& mosaics) const {

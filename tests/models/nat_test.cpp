@@ -87,6 +87,29 @@ TEST(Nat, parameters_have_the_names_of_the_published_checkpoints) {
     EXPECT_TRUE(one.contains(name)) << name;
 }
 
+TEST(Nat, convolutions_make_tokens_of_other_powers_of_two) {
+  const NatConfig published = small_config();
+  for (const int64_t patch : {2, 4, 8}) {
+    NatConfig c = published;
+    c.patch = patch;
+    Nat net(c, 1);
+    const auto parameters = net->named_parameters();
+    const size_t convolutions = patch == 2 ? 1 : patch == 4 ? 2 : 3;
+    double macs = 0;
+    for (size_t i = 0; i < 4; ++i) {
+      const std::string name = fmt::format("patch_embed.proj.{}.weight", i);
+      ASSERT_EQ(parameters.contains(name), i < convolutions) << name;
+      if (i < convolutions) macs += double(parameters[name].numel()) * double(64 * 96) / double(4 << (2 * i));
+    }
+    EXPECT_EQ(net->features(random_tensor({1, 3, 64, 96}, 1)).sizes(),
+              (at::IntArrayRef{1, c.channels(1), 64 / (2 * patch), 96 / (2 * patch)}));
+    // What follows costs as much on the maps of a smaller image.
+    NatConfig patches = c;
+    patches.embeds_patches = true;
+    EXPECT_EQ(count_macs(c, 64, 96) - macs, count_macs(patches, 64, 96) - double(64 * 96) * double(3 * c.embed));
+  }
+}
+
 TEST(Nat, gives_class_scores_and_maps_of_any_size_and_learns) {
   NatConfig c = small_config();
   c.outputs = {0, 1};
@@ -283,6 +306,9 @@ TEST(Nat, says_what_does_not_fit) {
     return message_of([&] { Nat net(c); });
   };
   EXPECT_EQ(refused([](NatConfig& c) { c.kernel = 4; }), "nat: kernel must be odd and >= 3, got 4");
+  EXPECT_EQ(
+      refused([](NatConfig& c) { c.patch = 6; }),
+      "nat: where convolutions make tokens patch must be 2, 4, 8 .. and embed a multiple of half of it, got 6 and 8");
   EXPECT_EQ(refused([](NatConfig& c) {
               c.heads = {2, 3};
             }),

@@ -9,7 +9,7 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow writes the images")
 
-CLASSIFIER = "--embed 16 --kernel 3 --first-layers 1 --second-layers 1 --batch 4 --steps 2 --warmup 1".split()
+CLASSIFIER = "--embed 16 --kernel 3 --first-layers 0 --second-layers 1 --third-layers 1 --batch 4 --steps 2 --warmup 1".split()
 UPSAMPLER = "--batch 2 --image 32 --tiles 2 --width 16 --steps 4 --warmup 1 --scored 2".split()
 
 
@@ -80,6 +80,10 @@ def test_a_chart_shows_the_windows_of_every_level(command, data, tmp_path):
     command("train", "image-classifier", *CLASSIFIER, "--data", data, "--chart", tmp_path / "chart.html")
     page = (tmp_path / "chart.html").read_text()
     for title in ("level 1: 7 x 7 tokens, windows of 3 x 3, dilation 1", "level 2: 4 x 4 tokens, windows of 3 x 3, dilation 1"):
+        assert title in page
+    command("train", "image-classifier", *CLASSIFIER, "--kind", "halonet", "--data", data, "--chart", tmp_path / "chart.html")
+    page = (tmp_path / "chart.html").read_text()
+    for title in ("7 x 7 tokens, blocks of 4 with a halo of 1", "4 x 4 tokens, blocks of 4 with a halo of 1"):
         assert title in page
 
 

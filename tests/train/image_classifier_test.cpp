@@ -27,13 +27,13 @@ using Kind = ClassifierModel::Kind;
 ClassifierModel small(Kind kind = Kind::dinat) {
   ClassifierModel m;
   m.kind = kind;
-  m.batch = 16, m.embed = 16, m.kernel = 3, m.first_layers = 1, m.second_layers = 2;
+  m.batch = 16, m.embed = 16, m.kernel = 3, m.first_layers = 0, m.second_layers = 1, m.third_layers = 2;
   return m;
 }
 
 class EveryKind : public testing::TestWithParam<Kind> {};
 INSTANTIATE_TEST_SUITE_P(ImageClassifier, EveryKind,
-                         testing::Values(Kind::nat, Kind::dinat, Kind::halonet, Kind::convnet),
+                         testing::Values(Kind::nat, Kind::dinat, Kind::halonet, Kind::hybrid, Kind::convnet),
                          [](const auto& info) { return std::string(enum_names(info.param)[size_t(info.param)]); });
 
 TEST_P(EveryKind, learns_what_a_window_shows) {
@@ -81,10 +81,34 @@ TEST(ImageClassifier, attention_and_convolution_have_as_many_parameters) {
 
 TEST(ImageClassifier, dilations_are_the_largest_that_fit) {
   ClassifierModel m;
-  m.kernel = 3, m.first_layers = 3, m.second_layers = 2;
-  EXPECT_EQ(m.nat(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 2, 1}, {1, 1}}));
+  m.kernel = 3, m.first_layers = 2, m.second_layers = 3, m.third_layers = 2;
+  EXPECT_EQ(m.nat(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 4}, {1, 2, 1}, {1, 1}}));
   m.kind = Kind::nat;
-  EXPECT_EQ(m.nat(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 1, 1}, {1, 1}}));
+  EXPECT_EQ(m.nat(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 1}, {1, 1, 1}, {1, 1}}));
+}
+
+TEST(ImageClassifier, levels_without_layers_are_left_out) {
+  ClassifierModel m;
+  m.first_layers = 0, m.second_layers = 2, m.third_layers = 0;
+  const models::NatConfig nat = m.nat(28, 28, 10);
+  EXPECT_EQ(nat.depths, std::vector<int64_t>{2});
+  EXPECT_EQ(nat.patch, 4);
+  EXPECT_EQ(m.halonet(28, 28, 10).stem_end, models::StemEnd::pool);
+  m.first_layers = 3, m.third_layers = 1;
+  EXPECT_EQ(m.nat(28, 28, 10).depths, (std::vector<int64_t>{3, 2, 1}));
+  EXPECT_EQ(m.nat(28, 28, 10).patch, 2);
+  EXPECT_EQ(m.nat(28, 28, 10).heads, (std::vector<int64_t>{3, 6, 12}));
+  m.kind = Kind::hybrid;
+  const models::HaloNetConfig hybrid = m.halonet(28, 28, 10);
+  EXPECT_EQ(hybrid.stem_end, models::StemEnd::none);
+  ASSERT_EQ(hybrid.stages.size(), 3u);
+  for (size_t level = 0; level < 3; ++level)
+    for (const models::HaloBlock& block : hybrid.stages[level]) {
+      EXPECT_EQ(block.attention.has_value(), level > 0);
+      EXPECT_EQ(block.out, 48 << level);
+    }
+  EXPECT_EQ(hybrid.stages[1][0].attention->halo.block, 8);  // half of 14 tokens and one, even
+  EXPECT_EQ(hybrid.stages[1][1].attention->halo.block, 4);
 }
 
 TEST(ImageClassifier, says_what_does_not_fit) {
@@ -97,6 +121,10 @@ TEST(ImageClassifier, says_what_does_not_fit) {
   EXPECT_EQ(refusal(32, 5), "classifier: kernel must be <= the 4 tokens of a side, got 5");
   EXPECT_EQ(refusal(32, 4), "classifier: kernel must be odd, got 4");
   EXPECT_EQ(refusal(32, 2), "classifier: kernel must be 3 .. 255, got 2");
+  ClassifierModel single;
+  single.kind = Kind::hybrid, single.third_layers = 0;
+  EXPECT_EQ(message_of([&] { single.halonet(28, 28, 10); }),
+            "classifier: a hybrid attends behind its first level, it must have layers at two or more, got 1");
 }
 
 }  // namespace

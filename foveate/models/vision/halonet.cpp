@@ -111,7 +111,7 @@ HaloNetImpl::HaloNetImpl(const HaloNetConfig& config, uint64_t seed) : config_(c
   if (config.has_tiered_stem) {
     add(3, 24, 3, 2);
     add(24, 32, 3, 1);
-    add(32, 64, 3, config.has_stem_pool ? 1 : 2);
+    add(32, 64, 3, config.stem_end == StemEnd::stride ? 2 : 1);
   } else {
     add(3, 64, 7, 2);
   }
@@ -138,7 +138,7 @@ Tensor HaloNetImpl::features(const Tensor& image) {
           fmt::join(image.sizes().begin(), image.sizes().end(), ", "));
   Tensor x = image.contiguous(at::MemoryFormat::ChannelsLast);
   for (ConvBn& conv : stem_) x = activate(conv(x), config_.activation);
-  if (config_.has_stem_pool) x = at::max_pool2d(x, {3, 3}, {2, 2}, {1, 1});
+  if (config_.stem_end == StemEnd::pool) x = at::max_pool2d(x, {3, 3}, {2, 2}, {1, 1});
   for (ResidualBlock& block : blocks_) x = block(x);
   return final_conv_ ? activate(final_conv_(x), config_.activation) : x;
 }

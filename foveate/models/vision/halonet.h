@@ -27,9 +27,16 @@ struct HaloBlock {
   int64_t attended() const { return attention ? attention->channels_out() : width; }
 };
 
+// What makes the map half as large after the stem's first convolution did.
+enum class StemEnd {
+  pool,    // maxima of 3 x 3 at every second pixel
+  stride,  // of the last convolution
+  none,    // nothing: it stays half as large as the image
+};
+
 struct HaloNetConfig {
   bool has_tiered_stem = false;  // three convolutions of 3 x 3 (24, 32, 64 channels), else one of 7 x 7
-  bool has_stem_pool = true;     // maxima of 3 x 3 at every second pixel, else the last convolution has stride 2
+  StemEnd stem_end = StemEnd::pool;
   Activation activation = Activation::silu;
   ChannelGate gate = ChannelGate::none;
   std::vector<std::vector<HaloBlock>> stages;

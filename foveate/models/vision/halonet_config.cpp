@@ -93,7 +93,7 @@ const std::map<std::string_view, Maker>& hybrids() {
        }},
       {"sehalonet33ts",
        [] {
-         HaloNetConfig c{.has_tiered_stem = true, .has_stem_pool = false, .gate = ChannelGate::squeeze_excite};
+         HaloNetConfig c{.has_tiered_stem = true, .stem_end = StemEnd::stride, .gate = ChannelGate::squeeze_excite};
          c.stages = stages_of({{{"cc", 256, 64}, {"cca", 512, 128}, {"cca", 1024, 256}, {"aa", 1536, 512}}, 3});
          c.features = 1280;
          return c;
@@ -166,11 +166,11 @@ double count_macs(const HaloNetConfig& config, int64_t height, int64_t width) {
   if (config.has_tiered_stem) {
     walk.convolve(24, 3, 2);
     walk.convolve(32, 3);
-    walk.convolve(64, 3, config.has_stem_pool ? 1 : 2);
+    walk.convolve(64, 3, config.stem_end == StemEnd::stride ? 2 : 1);
   } else {
     walk.convolve(64, 7, 2);
   }
-  if (config.has_stem_pool) walk.stride(2);
+  if (config.stem_end == StemEnd::pool) walk.stride(2);
   for (const auto& stage : config.stages)
     for (const HaloBlock& block : stage) walk.run(block, config.gate);
   if (config.features > 0) walk.convolve(config.features, 1);

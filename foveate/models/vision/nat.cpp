@@ -29,6 +29,23 @@ torch::nn::Conv2d halving(int64_t in, int64_t out, bool bias) {
 Tensor channels_last(const Tensor& maps) { return maps.permute({0, 2, 3, 1}); }
 Tensor channels_first(const Tensor& maps) { return maps.permute({0, 3, 1, 2}); }
 
+std::vector<torch::nn::Conv2d> add_embeddings(torch::nn::Module& patch_embed, const NatConfig& c) {
+  if (c.embeds_patches)
+    return {patch_embed.register_module(
+        "proj", torch::nn::Conv2d(torch::nn::Conv2dOptions(3, c.embed, c.patch).stride(c.patch)))};
+  std::vector<torch::nn::Conv2d> all;
+  torch::nn::ModuleList list;
+  int64_t from = 3;
+  for (int64_t pixels = 2; pixels <= c.patch; pixels *= 2) {
+    const int64_t to = c.embed * pixels / c.patch;
+    all.push_back(halving(from, to, true));
+    list->push_back(all.back());
+    from = to;
+  }
+  patch_embed.register_module("proj", list);
+  return all;
+}
+
 // Zeros behind both axes of [B, h, w, C].
 Tensor padded(const Tensor& x, int64_t height, int64_t width) {
   return at::constant_pad_nd(x, {0, 0, 0, width - x.size(2), 0, height - x.size(1)});
@@ -119,15 +136,7 @@ NatImpl::NatImpl(const NatConfig& config, std::optional<uint64_t> seed) : config
   const NatConfig& c = config_;
   check_nat(c);
   const auto patch_embed = add_folder(*this, "patch_embed");
-  if (c.embeds_patches) {
-    embeddings_ = {patch_embed->register_module(
-        "proj", torch::nn::Conv2d(torch::nn::Conv2dOptions(3, c.embed, c.patch).stride(c.patch)))};
-  } else {
-    torch::nn::ModuleList convolutions;
-    embeddings_ = {halving(3, c.embed / 2, true), halving(c.embed / 2, c.embed, true)};
-    for (const auto& conv : embeddings_) convolutions->push_back(conv);
-    patch_embed->register_module("proj", convolutions);
-  }
+  embeddings_ = add_embeddings(*patch_embed, c);
   embed_norm_ = patch_embed->register_module("norm", layer_norm(c.embed));
 
   int64_t all = 0, layer_count = 0;

@@ -27,7 +27,7 @@ struct NatConfig {
   double drop_path = 0;               // of the last layer, growing from 0
   std::optional<double> layer_scale;  // where factors of the branches begin; unset: none
   int64_t patch = 4;                  // pixels of a token at the first level
-  bool embeds_patches = false;        // one convolution of patch x patch, else two of 3 x 3 with stride 2
+  bool embeds_patches = false;        // one convolution of patch x patch, else of 3 x 3 with stride 2: two for 4 pixels
   bool merges_patches = false;        // between levels: 2 x 2 tokens and a linear map, else a convolution
   std::string levels = "levels";      // what the checkpoint calls the list of levels
   bool pads_small_maps = true;   // maps shorter than kernel * dilation get zeros behind, which are keys; else an error

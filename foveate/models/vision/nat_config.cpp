@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <map>
 
 #include "foveate/base/error.h"
@@ -130,8 +131,11 @@ void check_nat(const NatConfig& c) {
   require(c.kernel == 0 || (c.kernel >= 3 && c.kernel % 2 == 1), "nat: kernel must be odd and >= 3, got {}", c.kernel);
   require(c.kernel != 0 || c.is_isotropic(), "nat: dense attention is for models of one level, got {}",
           c.depths.size());
-  require(c.embeds_patches || (c.patch == 4 && c.embed % 2 == 0),
-          "nat: convolutions make tokens of 4 pixels and an even number of channels, got {} and {}", c.patch, c.embed);
+  const bool is_power = c.patch >= 2 && std::has_single_bit(uint64_t(c.patch));
+  require(
+      c.embeds_patches || (is_power && 2 * c.embed % c.patch == 0),
+      "nat: where convolutions make tokens patch must be 2, 4, 8 .. and embed a multiple of half of it, got {} and {}",
+      c.patch, c.embed);
   require(c.patch >= 1 && c.classes >= 1 && c.mlp_ratio > 0,
           "nat: patch, classes and mlp_ratio must be > 0, got {}, {}, {}", c.patch, c.classes, c.mlp_ratio);
   require(c.deviation >= 0, "nat: deviation must be >= 0, got {}", c.deviation);
@@ -159,10 +163,13 @@ double count_macs(const NatConfig& c, int64_t height, int64_t width) {
     height = (height + c.patch - 1) / c.patch, width = (width + c.patch - 1) / c.patch;
     macs += double(height * width) * double(3 * c.embed * c.patch * c.patch);
   } else {
-    height = halved(height), width = halved(width);
-    macs += double(height * width) * double(27 * (c.embed / 2));
-    height = halved(height), width = halved(width);
-    macs += double(height * width) * double(9 * (c.embed / 2) * c.embed);
+    int64_t from = 3;
+    for (int64_t pixels = 2; pixels <= c.patch; pixels *= 2) {
+      const int64_t to = c.embed * pixels / c.patch;
+      height = halved(height), width = halved(width);
+      macs += double(height * width) * double(9 * from * to);
+      from = to;
+    }
   }
   for (size_t level = 0; level < c.depths.size(); ++level) {
     const double tokens = double(height * width), channels = double(c.channels(level));
