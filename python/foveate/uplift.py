@@ -61,6 +61,8 @@ class EncoderStep(nn.Module):
         self.adds_smaller = adds_smaller
 
     def forward(self, x: Tensor) -> Tensor:
+        if min(x.shape[2:]) < 2:
+            raise ValueError(f"uplift: the encoder's maps must be 2 x 2 or more where a step halves them, got {x.shape[2]} x {x.shape[3]}")
         y = self.down(x)
         return y + F.interpolate(x, size=y.shape[2:], mode="bilinear", align_corners=True) if self.adds_smaller else y
 

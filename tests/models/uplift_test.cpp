@@ -260,6 +260,14 @@ TEST(Uplift, refuses_inputs_that_do_not_fit) {
   EXPECT_EQ(message(x.image.narrow(2, 0, 20), x.features, 1),
             "uplift: the image must be [1, 3, 24, 32] (8 pixels a token), got [1, 3, 20, 32]");
   UpliftConfig config = small_config();
+  for (const EncoderStep step : {EncoderStep::conv, EncoderStep::max}) {
+    config.encoder_step = step, config.patch = 2;
+    Uplift thin(config);
+    thin->eval();
+    const Inputs pixels = make_inputs(config, 1, 1);
+    EXPECT_EQ(message_of([&] { thin->forward(pixels.image, pixels.features); }),
+              "uplift: the encoder's maps must be 2 x 2 or more where a step halves them, got 1 x 1 before group 2");
+  }
   config.decoder.assign(4, {20});
   EXPECT_EQ(
       message_of([&] { Uplift{config}; }),

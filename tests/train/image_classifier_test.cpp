@@ -87,6 +87,14 @@ TEST(ImageClassifier, dilations_are_the_largest_that_fit) {
   EXPECT_EQ(m.nat(28, 28, 10).dilations, (std::vector<std::vector<int64_t>>{{1, 1}, {1, 1, 1}, {1, 1}}));
 }
 
+// Files mean the same when defaults change.
+TEST(ImageClassifier, a_run_names_all_options) {
+  const std::string text = ImageClassifier(small(), stripes(), 1).subject().at("model");
+  EXPECT_EQ(
+      text,
+      "classifier:kind=dinat,batch=16,embed=16,kernel=3,first_layers=0,second_layers=1,third_layers=2,drop_path=0");
+}
+
 TEST(ImageClassifier, levels_without_layers_are_left_out) {
   ClassifierModel m;
   m.first_layers = 0, m.second_layers = 2, m.third_layers = 0;
@@ -107,6 +115,9 @@ TEST(ImageClassifier, levels_without_layers_are_left_out) {
       EXPECT_EQ(block.attention.has_value(), level > 0);
       EXPECT_EQ(block.out, 48 << level);
     }
+  models::HaloNet net(hybrid);
+  net->eval();
+  EXPECT_EQ(net->features(at::zeros({1, 3, 28, 28})).sizes(), (at::IntArrayRef{1, 192, 4, 4}));
   EXPECT_EQ(hybrid.stages[1][0].attention->halo.block, 8);  // half of 14 tokens and one, even
   EXPECT_EQ(hybrid.stages[1][1].attention->halo.block, 4);
 }

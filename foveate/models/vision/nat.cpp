@@ -36,8 +36,7 @@ std::vector<torch::nn::Conv2d> add_embeddings(torch::nn::Module& patch_embed, co
   std::vector<torch::nn::Conv2d> all;
   torch::nn::ModuleList list;
   int64_t from = 3;
-  for (int64_t pixels = 2; pixels <= c.patch; pixels *= 2) {
-    const int64_t to = c.embed * pixels / c.patch;
+  for (const int64_t to : c.embedding_channels()) {
     all.push_back(halving(from, to, true));
     list->push_back(all.back());
     from = to;

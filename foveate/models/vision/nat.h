@@ -38,6 +38,8 @@ struct NatConfig {
   bool is_isotropic() const { return depths.size() == 1; }
   int64_t channels(size_t level) const { return embed << level; }
   int64_t dilation(size_t level, size_t layer) const { return dilations.empty() ? 1 : dilations[level][layer]; }
+  // Of the convolutions of 3 x 3 that make tokens.
+  std::vector<int64_t> embedding_channels() const;
   int64_t window() const { return kernel == 0 ? image / patch : kernel; }
 };
 

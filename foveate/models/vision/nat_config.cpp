@@ -156,6 +156,12 @@ void check_nat(const NatConfig& c) {
             c.depths.size() - 1, level);
 }
 
+std::vector<int64_t> NatConfig::embedding_channels() const {
+  std::vector<int64_t> all;
+  for (int64_t pixels = 2; pixels <= patch; pixels *= 2) all.push_back(embed * pixels / patch);
+  return all;
+}
+
 double count_macs(const NatConfig& c, int64_t height, int64_t width) {
   const auto halved = [](int64_t n) { return (n + 1) / 2; };
   double macs = 0;
@@ -164,8 +170,7 @@ double count_macs(const NatConfig& c, int64_t height, int64_t width) {
     macs += double(height * width) * double(3 * c.embed * c.patch * c.patch);
   } else {
     int64_t from = 3;
-    for (int64_t pixels = 2; pixels <= c.patch; pixels *= 2) {
-      const int64_t to = c.embed * pixels / c.patch;
+    for (const int64_t to : c.embedding_channels()) {
       height = halved(height), width = halved(width);
       macs += double(height * width) * double(9 * from * to);
       from = to;

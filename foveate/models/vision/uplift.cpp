@@ -193,6 +193,9 @@ Tensor UpliftImpl::enlarged(const Tensor& image) const {
 
 Tensor UpliftImpl::stepped(size_t group, const Tensor& x) {
   if (group == 0 || config_.encoder_step == EncoderStep::none) return x;
+  require(x.size(2) >= 2 && x.size(3) >= 2,
+          "uplift: the encoder's maps must be 2 x 2 or more where a step halves them, got {} x {} before group {}",
+          x.size(2), x.size(3), group);
   Tensor y;
   if (config_.encoder_step == EncoderStep::max) {
     y = at::max_pool2d(x, {2, 2}, {2, 2});
@@ -218,7 +221,7 @@ std::vector<Tensor> UpliftImpl::guides(const Tensor& image, const Tensor& featur
   for (size_t i = 0; i < last; ++i) all[last - i] = x = run(encoder_[i], stepped(i, x));
   x = stepped(last, x);
   int64_t finest = 1;
-  for (int64_t i = refined_ ? 0 : 1; i < iterations; ++i) finest *= config_.factor();
+  for (int64_t i = refined_ ? 0 : 1; i < iterations && finest <= x.size(2); ++i) finest *= config_.factor();
   const int64_t height = features.size(2) * finest, width = features.size(3) * finest, step = x.size(2) / height;
   const bool is_even = step >= 1 && x.size(2) == step * height && x.size(3) == step * width;
   const UpliftConvs& group = encoder_.back();
