@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused():
         with pytest.raises(ValueError, match=f"uplift: {message}"):
             net(*given)
     for kind in ("conv", "max"):
-        thin = foveate.UPLiFT(**SMALL | dict(patch=2, encoder_step=kind))  # of two pixels the second step has one
+        thin = foveate.UPLiFT(**SMALL | dict(patch=2, encoder_step=kind)).eval()  # of two pixels the second step has one
         with pytest.raises(ValueError, match="maps must be 2 x 2 or more where a step halves them, got 1 x 1"):
             thin(torch.zeros(1, 3, 2, 2), torch.zeros(1, 6, 1, 1))
     with pytest.raises(ValueError, match="uplift: norm must be batch or layer, got 'group'"):
