@@ -41,26 +41,37 @@ LaneTiling::LaneTiling(const Neighborhood& axes) : axes_(axes), shape_(best_shap
   }
 }
 
-KeyBox LaneTiling::windows(const Group& group, const Place& origin, LaneTile& t) const {
+const std::vector<TilePlace>& LaneTiling::places(const Group& group, int64_t first, int64_t end,
+                                                 std::vector<TilePlace>& memory) const {
+  memory.resize(size_t(end - first));
+  for (int64_t tile = first; tile < end; ++tile) place(group, tile, memory[size_t(tile - first)]);
+  return memory;
+}
+
+void LaneTiling::place(const Group& group, int64_t tile, TilePlace& to) const {
   constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
   const KeyBox none{{kMost, kMost, kMost}, {0, 0, 0}};
-  KeyBox all = none;
-  std::fill(std::begin(t.quads), std::end(t.quads), none);
+  LaneWindows& windows = to.windows;
+  to.box = none;
+  std::fill(std::begin(windows.quads), std::end(windows.quads), none);
+  to.origin = unravel(tile, group.tiles);
+  for (size_t a = 0; a < kGridAxes; ++a) to.origin[a] *= shape_[a];
   const auto add = [](KeyBox& box, size_t a, int32_t first, int32_t end) {
     box.first[a] = std::min(box.first[a], first), box.end[a] = std::max(box.end[a], end);
   };
   for (int lane = 0; lane < kTileLanes; ++lane) {
-    const Place at = lane_place(origin, lane);
-    const bool is_query = inside(group, at);
+    Place at = unravel(lane, shape_);
+    bool is_query = true;
+    for (size_t a = 0; a < kGridAxes; ++a) at[a] += to.origin[a], is_query = is_query && at[a] < group.size[a];
+    to.positions[lane] = is_query ? position(group, at) : -1;
     for (size_t a = 0; a < kGridAxes; ++a) {
       const auto [start, stop] = is_query ? axes_[a].window(at[a], group.size[a]) : std::pair<int64_t, int64_t>{0, 0};
-      t.first[a][lane] = int32_t(start), t.end[a][lane] = int32_t(stop);
+      windows.first[a][lane] = int32_t(start), windows.end[a][lane] = int32_t(stop);
       if (!is_query) continue;
-      add(t.quads[lane / kQuad], a, int32_t(start), int32_t(stop));
-      add(all, a, int32_t(start), int32_t(stop));
+      add(windows.quads[lane / kQuad], a, int32_t(start), int32_t(stop));
+      add(to.box, a, int32_t(start), int32_t(stop));
     }
   }
-  return all;
 }
 
 PackedGrid::PackedGrid(const LaneCall& call, const View& view, int dim, Form form, const Pool& pool)
@@ -115,13 +126,10 @@ bool PackedGrid::pack_row(const View& view, int64_t batch, const Group& group, i
   return bad;
 }
 
-const void* const* LaneRows::of(const View& view, DType type, int64_t batch, int64_t head, const Group& group,
-                                const Place& origin) {
-  const LaneTiling& tiling = call_.tiling;
+const void* const* LaneRows::of(const View& view, DType type, int64_t batch, int64_t head, const TilePlace& tile) {
   for (int lane = 0; lane < kTileLanes; ++lane) {
-    const Place at = tiling.lane_place(origin, lane);
-    rows_[size_t(lane)] =
-        tiling.inside(group, at) ? call_.row(view, type, batch, head, tiling.position(group, at)) : nullptr;
+    const int64_t position = tile.positions[lane];
+    rows_[size_t(lane)] = position < 0 ? nullptr : call_.row(view, type, batch, head, position);
   }
   return rows_.data();
 }

@@ -31,6 +31,14 @@ struct Group {
   int64_t packed_keys() const { return size[0] * size[1] * even(size[2]); }
 };
 
+// Where a tile lies and what it sees: the same for all batches and heads.
+struct TilePlace {
+  Place origin;
+  int64_t positions[kTileLanes];  // in the whole grid; -1 where a lane is no query
+  LaneWindows windows;
+  KeyBox box;  // what all lanes see together
+};
+
 class LaneTiling {
  public:
   explicit LaneTiling(const Neighborhood& axes);
@@ -40,11 +48,6 @@ class LaneTiling {
   const std::vector<Group>& groups() const { return groups_; }
   const Place& shape() const { return shape_; }
   const Neighborhood& axes() const { return axes_; }
-  Place origin(const Group& group, int64_t tile) const {
-    Place at = unravel(tile, group.tiles);
-    for (size_t a = 0; a < kGridAxes; ++a) at[a] *= shape_[a];
-    return at;
-  }
   // The position of a place of the group in the whole grid.
   int64_t position(const Group& group, const Place& at) const {
     int64_t position = 0;
@@ -52,18 +55,13 @@ class LaneTiling {
       position = position * axes_[a].length + at[a] * axes_[a].dilation + group.offset[a];
     return position;
   }
-  Place lane_place(const Place& origin, int lane) const {
-    Place at = unravel(lane, shape_);
-    for (size_t a = 0; a < kGridAxes; ++a) at[a] += origin[a];
-    return at;
-  }
-  static bool inside(const Group& group, const Place& at) {
-    return at[0] < group.size[0] && at[1] < group.size[1] && at[2] < group.size[2];
-  }
-  // Fills the windows of lanes and quads; returns the box that all lanes see together.
-  KeyBox windows(const Group& group, const Place& origin, LaneTile& t) const;
+  // Tiles [first, end) of a group.
+  const std::vector<TilePlace>& places(const Group& group, int64_t first, int64_t end,
+                                       std::vector<TilePlace>& memory) const;
 
  private:
+  void place(const Group& group, int64_t tile, TilePlace& to) const;
+
   const Neighborhood& axes_;
   Place shape_;
   std::vector<Group> groups_;
@@ -209,8 +207,7 @@ class LaneRows {
  public:
   explicit LaneRows(const LaneCall& call) : call_(call), rows_(kTileLanes) {}
   // Null where a lane is no query.
-  const void* const* of(const View& view, DType type, int64_t batch, int64_t head, const Group& group,
-                        const Place& origin);
+  const void* const* of(const View& view, DType type, int64_t batch, int64_t head, const TilePlace& tile);
 
  private:
   const LaneCall& call_;

@@ -34,6 +34,13 @@ namespace {
 
 constexpr float kLowest = std::numeric_limits<float>::lowest();  // not -inf: -inf - -inf is none
 
+// Tiles of a run, for all heads.
+struct Item {
+  int64_t batch;
+  const Group* group;
+  int64_t first, end;
+};
+
 class ForwardWorker {
  public:
   ForwardWorker(const LaneCall& call, const PackedGrid& k, const PackedGrid& v, const std::vector<float>& spread)
@@ -54,37 +61,42 @@ class ForwardWorker {
     t.sum = take(at, kTileLanes);
   }
 
-  bool run(int64_t batch, int64_t head, const Group& group, int64_t tile, const Results& results) {
-    const LaneTiling& tiling = call_.tiling;
+  // Returns false where a number is not finite.
+  bool run(const Item& item, const Results& results) {
+    bool sound = true;
+    const auto& places = call_.tiling.places(*item.group, item.first, item.end, places_);
+    for (int64_t head = 0; head < call_.a.heads; ++head)
+      for (const TilePlace& place : places) sound = run_tile(item.batch, head, *item.group, place, results) && sound;
+    return sound;
+  }
+
+ private:
+  bool run_tile(int64_t batch, int64_t head, const Group& group, const TilePlace& place, const Results& results) {
     const NeighborhoodArguments& a = call_.a;
     LaneForward& t = tile_;
-    const Place origin = tiling.origin(group, tile);
-    const KeyBox all = tiling.windows(group, origin, t);
-    call_.table.pack_by_key(rows_.of(a.q, a.type, batch, head, group, origin), kTileLanes, a.dim, a.type, call_.step,
-                            q_, nullptr);
+    static_cast<LaneWindows&>(t) = place.windows;
+    call_.table.pack_by_key(rows_.of(a.q, a.type, batch, head, place), kTileLanes, a.dim, a.type, call_.step, q_,
+                            nullptr);
     std::fill_n(t.acc, kTileLanes * padded(a.value_dim), 0.0f);
     std::fill_n(t.top, kTileLanes, kLowest);
     std::fill_n(t.sum, kTileLanes, 0.0f);
     const int64_t kv_head = head / call_.repeats();
     const float *k = k_.data(batch, kv_head, group), *v = v_.data(batch, kv_head, group);
     bool sound = true;
-    for_boxes(all, [&](const KeyBox& box) {
+    for_boxes(place.box, [&](const KeyBox& box) {
       set_box(t, box, call_, group, k, v_, v, a.dim);
-      if (a.bias) t.bias = spread_.data() + head * bias_.floats() + bias_.at(t, origin);
+      if (a.bias) t.bias = spread_.data() + head * bias_.floats() + bias_.at(t, place.origin);
       sound = call_.table.lane_forward[call_.step - 1](t) && sound;
     });
-    finish(batch, head, group, origin, results);
+    finish(batch, head, place, results);
     return sound;
   }
 
- private:
-  void finish(int64_t batch, int64_t head, const Group& group, const Place& origin, const Results& results) {
-    const LaneTiling& tiling = call_.tiling;
-    void* const* out = const_cast<void* const*>(rows_.of(results.out, results.type, batch, head, group, origin));
+  void finish(int64_t batch, int64_t head, const TilePlace& place, const Results& results) {
+    void* const* out = const_cast<void* const*>(rows_.of(results.out, results.type, batch, head, place));
     float* lse[kTileLanes];
     for (int lane = 0; lane < kTileLanes; ++lane)
-      if (out[lane])
-        lse[lane] = results.lse + call_.place(batch, head, tiling.position(group, tiling.lane_place(origin, lane)));
+      if (out[lane]) lse[lane] = results.lse + call_.place(batch, head, place.positions[lane]);
     call_.table.finish({kTileLanes, call_.a.value_dim, tile_.top, tile_.sum, tile_.acc, 1 / kLog2e, 1, nullptr, out,
                         results.type, lse});
   }
@@ -94,16 +106,10 @@ class ForwardWorker {
   const std::vector<float>& spread_;
   LaneRows rows_;
   LaneBias bias_;
+  std::vector<TilePlace> places_;
   Floats64 memory_;
   LaneForward tile_;
   float* q_;
-};
-
-// Tiles of a run, for all heads.
-struct Item {
-  int64_t batch;
-  const Group* group;
-  int64_t first, end;
 };
 
 }  // namespace
@@ -126,9 +132,7 @@ bool neighborhood_forward(const Table& table, const NeighborhoodArguments& a, co
   run_queue(pool, std::ssize(items), [&](int64_t i, int id) {
     const Item& item = items[size_t(i)];
     ForwardWorker& worker = workers.get(id, [&] { return std::make_unique<ForwardWorker>(call, k, v, spread); });
-    for (int64_t head = 0; head < a.heads; ++head)
-      for (int64_t tile = item.first; tile < item.end; ++tile)
-        if (!worker.run(item.batch, head, *item.group, tile, results)) sound = false;
+    if (!worker.run(item, results)) sound = false;
   });
   return sound;
 }

@@ -46,10 +46,10 @@ struct NeighborhoodArguments {
 };
 
 struct NeighborhoodGradients {
-  View d_out;                                    // in
-  const float *lse = nullptr, *delta = nullptr;  // [batch, heads, positions]; delta: row sums of d_out * out less d_lse
-  View d_q, d_k, d_v;                            // out, dtype of the inputs
-  float* d_bias = nullptr;                       // [heads][2 kernel - 1 ..]; null: not wanted
+  View d_out, out;                                   // in
+  const float *lse = nullptr, *delta_lse = nullptr;  // [batch, heads, positions]; d loss / d lse, null: zero
+  View d_q, d_k, d_v;                                // results, dtype of the inputs
+  float* d_bias = nullptr;                           // [heads][2 kernel - 1 ..]; null: not wanted
 };
 
 // Both return false where a number among the inputs or results was not finite: the results then mean nothing.

@@ -100,7 +100,12 @@ struct Backward {
 class BackwardWorker {
  public:
   explicit BackwardWorker(const Backward& all)
-      : all_(all), call_(all.call), rows_(all.call), bias_(all.call.tiling), memory_(floats(all.call)) {
+      : all_(all),
+        call_(all.call),
+        rows_(all.call),
+        out_rows_(all.call),
+        bias_(all.call.tiling),
+        memory_(floats(all.call)) {
     const NeighborhoodArguments& a = call_.a;
     LaneBackward& t = tile_;
     float* at = memory_.data();
@@ -120,12 +125,15 @@ class BackwardWorker {
     std::vector<float> d_bias(all_.g.d_bias ? size_t(heads * bias_.floats()) : 0);
     bool sound = true;
     const int64_t length = LaneTiling::run_of(*item.group);
-    for (int64_t begin = item.first_tile; begin < item.end_tile; begin += length)
+    for (int64_t begin = item.first_tile; begin < item.end_tile; begin += length) {
+      const int64_t end = std::min(begin + length, item.end_tile);
+      const auto& places = call_.tiling.places(*item.group, begin, end, places_);
       for (int64_t head = 0; head < heads; ++head)
-        for (int64_t tile = begin; tile < std::min(begin + length, item.end_tile); ++tile)
-          sound = run_tile(item, first + head, call_.tiling.origin(*item.group, tile),
-                           d_bias.empty() ? nullptr : d_bias.data() + head * bias_.floats(), sums) &&
+        for (const TilePlace& place : places)
+          sound = run_tile(item, first + head, place, d_bias.empty() ? nullptr : d_bias.data() + head * bias_.floats(),
+                           sums) &&
                   sound;
+    }
     if (d_bias.empty()) return sound;
     sums.bias.assign(size_t(heads * bias_.table_floats()), 0.0f);
     for (int64_t head = 0; head < heads; ++head)
@@ -140,28 +148,28 @@ class BackwardWorker {
            kTileLanes * (2 * padded(a.dim) + padded(a.value_dim) + 2) + 128;
   }
 
-  bool run_tile(const Item& item, int64_t head, const Place& origin, float* d_bias, const KeySums& sums) {
+  bool run_tile(const Item& item, int64_t head, const TilePlace& place, float* d_bias, const KeySums& sums) {
     LaneBackward& t = tile_;
     const NeighborhoodArguments& a = call_.a;
     const Group& group = *item.group;
-    const KeyBox all = call_.tiling.windows(group, origin, t);
+    static_cast<LaneWindows&>(t) = place.windows;
     const int64_t kv_head = head / call_.repeats();
-    bool sound = !start(item.batch, head, group, origin);
+    bool sound = !start(item.batch, head, place);
     const float* k = all_.k.data(item.batch, kv_head, group);
     const float* v = all_.v.data(item.batch, kv_head, group);
     const float* by_dim = all_.k_by_dim.data(item.batch, kv_head, group);
-    for_boxes(all, [&](const KeyBox& box) {
+    for_boxes(place.box, [&](const KeyBox& box) {
       set_box(t, box, call_, group, k, all_.k_by_dim, by_dim, a.dim);
       t.v = v + (t.k - k) / call_.units(a.dim) * call_.units(a.value_dim);
       const int64_t key =
           (kv_head - item.first_head) * item.keys() + item.key_at({box.first[0], box.first[1], box.first[2]});
       t.sum_stride[2] = 1, t.sum_stride[1] = item.size[2], t.sum_stride[0] = item.size[1] * item.size[2];
       t.d_k = sums.k.data() + key * padded(a.dim), t.d_v = sums.v.data() + key * padded(a.value_dim);
-      if (a.bias) t.bias = all_.spread.data() + head * bias_.floats() + bias_.at(t, origin);
-      if (d_bias) t.d_bias = d_bias + bias_.at(t, origin);
+      if (a.bias) t.bias = all_.spread.data() + head * bias_.floats() + bias_.at(t, place.origin);
+      if (d_bias) t.d_bias = d_bias + bias_.at(t, place.origin);
       sound = call_.table.lane_backward[call_.step - 1](t) && sound;
     });
-    const void* const* to = rows_.of(all_.g.d_q, a.type, item.batch, head, group, origin);
+    const void* const* to = rows_.of(all_.g.d_q, a.type, item.batch, head, place);
     for (int lane = 0; lane < kTileLanes; ++lane)
       if (to[lane])
         call_.table.scale_row(t.d_q + lane * padded(a.dim), a.dim, a.scale, a.type, const_cast<void*>(to[lane]));
@@ -169,32 +177,34 @@ class BackwardWorker {
   }
 
   // Rows of q and d_out, and their numbers; returns whether one is not finite.
-  bool start(int64_t batch, int64_t head, const Group& group, const Place& origin) {
-    const LaneTiling& tiling = call_.tiling;
+  bool start(int64_t batch, int64_t head, const TilePlace& place) {
     const Table& table = call_.table;
     const NeighborhoodArguments& a = call_.a;
-    const void* const* q = rows_.of(a.q, a.type, batch, head, group, origin);
+    const void* const* q = rows_.of(a.q, a.type, batch, head, place);
     table.pack_by_key(q, kTileLanes, a.dim, a.type, call_.step, q_, nullptr);
     bool bad = table.pack_by_dim(q, kTileLanes, kTileLanes, a.dim, a.type, call_.step, q_by_dim_, nullptr);
-    const void* const* d_out = rows_.of(all_.g.d_out, a.type, batch, head, group, origin);
+    const void* const* d_out = rows_.of(all_.g.d_out, a.type, batch, head, place);
     table.pack_by_key(d_out, kTileLanes, a.value_dim, a.type, call_.step, d_out_, nullptr);
     bad = table.pack_by_dim(d_out, kTileLanes, kTileLanes, a.value_dim, a.type, call_.step, d_out_by_dim_, nullptr) ||
           bad;
+    const void* const* out = out_rows_.of(all_.g.out, a.type, batch, head, place);
+    table.row_dots(d_out, out, kTileLanes, a.value_dim, a.type, delta_);
     std::fill_n(tile_.d_q, kTileLanes * padded(a.dim), 0.0f);
     for (int lane = 0; lane < kTileLanes; ++lane) {
-      const Place at = tiling.lane_place(origin, lane);
-      lse_[lane] = delta_[lane] = 0;
-      if (!tiling.inside(group, at)) continue;
-      const int64_t place = call_.place(batch, head, tiling.position(group, at));
-      lse_[lane] = all_.g.lse[place] * kLog2e, delta_[lane] = all_.g.delta[place];
+      lse_[lane] = 0;
+      if (place.positions[lane] < 0) continue;
+      const int64_t row = call_.place(batch, head, place.positions[lane]);
+      lse_[lane] = all_.g.lse[row] * kLog2e;
+      if (all_.g.delta_lse) delta_[lane] -= all_.g.delta_lse[row];
     }
     return bad;
   }
 
   const Backward& all_;
   const LaneCall& call_;
-  LaneRows rows_;
+  LaneRows rows_, out_rows_;
   LaneBias bias_;
+  std::vector<TilePlace> places_;
   Floats64 memory_;
   LaneBackward tile_;
   float *q_, *d_out_, *q_by_dim_, *d_out_by_dim_, *lse_, *delta_;

@@ -15,16 +15,20 @@ struct KeyBox {
   int32_t first[kGridAxes], end[kGridAxes];
 };
 
-// Keys and values stand packed: a whole range of the group's places, rows along the last axis an even number of keys
-// long.  The box begins at an even key of it.
-struct LaneTile {
-  int dim = 0, value_dim = 0;
-  KeyBox box;
-  int width = 0;  // keys of a row of the box, rounded up to an even number
-  int keys = 0;   // rows of the box * width, at most kBoxKeys
+// What the queries of a tile see.
+struct LaneWindows {
   // The window of each lane, empty where a lane is no query; and what each quad of lanes sees together.
   int32_t first[kGridAxes][kTileLanes], end[kGridAxes][kTileLanes];
   KeyBox quads[kTileLanes / kQuad];
+};
+
+// Keys and values stand packed: a whole range of the group's places, rows along the last axis an even number of keys
+// long.  The box begins at an even key of it.
+struct LaneTile : LaneWindows {
+  int dim = 0, value_dim = 0;
+  KeyBox box;
+  int width = 0;                   // keys of a row of the box, rounded up to an even number
+  int keys = 0;                    // rows of the box * width, at most kBoxKeys
   int64_t stride[kGridAxes] = {};  // from a packed key to the next along an axis, in keys
   const float* k = nullptr;        // units of the box's first key, then of the others: [steps] each
   // Values (forward) or keys (backward) by dim, as Table::pack_by_dim has the rows along the last axis one by one: that

@@ -143,8 +143,10 @@ TEST_P(NeighborhoodAtLevel, passes_the_reference_implementations_cases_on_three_
 }
 
 TEST_P(NeighborhoodAtLevel, passes_the_reference_implementations_large_cases) {
-  if (!std::getenv("FOVEATE_EXTENDED")) GTEST_SKIP() << "a minute a level; FOVEATE_EXTENDED=1 runs it";
+  if (!std::getenv("FOVEATE_EXTENDED")) GTEST_SKIP() << "minutes a level; FOVEATE_EXTENDED=1 runs it";
   expect_case({{32768, 63, 1, 16}}, 4);
+  expect_case({{32768, 2048, 256}}, 4);
+  expect_case({{57, 19, 13, 2}, {20, 4, 1, 2}, {88, 6, 6, 7}}, 4);
   expect_case({{48, 24, 1, 2}, {17, 16}}, 4);
   expect_case({{67, 12, 8, 5}, {80, 7, 4, 11}}, 4);
   expect_case({{44, 9}, {80, 10}}, 4);
@@ -153,6 +155,24 @@ TEST_P(NeighborhoodAtLevel, passes_the_reference_implementations_large_cases) {
   expect_case({{18, 14, 12}, {37, 16, 12, 2}, {12, 12, 8}}, 4);
   expect_case({{30, 3, 1, 8}, {48, 2, 1, 18}, {18, 8, 1, 2}}, 4);
   expect_case({{16, 16, 2}, {16, 16, 4}, {16, 16, 5}}, 4);
+}
+
+// The memory between the heads is never touched: it takes no memory of the machine.
+TEST_P(NeighborhoodAtLevel, reads_heads_that_lie_2_31_elements_apart) {
+  Call near({{9, 3}, {8, 5}}, {.batch = 1, .kv_heads = 2}, at::kBFloat16), far = near;
+  for (Tensor* t : {&far.q, &far.k, &far.v, &far.d_out}) {
+    const int64_t apart = (int64_t{1} << 31) + 8, dim = t->size(3);
+    const Tensor memory = at::empty({apart + t->size(2) * dim}, t->options());
+    *t = memory.as_strided(t->sizes(), {2 * apart, apart, dim, 1}).copy_(*t);
+  }
+  for (Call* c : {&near, &far}) {
+    for (Tensor* t : {&c->q, &c->k, &c->v}) t->requires_grad_();
+    torch::autograd::backward({c->run().out}, {c->d_out});
+  }
+  EXPECT_TRUE(near.run().out.equal(far.run().out));
+  EXPECT_TRUE(near.q.grad().equal(far.q.grad()));
+  EXPECT_TRUE(near.k.grad().equal(far.k.grad()));
+  EXPECT_TRUE(near.v.grad().equal(far.v.grad()));
 }
 
 // L = 7, D = 2, scale 1, q_i = (0.1 i, 1), k_j = (1, 0.2 j - 0.5), v_j = (j, j^2).
@@ -400,6 +420,11 @@ TEST(Neighborhood, says_which_tensors_do_not_fit) {
             "neighborhood: q, k, v must have the 9 places of the grid, got 9, 8, 9");
   EXPECT_EQ(refusal(zeros({1, 3, 9, 4}), x, x),
             "neighborhood: heads of q must be a multiple of those of k, got 3 and 2");
+  const std::string rule =
+      "neighborhood: batches, dims of q and k, heads of k and v must agree, got Float [1, 2, 9, 4], ";
+  EXPECT_EQ(refusal(x, zeros({1, 2, 9, 5}), x), rule + "Float [1, 2, 9, 5], Float [1, 2, 9, 4]");
+  EXPECT_EQ(refusal(x, x, zeros({1, 1, 9, 4})), rule + "Float [1, 2, 9, 4], Float [1, 1, 9, 4]");
+  EXPECT_EQ(refusal(x, zeros({2, 2, 9, 4}), x), rule + "Float [2, 2, 9, 4], Float [1, 2, 9, 4]");
   EXPECT_EQ(refusal(zeros({9, 4}), zeros({9, 4}), zeros({9, 4})),
             "neighborhood: q, k, v must be [B, heads, places of the grid, dim], got Float [9, 4], Float [9, 4], Float "
             "[9, 4]");

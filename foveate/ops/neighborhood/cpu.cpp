@@ -11,6 +11,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/kernels/neighborhood.h"
+#include "foveate/ops/attend/explain.h"
 #include "foveate/ops/attend/prepared.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/neighborhood/problem.h"
@@ -65,8 +66,7 @@ bool all_finite(std::initializer_list<Tensor> tensors) {
 }  // namespace
 
 std::string neighborhood_decline_reason(const NeighborhoodProblem& p) {
-  if (!kernel_table()) return "FOVEATE_BACKEND=definition";
-  if (p.q.scalar_type() == at::kDouble) return "fp64 runs in the definition";
+  if (const std::string reason = decline_reason(p.q.scalar_type()); !reason.empty()) return reason;
   const int64_t largest = std::max(p.q.size(3), p.v.size(3));
   if (largest > kernels::kLargestDim || p.q.size(3) < 1 || p.v.size(3) < 1)
     return fmt::format("head dims must be 1 .. {}, got {} and {}", kernels::kLargestDim, p.q.size(3), p.v.size(3));
@@ -94,15 +94,14 @@ std::optional<NeighborhoodResults> neighborhood_backward_cpu(const NeighborhoodP
     return NeighborhoodResults{g.q, g.k, g.v, {}, {}, {}};
   }
   const RawProblem raw(p);
-  const Tensor given = readable(d_out), lse = attended.lse.contiguous();
-  Tensor delta = (given.to(at::kFloat) * attended.out.to(at::kFloat)).sum(-1);
-  if (d_lse.defined()) delta = delta - d_lse.to(at::kFloat);
-  delta = delta.contiguous();
+  const Tensor given = readable(d_out), out = readable(attended.out), lse = attended.lse.contiguous();
+  const Tensor given_lse = d_lse.defined() ? d_lse.to(at::kFloat).contiguous() : Tensor();
   NeighborhoodResults results{
       empty_rows(p.q, p.q.size(3)), empty_rows(p.k, p.k.size(3)), empty_rows(p.v, p.v.size(3)), {}, {}, {}};
   kernels::NeighborhoodGradients g;
-  g.d_out = view_of(given);
-  g.lse = lse.const_data_ptr<float>(), g.delta = delta.const_data_ptr<float>();
+  g.d_out = view_of(given), g.out = view_of(out);
+  g.lse = lse.const_data_ptr<float>();
+  g.delta_lse = given_lse.defined() ? given_lse.const_data_ptr<float>() : nullptr;
   g.d_q = view_of(results.q), g.d_k = view_of(results.k), g.d_v = view_of(results.v);
   if (p.score.bias) {
     results.bias = at::zeros(p.score.bias->sizes(), p.q.options().dtype(at::kFloat));
@@ -113,19 +112,31 @@ std::optional<NeighborhoodResults> neighborhood_backward_cpu(const NeighborhoodP
   return results;
 }
 
+namespace {
+
+std::string describe_windows(const NeighborhoodProblem& p, Pass pass) {
+  const std::string reason = neighborhood_decline_reason(p);
+  if (!reason.empty()) return "definition: " + reason;
+  if (const auto ranges = as_ranges(p)) return "windows as ranges of keys, " + describe(*ranges, pass);
+  const auto f = kernels::neighborhood_forecast(p.neighborhood.padded());
+  const bool pairs = p.q.scalar_type() == at::kBFloat16 && kernels::has_pairs(*kernel_table());
+  const std::vector<int64_t> tile(f.tile.end() - std::ssize(p.neighborhood.axes), f.tile.end());
+  const bool is_sparse = is_block_sparse(p.neighborhood, tile, std::vector<int64_t>(tile.size(), 1));
+  return fmt::format("{}: {} products, {} tiles of {} queries a head, boxes of {:.2f} keys for each one that is seen{}",
+                     kernel_table()->name, pairs ? "bf16" : "fp32", f.tiles, fmt::join(tile, " x "),
+                     f.visited_keys / f.visible_keys, is_sparse ? ", the same for all queries of a tile" : "");
+}
+
+}  // namespace
+
 std::string explain_neighborhood(const Tensor& q, const Tensor& k, const Tensor& v, const Neighborhood& neighborhood,
-                                 const NeighborhoodScore& score) {
+                                 const NeighborhoodScore& score, Pass pass) {
   const NeighborhoodProblem problem{q, k, v, neighborhood, score};
   check_neighborhood_problem(problem);
-  const std::string reason = neighborhood_decline_reason(problem);
-  if (!reason.empty()) return "definition: " + reason;
-  if (const auto ranges = as_ranges(problem)) return "windows as ranges of keys, " + describe(*ranges, Pass::forward);
-  const auto f = kernels::neighborhood_forecast(neighborhood.padded());
-  const bool pairs = q.scalar_type() == at::kBFloat16 && kernels::has_pairs(*kernel_table());
-  const size_t first = size_t(kernels::kGridAxes) - neighborhood.axes.size();
-  return fmt::format("{}: {} products, {} tiles of {} queries a head, boxes of {:.2f} keys for each one that is seen",
-                     kernel_table()->name, pairs ? "bf16" : "fp32", f.tiles,
-                     fmt::join(f.tile.begin() + first, f.tile.end(), " x "), f.visited_keys / f.visible_keys);
+  const std::string windows = describe_windows(problem, pass);
+  if (!problem.has_extra()) return windows;
+  const Problem extra = problem.extra();
+  return windows + "; extra keys: " + explain(q, extra.k, extra.v, extra.plan, extra.score, pass);
 }
 
 }  // namespace foveate::ops
