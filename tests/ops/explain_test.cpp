@@ -2,18 +2,24 @@
 #include "foveate/ops/attend/explain.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <limits>
 #include <mutex>
 #include <set>
 #include <thread>
 
 #include "foveate/base/error.h"
 #include "foveate/ops/level.h"
+#include "foveate/ops/neighborhood/neighborhood.h"
+#include "foveate/ops/offsets/weigh_offsets.h"
+#include "foveate/ops/pairs/pair_scores.h"
 #include "foveate/ops/parallel.h"
 #include "foveate/ops/quantise/quantise.h"
 #include "tests/support/compare.h"
+#include "tests/support/messages.h"
 
 namespace foveate::ops {
 namespace {
@@ -100,16 +106,55 @@ TEST(Explain, strict_mode_refuses_the_definition_unless_it_was_asked_for) {
   EXPECT_NO_THROW(attend(wide, wide, wide, Rule{}));
 }
 
+int64_t calls_of(const std::string& what) {
+  for (const KernelUse& use : kernel_uses())
+    if (use.what == what) return use.calls;
+  return 0;
+}
+
+// What only the numbers decide is counted where it runs, and strict mode refuses it too.
+TEST(Explain, numbers_that_send_a_call_to_the_definition_are_counted) {
+  if (!kernel_table()) GTEST_SKIP() << "the definition was asked for";
+  const at::Tensor x = random_tensor({1, 1, 30, 8}, 1);
+  at::Tensor bad = x.clone();
+  bad.select(2, 7).fill_(std::numeric_limits<double>::infinity());
+  const Neighborhood axis{{{30, 5}}};
+  const std::string what = "definition neighborhood forward: a number or a sum of them is not finite";
+  const int64_t before = calls_of(what);
+  attend_neighborhood(x, x, x, axis);
+  EXPECT_EQ(calls_of(what), before);
+  attend_neighborhood(x, x, bad, axis);
+  EXPECT_EQ(calls_of(what), before + 1);
+  const Setting strict("FOVEATE_STRICT", "1");
+  EXPECT_NO_THROW(attend_neighborhood(x, x, x, axis));
+  EXPECT_EQ(test::message_of([&] { attend_neighborhood(x, x, bad, axis); }),
+            "neighborhood: strict mode, and no kernel runs this: a number or a sum of them is not finite");
+}
+
+TEST(Explain, every_operator_says_that_fp64_runs_in_the_definition) {
+  if (!kernel_table()) GTEST_SKIP() << "the definition was asked for";
+  const at::Tensor x = random_tensor({1, 1, 6, 8}, 1, at::kDouble), pairs = at::zeros({1, 1, 6, 2}, at::kLong);
+  const at::Tensor map = random_tensor({1, 2, 3, 3}, 1, at::kDouble),
+                   logits = random_tensor({1, 1, 6, 6}, 2, at::kDouble);
+  const auto runs = [&] {
+    pair_scores(x, x, pairs, 1);
+    weigh_offsets(map, logits, {0}, {1});
+  };
+  runs();
+  EXPECT_GE(calls_of("definition pair_scores forward: fp64 runs in the definition"), 1);
+  EXPECT_GE(calls_of("definition weigh_offsets forward: fp64 runs in the definition"), 1);
+  const Setting strict("FOVEATE_STRICT", "1");
+  EXPECT_EQ(test::message_of([&] { weigh_offsets(map, logits, {0}, {1}); }),
+            "weigh_offsets: strict mode, and no kernel runs this: fp64 runs in the definition");
+  EXPECT_NO_THROW(weigh_offsets(map.to(at::kFloat), logits.to(at::kFloat), {0}, {1}));
+}
+
 TEST(Explain, counts_what_ran) {
   const Small s;
-  const auto calls = [&] {
-    for (const KernelUse& use : kernel_uses())
-      if (use.what == fmt::format("{} forward", kernel_level())) return use.calls;
-    return int64_t{0};
-  };
-  const int64_t before = calls();
+  const std::string what = fmt::format("{} forward", kernel_level());
+  const int64_t before = calls_of(what);
   attend(s.q, s.k, s.k, Rule{});
-  EXPECT_EQ(calls(), before + 1);
+  EXPECT_EQ(calls_of(what), before + 1);
 }
 
 TEST(Levels, an_unknown_one_is_refused_with_the_known_ones) {

@@ -12,6 +12,7 @@
 #include "foveate/base/error.h"
 #include "foveate/base/random.h"
 #include "foveate/kernels/attend.h"
+#include "foveate/ops/attend/explain.h"
 #include "foveate/ops/attend/prepared.h"
 #include "foveate/ops/attend/storage.h"
 #include "foveate/ops/level.h"
@@ -129,8 +130,7 @@ bool fits_int32(const std::optional<Tensor>& t) {
 std::string decline_reason(const Problem& given) {
   const Problem p = shaped(given);
   const int64_t largest = std::max(p.q.size(3), p.v.size(3));
-  if (!kernel_table()) return "FOVEATE_BACKEND=definition";
-  if (p.q.scalar_type() == at::kDouble) return "fp64 runs in the definition";
+  if (const std::string reason = decline_reason(p.q.scalar_type()); !reason.empty()) return reason;
   if (largest > kernels::kLargestDim || p.v.size(3) < 1)
     return fmt::format("head dims must be 1 .. {}, got {} and {}", kernels::kLargestDim, p.q.size(3), p.v.size(3));
   if (p.k.size(2) > kMostKeys) return fmt::format("keys must be <= {}, got {}", kMostKeys, p.k.size(2));

@@ -35,6 +35,11 @@ std::vector<KernelUse> kernel_uses() {
   return all;
 }
 
+std::string decline_reason(at::ScalarType type) {
+  if (!kernel_table()) return "FOVEATE_BACKEND=definition";
+  return type == at::kDouble ? "fp64 runs in the definition" : "";
+}
+
 bool choose_kernel(std::string_view name, const std::string& reason, Pass pass) {
   require(reason.empty() || !strict() || !kernel_table(), "{}: strict mode, and no kernel runs this: {}", name, reason);
   std::string what(pass == Pass::forward ? "forward" : "backward");

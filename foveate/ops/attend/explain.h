@@ -26,7 +26,9 @@ std::vector<KernelUse> kernel_uses();
 // Whether the kernels run a checked problem; counts it.  Throws Error where they decline in strict mode
 // (FOVEATE_STRICT=1), unless the definition itself was asked for.
 bool choose(const Problem& problem, Pass pass);
-// The same for any operator, by why its kernels decline; empty: they run.
+// Why no kernel runs inputs of this dtype, whatever the operator: fp64, FOVEATE_BACKEND=definition; empty: they do.
+std::string decline_reason(at::ScalarType type);
+// As choose, for any operator, by why its kernels decline; empty: they run.
 bool choose_kernel(std::string_view name, const std::string& reason, Pass pass);
 
 }  // namespace foveate::ops

@@ -129,9 +129,14 @@ NeighborhoodProblem make_problem(const Tensor& q, const Tensor& k, const Tensor&
 using Forward = std::tuple<Tensor, Tensor>;
 using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+// Why the kernels gave a call up halfway.
+constexpr const char* kNotFinite = "a number or a sum of them is not finite";
+
 Attended windows(const NeighborhoodProblem& p) {
-  if (choose_kernel("neighborhood", neighborhood_decline_reason(p), Pass::forward))
+  if (choose_kernel("neighborhood", neighborhood_decline_reason(p), Pass::forward)) {
     if (const auto attended = neighborhood_cpu(p)) return *attended;
+    choose_kernel("neighborhood", kNotFinite, Pass::forward);
+  }
   return neighborhood_definition(p);
 }
 
@@ -153,8 +158,10 @@ Forward run_forward(const NeighborhoodProblem& p) {
 
 NeighborhoodResults windows_backward(const NeighborhoodProblem& p, const Attended& attended, const Tensor& d_out,
                                      const Tensor& d_lse) {
-  if (choose_kernel("neighborhood", neighborhood_decline_reason(p), Pass::backward))
+  if (choose_kernel("neighborhood", neighborhood_decline_reason(p), Pass::backward)) {
     if (const auto results = neighborhood_backward_cpu(p, attended, d_out, d_lse)) return *results;
+    choose_kernel("neighborhood", kNotFinite, Pass::backward);
+  }
   return neighborhood_backward_definition(p, attended, d_out, d_lse);
 }
 
@@ -306,6 +313,14 @@ Forward Kernels<Flat...>::autocast(const Tensor& q, const Tensor& k, const Tenso
   return call_forward(p);
 }
 
+std::string explain_operator(const Tensor& q, const Tensor& k, const Tensor& v, Ints grid, Ints kernel, Ints stride,
+                             Ints dilation, const c10::List<bool>& is_causal, OptionalDouble scale, OptionalTensor bias,
+                             OptionalTensor extra_keys, OptionalTensor extra_values, bool clamps, bool backward) {
+  const NeighborhoodProblem p =
+      make_problem(q, k, v, grid, kernel, stride, dilation, is_causal, scale, bias, extra_keys, extra_values, clamps);
+  return explain_neighborhood(q, k, v, p.neighborhood, p.score, backward ? Pass::backward : Pass::forward);
+}
+
 }  // namespace
 
 Attended attend_neighborhood(const Tensor& q, const Tensor& k, const Tensor& v, const Neighborhood& neighborhood,
@@ -317,6 +332,7 @@ Attended attend_neighborhood(const Tensor& q, const Tensor& k, const Tensor& v, 
 TORCH_LIBRARY_FRAGMENT(foveate, library) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   const std::string arguments = kArguments;
+  library.def(("explain_neighborhood(" + arguments + ", bool backward=False) -> str").c_str(), explain_operator);
   library.def(("neighborhood(" + arguments + ") -> (Tensor out, Tensor lse)").c_str(), tags);
   library.def(("neighborhood_backward(Tensor d_out, Tensor? d_lse, Tensor out, Tensor lse, " + arguments +
                ") -> (Tensor d_q, Tensor d_k, Tensor d_v, Tensor d_bias, Tensor d_extra_keys, Tensor d_extra_values)")

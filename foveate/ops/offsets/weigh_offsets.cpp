@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "foveate/base/error.h"
+#include "foveate/ops/attend/explain.h"
 #include "foveate/ops/attend/prepared.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/once.h"
@@ -260,17 +261,19 @@ Gradients backward_rows(const Tensor& d_out, const Tensor& value, const Tensor& 
 
 // ---- the operator ----
 
-bool by_rows(const Tensor& value) { return kernel_table() && value.scalar_type() != at::kDouble && value.numel() > 0; }
+bool by_rows(const Tensor& value, Pass pass) {
+  return value.numel() > 0 && choose_kernel("weigh_offsets", decline_reason(value.scalar_type()), pass);
+}
 
 Tensor forward(const Tensor& value, const Tensor& logits, IntArrayRef rows, IntArrayRef columns) {
   check(value, logits, rows, columns);
-  return (by_rows(value) ? forward_rows : forward_definition)(value, logits, rows, columns);
+  return (by_rows(value, Pass::forward) ? forward_rows : forward_definition)(value, logits, rows, columns);
 }
 
 Gradients backward(const Tensor& d_out, const Tensor& value, const Tensor& logits, IntArrayRef rows,
                    IntArrayRef columns, Wanted wanted) {
   check(value, logits, rows, columns);
-  if (by_rows(value)) return backward_rows(d_out, value, logits, rows, columns, wanted);
+  if (by_rows(value, Pass::backward)) return backward_rows(d_out, value, logits, rows, columns, wanted);
   const auto [d_value, d_logits] = backward_definition(d_out, value, logits, rows, columns);
   return {wanted[0] ? d_value : at::empty({0}, value.options()),
           wanted[1] ? d_logits : at::empty({0}, logits.options())};

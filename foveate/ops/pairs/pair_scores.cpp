@@ -11,6 +11,7 @@
 
 #include "foveate/base/error.h"
 #include "foveate/kernels/level.h"
+#include "foveate/ops/attend/explain.h"
 #include "foveate/ops/attend/prepared.h"
 #include "foveate/ops/level.h"
 #include "foveate/ops/once.h"
@@ -170,7 +171,9 @@ Tensor kernel_lists(const Tensor& lists) {
   const Tensor narrow = lists.clamp(-1, std::numeric_limits<int32_t>::max()).to(at::kInt);
   return narrow.stride(3) == 1 ? narrow : narrow.contiguous();
 }
-bool no_kernel(const Tensor& t) { return !kernel_table() || t.scalar_type() == at::kDouble; }
+bool runs(const char* name, const Tensor& t) {
+  return choose_kernel(name, decline_reason(t.scalar_type()), Pass::forward);
+}
 
 }  // namespace
 
@@ -189,15 +192,15 @@ Tensor pair_scores(const Tensor& q, const Tensor& k, const Tensor& index, double
           "pair_scores: index must be integers [{} or 1, one of 1/{}/{}, {}, entries], got {} {}", q.size(0), k.size(1),
           q.size(1), q.size(2), c10::toString(index.scalar_type()), text(index));
   const Tensor lists = lists_of(index, q.size(0), q.size(1), k.size(1));
-  if (no_kernel(q) || q.numel() == 0 || k.numel() == 0 || index.numel() == 0)
-    return by_definition(q, k, lists.to(at::kLong), scale);
+  const bool is_empty = q.numel() == 0 || k.numel() == 0 || index.numel() == 0;
+  if (is_empty || !runs("pair_scores", q)) return by_definition(q, k, lists.to(at::kLong), scale);
   return PairScores::apply(q, k, kernel_lists(lists), scale);
 }
 
 Tensor weighted_keys(const Tensor& weights, const Tensor& k, const Tensor& index) {
   const int64_t batch = weights.size(0), heads = weights.size(1), queries = weights.size(2);
   const Tensor lists = lists_of(index, batch, heads, k.size(1));
-  if (no_kernel(k) || weights.numel() == 0 || k.numel() == 0) {
+  if (weights.numel() == 0 || k.numel() == 0 || !runs("weighted_keys", k)) {
     const Places at(lists, k.size(1), k.size(2));
     const Tensor keys = k.to(wide(k)).index({at.batch, at.head, at.key});
     return (weights.to(wide(k)).masked_fill(at.empty, 0).unsqueeze(4) * keys)
@@ -213,7 +216,7 @@ Tensor weighted_keys(const Tensor& weights, const Tensor& k, const Tensor& index
 Tensor weighted_queries(const Tensor& weights, const Tensor& q, const Tensor& index, int64_t kv_heads, int64_t keys) {
   const Tensor lists = lists_of(index, q.size(0), q.size(1), kv_heads);
   const auto sizes = {q.size(0), kv_heads, keys, q.size(3)};
-  if (no_kernel(q) || weights.numel() == 0 || q.numel() == 0) {
+  if (weights.numel() == 0 || q.numel() == 0 || !runs("weighted_queries", q)) {
     const Places at(lists, kv_heads, keys);
     const Tensor parts = weights.to(wide(q)).unsqueeze(4) * q.to(wide(q)).unsqueeze(3);
     const Tensor sums = at::zeros(sizes, q.options().dtype(wide(q)));
