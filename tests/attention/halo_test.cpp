@@ -13,6 +13,7 @@
 #include <cmath>
 #include <functional>
 
+#include "foveate/ops/neighborhood/neighborhood.h"
 #include "tests/support/attend_problems.h"
 #include "tests/support/compare.h"
 #include "tests/support/messages.h"
@@ -251,6 +252,37 @@ TEST(Halo, paddings_agree_where_the_halo_stays_inside) {
   }
   EXPECT_TRUE(same(inner[1], inner[0], kDoubleBound));
   EXPECT_TRUE(same(inner[2], inner[0], kDoubleBound));
+}
+
+TEST(Halo, windows_that_move_inside_are_neighborhood_attention) {
+  for (const auto& [block, halo] : {std::pair(4, 1), std::pair(2, 3), std::pair(3, 2)}) {
+    const Halo o{.block = block, .halo = halo, .padding = HaloPadding::shift};
+    const Inputs x = make_inputs({12, 24}, o);
+    const auto axis = [&](int64_t length) { return NeighborhoodAxis{length, o.window(), o.block}; };
+    const auto places = [](const Tensor& t) { return t.flatten(2, 3); };
+    const ops::Attended want =
+        ops::attend_neighborhood(places(x.q), places(x.k), places(x.v), Neighborhood{{axis(12), axis(24)}});
+    const ops::Attended got = halo_attend(x.q, x.k, x.v, {}, o);
+    EXPECT_TRUE(same(places(got.out), want.out, kDoubleBound)) << block;
+    EXPECT_TRUE(same(places(got.lse), want.lse, kDoubleBound)) << block;
+  }
+}
+
+TEST(Halo, without_a_halo_blocks_are_attention_of_their_own) {
+  const Halo o{.block = 4, .halo = 0};
+  Inputs x = make_inputs({8, 12}, o);
+  const auto block = [](const Tensor& t) { return t.slice(2, 4, 8).slice(3, 8, 12); };
+  const Tensor want = halo_attend(block(x.q), block(x.k), block(x.v), x.embeddings, o).out;
+  EXPECT_TRUE(same(block(halo_attend(x.q, x.k, x.v, x.embeddings, o).out), want, kDoubleBound));
+}
+
+TEST(Halo, a_logit_that_all_keys_share_changes_nothing) {
+  const Halo o{.block = 4, .halo = 1, .padding = HaloPadding::mask};
+  Inputs x = make_inputs({8, 12}, o);
+  const Tensor want = halo_attend(x.q, x.k, x.v, {}, o).out;
+  x.embeddings.height = x.embeddings.height.slice(0, 0, 1).expand_as(x.embeddings.height);  // the same for every row
+  x.embeddings.width = x.embeddings.width.slice(0, 0, 1).expand_as(x.embeddings.width);
+  EXPECT_TRUE(same(halo_attend(x.q, x.k, x.v, x.embeddings, o).out, want, kDoubleBound));
 }
 
 TEST(Halo, moving_the_map_by_a_block_moves_the_result_and_by_a_pixel_does_not) {

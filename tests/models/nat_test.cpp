@@ -35,7 +35,9 @@ TEST(Nat, parameter_counts_are_the_published_ones) {
   NatConfig base = nat_config("dinat_base");  // published without layer scale
   base.layer_scale = {};
   EXPECT_NEAR(double(count_parameters(*Nat(base, std::nullopt))) / 1e6, 89.74, 0.005);
-  const std::pair<const char*, double> rounded[] = {{"vitrpb_small", 22}};
+  EXPECT_NEAR(double(count_parameters(*Nat(nat_config("dinat_large"), std::nullopt))) / 1e6, 200.9, 0.05);
+  const std::pair<const char*, double> rounded[] = {
+      {"nat_isotropic_small", 22}, {"dinat_isotropic_base", 86}, {"vitrpb_small", 22}};
   for (const auto& [name, printed] : rounded)
     EXPECT_NEAR(double(count_parameters(*Nat(nat_config(name), std::nullopt))) / 1e6, printed, 0.5) << name;
 }
@@ -228,6 +230,10 @@ std::string hugging_face_file(const Nat& net) {
   for (const auto& item : net->named_parameters()) {
     std::string name = item.key();
     const Tensor t = item.value().detach();
+    if (name.starts_with("norm") && name[4] != '.') {  // of an output: stages count from 1
+      tensors[fmt::format("hidden_states_norms.stage{}{}", name[4] - '0' + 1, name.substr(5))] = t;
+      continue;
+    }
     for (const auto& [from, to] :
          {std::pair("patch_embed.proj", "embeddings.patch_embeddings.projection"),
           std::pair("patch_embed.norm", "embeddings.norm"), std::pair(".blocks.", ".layers."),
@@ -238,7 +244,7 @@ std::string hugging_face_file(const Nat& net) {
       name = replaced(name, from, to);
     if (name.starts_with("levels")) name = "encoder." + name;
     if (name.starts_with("norm.")) name = "layernorm" + name.substr(4);
-    if (!name.starts_with("classifier")) name = "dinat." + name;
+    if (net->config().classes > 0 && !name.starts_with("classifier")) name = "dinat." + name;
     if (name.find("attn.qkv") != name.npos) {
       const auto parts = t.chunk(3);
       for (size_t i = 0; i < 3; ++i)
@@ -270,6 +276,47 @@ TEST(Nat, weights_load_by_the_names_of_both_kinds_of_checkpoints) {
   EXPECT_TRUE(same(published->forward(image), net->forward(image), {0, 0}));
   load_nat(*other, hugging_face_file(net));
   EXPECT_TRUE(same(other->forward(image), net->forward(image), {0, 0}));
+}
+
+TEST(Nat, a_backbone_loads_what_classifiers_and_backbones_were_saved_as) {
+  NatConfig c = small_config();
+  const Nat classifier(c, 1);
+  const std::string file = testing::TempDir() + "nat_classifier.safetensors";
+  save_state_dict(*classifier, file);
+  c.outputs = {0, 1};
+  Nat whole(c, 2);
+  load_nat(*whole, file);
+  c.classes = 0;
+  Nat net(c, 3), other(c, 4), third(c, 5);
+  load_nat(*net, file);
+  EXPECT_FALSE(net->named_parameters().contains("head.weight") || net->named_parameters().contains("norm.weight"));
+  const Tensor image = random_tensor({1, 3, 32, 32}, 1);
+  const auto want = whole->maps(image);
+  for (Tensor t : {net->named_parameters()["norm0.weight"], net->named_parameters()["norm1.bias"]})
+    t.detach().add_(random_tensor(t.sizes(), 6));  // as if it had learned
+  const auto got = net->maps(image);
+  EXPECT_FALSE(same(got[0], want[0], {1e-3, 0}));
+  save_state_dict(*net, file);
+  load_nat(*other, file);
+  load_nat(*third, hugging_face_file(net));
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_TRUE(same(other->maps(image)[i], got[i], {0, 0}));
+    EXPECT_TRUE(same(third->maps(image)[i], got[i], {0, 0}));
+  }
+  const std::string message = message_of([&] { load_nat(*Nat(small_config()), file); });
+  EXPECT_NE(message.find("head.weight"), message.npos) << message;  // a classifier needs its head
+  EXPECT_EQ(message_of([&] { net->forward(image); }),
+            "nat: classes must be >= 1 for scores and their features, got 0; maps has this backbone's");
+}
+
+TEST(Nat, paths_are_dropped_on_the_way_to_maps_too) {
+  NatConfig c = small_config();
+  c.outputs = {1}, c.drop_path = 0.9, c.deviation = 0.5;
+  Nat net(c, 3);
+  const Tensor image = random_tensor({4, 3, 32, 32}, 1);
+  Random random(7, 0);
+  EXPECT_TRUE(same(net->maps(image)[0], net->maps(image)[0], {0, 0}));
+  EXPECT_FALSE(same(net->maps(image, &random)[0], net->maps(image)[0], {1e-2, 0}));
 }
 
 TEST(Nat, position_biases_of_another_kernel_are_interpolated) {
@@ -321,6 +368,7 @@ TEST(Nat, says_what_does_not_fit) {
               c.dilations = {{1, 0}, {1, 1}};
             }),
             "nat: dilations must be >= 1, got 0 at level 0");
+  EXPECT_EQ(refused([](NatConfig& c) { c.classes = 0; }), "nat: classes must be >= 1, or 0 with outputs, got 0");
   EXPECT_EQ(refused([](NatConfig& c) { c.outputs = {2}; }), "nat: outputs must be levels 0 .. 1, got 2");
   EXPECT_EQ(refused([](NatConfig& c) { c.drop_path = 1; }), "nat: drop_path must be in [0, 1), got 1");
   EXPECT_EQ(message_of([] {

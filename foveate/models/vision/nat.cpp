@@ -162,8 +162,10 @@ NatImpl::NatImpl(const NatConfig& config, std::optional<uint64_t> seed) : config
   }
   if (!c.is_isotropic()) register_module(c.levels, levels);
   const int64_t last = c.channels(c.depths.size() - 1);
-  norm_ = register_module("norm", layer_norm(last));
-  head_ = register_module("head", torch::nn::Linear(last, c.classes));
+  if (c.classes > 0) {
+    norm_ = register_module("norm", layer_norm(last));
+    head_ = register_module("head", torch::nn::Linear(last, c.classes));
+  }
   for (const int64_t level : c.outputs)
     output_norms_.push_back(register_module(fmt::format("norm{}", level), layer_norm(c.channels(size_t(level)))));
   if (!seed) return;
@@ -197,6 +199,8 @@ Tensor NatImpl::embed(const Tensor& image) {
 }
 
 Tensor NatImpl::features(const Tensor& image, Random* random) {
+  require(config_.classes > 0,
+          "nat: classes must be >= 1 for scores and their features, got 0; maps has this backbone's");
   Tensor x = embed(image);
   for (size_t level = 0; level < layers_.size(); ++level) {
     for (NatLayer& layer : layers_[level]) x = layer->forward(x, random);
@@ -209,11 +213,11 @@ Tensor NatImpl::forward(const Tensor& image, Random* random) {
   return head_(features(image, random).mean(c10::IntArrayRef{2, 3}));
 }
 
-std::vector<Tensor> NatImpl::maps(const Tensor& image) {
+std::vector<Tensor> NatImpl::maps(const Tensor& image, Random* random) {
   Tensor x = embed(image);
   std::vector<Tensor> maps;
   for (size_t level = 0; level < layers_.size(); ++level) {
-    for (NatLayer& layer : layers_[level]) x = layer->forward(x, nullptr);
+    for (NatLayer& layer : layers_[level]) x = layer->forward(x, random);
     for (size_t i = 0; i < config_.outputs.size(); ++i)
       if (config_.outputs[i] == int64_t(level)) maps.push_back(channels_first(output_norms_[i](x)));
     if (level < downsamplers_.size()) x = downsamplers_[level](x);

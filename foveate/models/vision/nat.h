@@ -32,8 +32,8 @@ struct NatConfig {
   std::string levels = "levels";      // what the checkpoint calls the list of levels
   bool pads_small_maps = true;   // maps shorter than kernel * dilation get zeros behind, which are keys; else an error
   std::vector<int64_t> outputs;  // levels whose maps `maps` gives, each with a norm of its own
-  int64_t classes = 1000;
-  int64_t image = 224;  // pixels of a side, as published
+  int64_t classes = 1000;        // 0: a backbone, without the last norm and head
+  int64_t image = 224;           // pixels of a side, as published
 
   bool is_isotropic() const { return depths.size() == 1; }
   int64_t channels(size_t level) const { return embed << level; }
@@ -125,8 +125,8 @@ class NatImpl : public torch::nn::Module {
   // [B, 3, H, W] -> [B, classes].  `random`: where training drops paths; null: none are dropped.
   at::Tensor forward(const at::Tensor& image, Random* random = nullptr);
   // The maps of config.outputs [B, C, h, w], taken before the level's downsampler.
-  std::vector<at::Tensor> maps(const at::Tensor& image);
-  // What the classifier averages: [B, C, h, w] behind the last norm.
+  std::vector<at::Tensor> maps(const at::Tensor& image, Random* random = nullptr);
+  // What the classifier averages: [B, C, h, w] behind the last norm.  Throws Error, as forward: a backbone.
   at::Tensor features(const at::Tensor& image, Random* random = nullptr);
   const NatConfig& config() const { return config_; }
 
@@ -144,7 +144,8 @@ class NatImpl : public torch::nn::Module {
 TORCH_MODULE(Nat);
 
 // From a file of safetensors or torch.save, with the names of the published checkpoints or of Hugging Face's (whose
-// query, key and value stand apart).  Biases of another kernel are interpolated (bicubic), as 7 -> 11 was.
+// query, key and value stand apart).  Biases of another kernel are interpolated (bicubic), as 7 -> 11 was.  A backbone
+// takes a classifier's checkpoint without its last norm and head; norms of outputs, which classifiers lack, begin at 1.
 // Throws Error: as load_state_dict.
 void load_nat(NatImpl& nat, const std::string& path);
 

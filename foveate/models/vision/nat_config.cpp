@@ -136,8 +136,8 @@ void check_nat(const NatConfig& c) {
       c.embeds_patches || (is_power && 2 * c.embed % c.patch == 0),
       "nat: where convolutions make tokens patch must be 2, 4, 8 .. and embed a multiple of half of it, got {} and {}",
       c.patch, c.embed);
-  require(c.patch >= 1 && c.classes >= 1 && c.mlp_ratio > 0,
-          "nat: patch, classes and mlp_ratio must be > 0, got {}, {}, {}", c.patch, c.classes, c.mlp_ratio);
+  require(c.patch >= 1 && c.mlp_ratio > 0, "nat: patch and mlp_ratio must be > 0, got {} and {}", c.patch, c.mlp_ratio);
+  require(c.classes >= (c.outputs.empty() ? 1 : 0), "nat: classes must be >= 1, or 0 with outputs, got {}", c.classes);
   require(c.deviation >= 0, "nat: deviation must be >= 0, got {}", c.deviation);
   require(c.drop_path >= 0 && c.drop_path < 1, "nat: drop_path must be in [0, 1), got {}", c.drop_path);
   for (size_t level = 0; level < c.depths.size(); ++level) {

@@ -1,7 +1,10 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/upsample_bicubic2d.h>
+#include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <map>
 
 #include "foveate/base/error.h"
@@ -70,6 +73,18 @@ Tensors from_hugging_face(const Tensors& given) {
   return all;
 }
 
+// What a classifier's checkpoint has more and less than a backbone.
+void fit_backbone(const NatConfig& config, Tensors& tensors) {
+  if (config.classes == 0)
+    for (const char* name : {"norm.weight", "norm.bias", "head.weight", "head.bias"}) tensors.erase(name);
+  const auto is_there = [&](int64_t level) { return tensors.contains(fmt::format("norm{}.weight", level)); };
+  if (std::ranges::any_of(config.outputs, is_there)) return;  // a backbone's own
+  for (const int64_t level : config.outputs) {
+    tensors[fmt::format("norm{}.weight", level)] = at::ones({config.channels(size_t(level))});
+    tensors[fmt::format("norm{}.bias", level)] = at::zeros({config.channels(size_t(level))});
+  }
+}
+
 }  // namespace
 
 void load_nat(NatImpl& nat, const std::string& path) {
@@ -80,6 +95,7 @@ void load_nat(NatImpl& nat, const std::string& path) {
     if (!name.ends_with("relative_position_index")) tensors[name] = tensor;  // of dense attention: computed
   }
   if (is_hugging_face) tensors = from_hugging_face(tensors);
+  fit_backbone(nat.config(), tensors);
   const int64_t size = 2 * nat.config().window() - 1;
   for (auto& [name, tensor] : tensors)
     if (name.ends_with(".rpb") && tensor.dim() == 3 && tensor.size(1) == tensor.size(2) && tensor.size(1) != size)
