@@ -1,11 +1,11 @@
 """Neighborhood attention beside what a user could put together from torch, NATTEN through FlexAttention, and foveate's own dense attention.
 
-    bench/neighborhood.py [--threads 1 2] [--dims 32 64] [--dtypes float32] [--cases NAME ...] [--torch flex mask] [--no-natten] [--repeats 5] [--json]
+    bench/neighborhood.py [--threads 1 2] [--dims 32 64] [--dtypes float32] [--cases NAME ...] [--torch mask blocks] [--no-natten] [--repeats 5] [--json]
 
 Results are compared first: 64 places with gathered windows, then all of them with every other form.  foveate's figures are medians of
 `repeats` calls in one process, those of other forms of half as many forward; their forward + backward, and NATTEN, are one call.  Useful GFLOP/s count the pairs in windows
-(4 D each, backward 2.5 times that).  torch: the fastest one of gathered windows, dense attention with a mask and, where asked for,
-compiled FlexAttention (forward alone: it has no backward on CPUs; NATTEN compiles nothing there).
+(4 D each, backward 2.5 times that).  torch: the fastest one of gathered windows, dense attention with a mask, blocks of queries that gather all keys around them and mask (without
+dilation), and, where asked for, compiled FlexAttention (forward alone: it has no backward on CPUs; NATTEN compiles nothing there).
 share of dense: of the rate at which foveate's dense attention runs on as many tokens.
 """
 
@@ -35,7 +35,8 @@ CASES = {
     "1-D 32768 k256 s256": ((32768,), (256,), 1, 256, 2),
     "2-D 64 k16 s16": ((64, 64), (16, 16), 1, 16, 8),
 }
-FORMS = ("gather", "mask", "flex")  # of torch
+FORMS = ("gather", "mask", "blocks", "flex")  # of torch
+BLOCKS = {1: 256, 2: 8, 3: 4}  # places along an axis, by the number of axes: lengths of CASES are multiples
 TOO_MUCH = 6e9  # bytes that another formulation may hold
 
 
@@ -49,24 +50,45 @@ def timed(call, repeats):
     return statistics.median(times)
 
 
+def keys_along(length, kernel, dilation, stride):
+    """[places, window] of one axis by the definition, written out."""
+    rows = []
+    for x in range(length):
+        group, p = x % dilation, x // dilation
+        size = (length - group + dilation - 1) // dilation
+        leader = min(stride * (p // stride) + stride // 2, size - 1)
+        start = min(max(leader - kernel // 2, 0), size - kernel)
+        rows.append([(start + i) * dilation + group for i in range(kernel)])
+    return torch.tensor(rows)
+
+
+def on_grid(outer, inner, length):
+    """Tables of places [n, m] with one axis more, `inner` of `length`."""
+    return (outer[:, None, :, None] * length + inner[None, :, None, :]).flatten(2).flatten(0, 1)
+
+
 def keys_of(grid, kernel, dilation, stride):
-    """[places, window] by the definition, written out."""
-
-    def along(length, k):
-        rows = []
-        for x in range(length):
-            group, p = x % dilation, x // dilation
-            size = (length - group + dilation - 1) // dilation
-            leader = min(stride * (p // stride) + stride // 2, size - 1)
-            start = min(max(leader - k // 2, 0), size - k)
-            rows.append([(start + i) * dilation + group for i in range(k)])
-        return torch.tensor(rows)
-
     places = torch.zeros(1, 1, dtype=torch.long)
     for length, k in zip(grid, kernel, strict=True):
-        own = along(length, k)
-        places = (places[:, None, :, None] * length + own[None, :, None, :]).flatten(2).flatten(0, 1)
+        places = on_grid(places, keys_along(length, k, dilation, stride), length)
     return places
+
+
+def blocks_of(grid, kernel, stride):
+    """Queries [blocks, q], the keys around them [blocks, k], and which see which [blocks, q, k]."""
+    queries = keys = torch.zeros(1, 1, dtype=torch.long)
+    sees = torch.ones(1, 1, 1, dtype=torch.bool)
+    for length, k in zip(grid, kernel, strict=True):
+        own = torch.arange(length).view(-1, BLOCKS[len(grid)])
+        windows = keys_along(length, k, 1, stride)[own]  # [blocks, q, window]
+        first, end = windows[:, 0, 0], windows[:, -1, -1] + 1
+        most = int((end - first).max())
+        around = first.clamp(max=length - most)[:, None] + torch.arange(most)
+        seen = (around[:, None] >= windows[..., :1]) & (around[:, None] <= windows[..., -1:])
+        queries, keys = on_grid(queries, own, length), on_grid(keys, around, length)
+        sees = sees[:, None, :, None, :, None] & seen[None, :, None, :, None, :]
+        sees = sees.flatten(4).flatten(2, 3).flatten(0, 1)
+    return queries, keys, sees
 
 
 def gathered(q, k, v, keys, rows=None):
@@ -83,6 +105,14 @@ def masked(q, k, v, mask):
     grid = q.shape[1:-2]
     q, k, v = (t.flatten(1, -3).transpose(1, 2) for t in (q, k, v))
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).unflatten(1, grid)
+
+
+def blocked(q, k, v, queries, keys, sees):
+    """Of one sequence."""
+    grid, back = q.shape[1:-2], queries.flatten().argsort()
+    q, k, v = (t[0].flatten(0, -3)[rows].transpose(1, 2) for t, rows in ((q, queries), (k, keys), (v, keys)))  # [blocks, H, places, D]
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees[:, None])
+    return out.transpose(1, 2).flatten(0, 1)[back].unflatten(0, grid)[None]
 
 
 def both(call, q, k, v):
@@ -154,6 +184,9 @@ def measure(name, dim, dtype, threads, repeats, wanted, with_natten):
     if "mask" in wanted and places**2 * (size + heads * 4) < TOO_MUCH:
         mask = torch.zeros(places, places, dtype=torch.bool).scatter_(1, keys, True)
         torch_forms["mask"] = lambda q, k, v: masked(q, k, v, mask)
+    if "blocks" in wanted and dilation == 1:
+        blocks = blocks_of(grid, kernel, stride)
+        torch_forms["blocks"] = lambda q, k, v: blocked(q, k, v, *blocks)
     if "flex" in wanted and places**2 * 8 < TOO_MUCH:
         torch_forms["flex"] = flex(grid, kernel, dilation, stride)
     for form, call in torch_forms.items():
@@ -227,7 +260,7 @@ def measurements(options):
 def main():
     parser = arguments(__doc__, CASES, ["float32", "bfloat16", "float16"])
     parser.add_argument("--dims", type=int, nargs="+", default=[32, 64])
-    parser.add_argument("--torch", nargs="*", default=["gather", "mask"], choices=FORMS, help="what foveate is held against")
+    parser.add_argument("--torch", nargs="*", default=["gather", "mask", "blocks"], choices=FORMS, help="what foveate is held against")
     parser.add_argument("--no-natten", action="store_true")
     options = parser.parse_args()
     report(measurements(options), HEADER, row, options.json)

@@ -19,11 +19,14 @@ from foveate.catalogue import *  # noqa: E402, F403
 from foveate.catanet import CATANet, ConvFfn, PatchAttention, TokenAggregation  # noqa: E402
 from foveate.halo import HaloAttn, halo_attend  # noqa: E402
 from foveate.halonet import HaloBlock  # noqa: E402
+from foveate.nat import NAT, NATDownsampler, NATLayer, NATTokenizer  # noqa: E402
 from foveate.registry import Mechanism, Rotary, mechanism, mechanisms  # noqa: E402
 from foveate.neighborhood import (  # noqa: E402
     NeighborhoodAttention1D,
     NeighborhoodAttention2D,
     NeighborhoodAttention3D,
+    explain_neighborhood,
+    merge_attentions,
     na1d,
     na2d,
     na3d,
@@ -54,6 +57,10 @@ __all__ = [
     "HaloBlock",
     "LocalAttender",
     "Mechanism",
+    "NAT",
+    "NATDownsampler",
+    "NATLayer",
+    "NATTokenizer",
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "NeighborhoodAttention3D",
@@ -70,11 +77,13 @@ __all__ = [
     "attender_offsets",
     "convert",
     "dequantise_rows",
+    "explain_neighborhood",
     "first_centres",
     "halo_attend",
     "local_attender",
     "mechanism",
     "mechanisms",
+    "merge_attentions",
     "na1d",
     "na2d",
     "na3d",

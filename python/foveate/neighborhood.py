@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 # What only tunes NATTEN's kernels, and decides nothing here.
 HINTS = frozenset(
-    "attention_kwargs backend q_tile_shape kv_tile_shape backward_q_tile_shape backward_kv_tile_shape backward_kv_splits "
+    "backend q_tile_shape kv_tile_shape backward_q_tile_shape backward_kv_tile_shape backward_kv_splits "
     "backward_use_pt_reduction run_persistent_kernel kernel_schedule torch_compile".split()
 )
 
@@ -46,6 +46,8 @@ def neighborhood_attention(
     scale: float | None = None,
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
+    attention_kwargs: dict | None = None,
+    *,
     rpb: Tensor | None = None,
     return_lse: bool = False,
     clamps_last_group: bool = True,
@@ -58,13 +60,13 @@ def neighborhood_attention(
     kernel_size:  keys along an axis, odd or even; kernel_size * dilation <= length.  A number, or one for each axis, as the next three
     stride:       1 .. kernel_size: so many neighbouring queries share a window
     dilation:     >= 1: neighbours are so far apart
-    is_causal:    along an axis a query sees no later key
+    is_causal:    along an axis a query sees no later key; None: False
     scale:        None: 1 / sqrt(D); 0 is 0
     additional_keys, additional_values:  [B, M, Hkv, D], [B, M, Hkv, Dv]: tokens that every query sees
     rpb:          relative position bias, floating point [Hq, 2 kernel_size - 1 of each axis], by key - query + kernel_size - 1 in
                   coordinates of the dilation group; not with a causal axis
     clamps_last_group:  False: windows of a causal strided axis do not depend on where it ends (streaming)
-    hints:        NATTEN's tuning arguments (HINTS) are taken and decide nothing
+    attention_kwargs, hints:  NATTEN's tuning arguments (HINTS) are taken and decide nothing
 
     Returns out [B, *grid, Hq, Dv] and, where return_lse, lse [B, *grid, Hq]: natural log, fp32 (fp64 for fp64).
     Gradients: query, key, value, additional_*, rpb, from out and lse; the same bits for any number of threads.
@@ -77,6 +79,19 @@ def neighborhood_attention(
     unknown = sorted(set(hints) - HINTS)
     if unknown:
         raise TypeError(f"neighborhood: unknown argument {unknown[0]!r}")
+    grid, arguments = of_operator(
+        query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, additional_keys, additional_values, clamps_last_group
+    )
+    out, lse = torch.ops.foveate.neighborhood(*arguments)
+    out = out.transpose(1, 2).unflatten(1, grid)
+    return (out, lse.transpose(1, 2).unflatten(1, grid)) if return_lse else out
+
+
+def of_operator(
+    query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, rpb=None, additional_keys=None, additional_values=None,
+    clamps_last_group=True,
+) -> tuple[list[int], tuple]:  # fmt: skip
+    """The grid, and the operator's arguments, heads first."""
     axes = query.dim() - 3
     if not 1 <= axes <= 3:
         raise ValueError(f"neighborhood: query must be [B, *grid, heads, dim] with a grid of 1 .. 3 axes, got {query.dim()} axes")
@@ -87,12 +102,54 @@ def neighborhood_attention(
         )
     grid = list(query.shape[1:-2])
     extra = [None if x is None else x.transpose(1, 2) for x in (additional_keys, additional_values)]
-    out, lse = torch.ops.foveate.neighborhood(
+    return grid, (
         rows(query, "query", axes), rows(key, "key", axes), rows(value, "value", axes), grid,
         *windows(axes, kernel_size, stride, dilation, is_causal), scale, rpb, *extra, clamps_last_group,
     )  # fmt: skip
-    out = out.transpose(1, 2).unflatten(1, grid)
-    return (out, lse.transpose(1, 2).unflatten(1, grid)) if return_lse else out
+
+
+def explain_neighborhood(query: Tensor, key: Tensor, value: Tensor, kernel_size, *, backward: bool = False, **arguments) -> str:
+    """Which kernels run such a call of neighborhood_attention and how its tiles fit, or why none does, in a line.  Runs nothing.
+
+    arguments:  stride .. scale, additional_*, rpb, clamps_last_group of neighborhood_attention
+
+    >>> x = torch.randn(1, 64, 64, 2, 32)
+    >>> explain_neighborhood(x.double(), x.double(), x.double(), 7)
+    'definition: fp64 runs in the definition'
+    """
+    return torch.ops.foveate.explain_neighborhood(*of_operator(query, key, value, kernel_size, **arguments)[1], backward)
+
+
+def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor], torch_compile: bool = True, use_autograd_fix: bool = True):
+    """Attention to several sets of keys, joined as if they had been one: (output, lse).
+
+    outputs:      at least one of [..., H, D], each of the same queries; rounded once, after they are joined
+    lse_tensors:  [..., H] of each, natural log; -inf where a set has no key for a query
+    torch_compile, use_autograd_fix:  NATTEN's; decide nothing: gradients are exact, through outputs and lse
+
+    A query without any key has output 0 and lse -inf.
+
+    >>> x = torch.randn(1, 8, 8, 2, 16)
+    >>> near, near_lse = na2d(x, x, x, 3, return_lse=True); far, far_lse = na2d(x, x, x, 3, dilation=2, return_lse=True)
+    >>> merge_attentions([near, far], [near_lse, far_lse])[0].shape
+    torch.Size([1, 8, 8, 2, 16])
+    """
+    if not outputs or len(outputs) != len(lse_tensors):
+        raise ValueError(f"merge_attentions: outputs and lse_tensors must be as many, >= 1, got {len(outputs)} and {len(lse_tensors)}")
+    for out, lse in zip(outputs, lse_tensors, strict=True):
+        if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
+            raise ValueError(
+                f"merge_attentions: outputs must be {list(outputs[0].shape)} and lse_tensors {list(outputs[0].shape[:-1])}, got {list(out.shape)} "
+                f"and {list(lse.shape)}"
+            )
+    logs = torch.stack(list(lse_tensors))
+    top = logs.detach().amax(0)
+    top = torch.where(top.isinf(), 0, top)
+    weights = torch.exp(logs - top)
+    sums = weights.sum(0)
+    some = torch.where(sums == 0, 1, sums)  # logsumexp's own gradient is NaN where there is no key
+    joined = sum(w.unsqueeze(-1) * out for w, out in zip(weights / some, outputs, strict=True))
+    return joined.to(outputs[0].dtype), torch.where(sums == 0, -torch.inf, top + some.log())
 
 
 def of_axes(axes: int):
@@ -111,7 +168,7 @@ na1d, na2d, na3d = of_axes(1), of_axes(2), of_axes(3)
 def windows(axes: int, kernel_size, stride, dilation, is_causal) -> tuple:
     return (
         per_axis("kernel_size", kernel_size, axes, int), per_axis("stride", stride, axes, int),
-        per_axis("dilation", dilation, axes, int), per_axis("is_causal", is_causal, axes, bool),
+        per_axis("dilation", dilation, axes, int), per_axis("is_causal", False if is_causal is None else is_causal, axes, bool),
     )  # fmt: skip
 
 
@@ -137,10 +194,15 @@ def na_av(attn: Tensor, value: Tensor, kernel_size, dilation=1, stride=1, is_cau
     return torch.ops.foveate.neighborhood_av(attn.flatten(2, -2), value.flatten(2, -2), grid, *lists).unflatten(2, grid)
 
 
-def neighborhood_by_head(query: Tensor, key: Tensor, value: Tensor, groups: Sequence[tuple[int, dict]], **shared) -> Tensor:
+def neighborhood_by_head(
+    query: Tensor, key: Tensor, value: Tensor, groups: Sequence[tuple[int, dict]],
+    additional_keys: Tensor | None = None, additional_values: Tensor | None = None, return_lse: bool = False, **shared,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """Neighborhood attention with windows of their own for groups of heads (StyleNAT, 2211.05770).
 
-    groups:  (query heads, arguments of neighborhood_attention) one after the other, for all heads; a multiple of Hq / Hkv heads each
+    groups:  (query heads, arguments of neighborhood_attention) one after the other, for all heads; a multiple of Hq / Hkv heads each; an rpb
+             is that of the group's heads
+    additional_keys, additional_values, return_lse:  as there, of all heads
     shared:  arguments for all groups
 
     >>> x = torch.randn(1, 16, 16, 4, 8)
@@ -152,8 +214,18 @@ def neighborhood_by_head(query: Tensor, key: Tensor, value: Tensor, groups: Sequ
     if sum(counts) != heads or any(count < 1 or count % repeats for count in counts):
         raise ValueError(f"neighborhood: groups must share out {heads} heads in multiples of {repeats}, got {counts}")
     kv_counts = [count // repeats for count in counts]
-    parts = zip(query.split(counts, -2), key.split(kv_counts, -2), value.split(kv_counts, -2), groups, strict=True)
-    return torch.cat([neighborhood_attention(q, k, v, **(shared | own)) for q, k, v, (_, own) in parts], -2)
+
+    def split(tensor, counts):
+        return [None] * len(counts) if tensor is None else tensor.split(counts, -2)
+
+    extra = [split(t, kv_counts) for t in (additional_keys, additional_values)]
+    parts = zip(split(query, counts), split(key, kv_counts), split(value, kv_counts), *extra, groups, strict=True)
+    results = [
+        neighborhood_attention(q, k, v, **(shared | own), additional_keys=more_k, additional_values=more_v, return_lse=True)
+        for q, k, v, more_k, more_v, (_, own) in parts
+    ]
+    out, lse = torch.cat([r[0] for r in results], -2), torch.cat([r[1] for r in results], -1)
+    return (out, lse) if return_lse else out
 
 
 class NeighborhoodAttention(nn.Module):
@@ -187,7 +259,7 @@ class NeighborhoodAttention(nn.Module):
         self.kernel_size = tuple(per_axis("kernel_size", kernel_size, self.axes, int))
         self.stride = tuple(per_axis("stride", stride, self.axes, int))
         self.dilation = tuple(per_axis("dilation", dilation, self.axes, int))
-        self.is_causal = tuple(per_axis("is_causal", is_causal, self.axes, bool))
+        self.is_causal = tuple(per_axis("is_causal", False if is_causal is None else is_causal, self.axes, bool))
         self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
         self.pads_small_grids = pads_small_grids
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import struct
 import subprocess
 import sys
 
@@ -28,6 +29,18 @@ def build() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def cache() -> pathlib.Path:
     return pathlib.Path(os.environ.get("FOVEATE_CACHE") or pathlib.Path.home() / ".cache" / "foveate")
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory) -> pathlib.Path:
+    """A folder with MNIST's files: 12 images of 28 x 28 a part, discs of several sizes, of class i % 10."""
+    folder = tmp_path_factory.mktemp("discs")
+    places = [(y - 14) ** 2 + (x - 14) ** 2 for y in range(28) for x in range(28)]
+    images = b"".join(bytes(255 * (place < (4 + i) ** 2) for place in places) for i in range(12))
+    for part in ("train", "t10k"):
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, 12, 28, 28) + images)
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, 12) + bytes(i % 10 for i in range(12)))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 
 import pytest
 import torch
@@ -122,6 +123,59 @@ def test_windows_may_differ_by_head():
         foveate.neighborhood_by_head(q, k, v, [(1, dict(kernel_size=3)), (3, dict(kernel_size=3))])
 
 
+def test_heads_with_windows_of_their_own_have_biases_extra_keys_and_lse():
+    q, k, v = tensors((6, 7), heads=(4, 2))
+    more = torch.randn(2, 2, 3, 2, 16)
+    first, second = (dict(kernel_size=3, rpb=torch.randn(2, 5, 5)), dict(kernel_size=(2, 5), rpb=torch.randn(2, 3, 9)))
+    extra = dict(additional_keys=more[0], additional_values=more[1])
+    got = foveate.neighborhood_by_head(q, k, v, [(2, first), (2, second)], **extra, return_lse=True)
+    parts = []
+    for kv, own in enumerate((first, second)):
+        near = q[..., 2 * kv : 2 * kv + 2, :], k[..., kv : kv + 1, :], v[..., kv : kv + 1, :]
+        parts.append(foveate.na2d(*near, **own, **{name: t[..., kv : kv + 1, :] for name, t in extra.items()}, return_lse=True))
+    torch.testing.assert_close(got[0], torch.cat([p[0] for p in parts], -2))
+    torch.testing.assert_close(got[1], torch.cat([p[1] for p in parts], -1))
+
+
+def test_attentions_are_merged_as_if_keys_had_been_one_set():
+    q, k, v = (t.requires_grad_() for t in tensors((5, 6), dtype=torch.double))
+    more = [torch.randn(2, 4, 2, 16, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    want = foveate.na2d(q, k, v, 3, additional_keys=more[0], additional_values=more[1], return_lse=True)
+    near = foveate.na2d(q, k, v, 3, return_lse=True)
+    scores = torch.einsum("byxhd,bmhd->byxhm", q, more[0]) / 4
+    far = torch.einsum("byxhm,bmhd->byxhd", scores.softmax(-1), more[1]), scores.logsumexp(-1)
+    got = foveate.merge_attentions([near[0], far[0]], [near[1], far[1]])
+    inputs = [q, k, v, *more]
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-12, atol=1e-12)
+    for g, w in zip(*(torch.autograd.grad((r[0].sin().sum() + r[1].sin().sum()), inputs) for r in (got, want)), strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-10, atol=1e-10)
+    rows = [t.detach().flatten(1, 2).float().contiguous() for t in (near[0], far[0], near[1], far[1])]
+    theirs = natten.merge_attentions(rows[:2], rows[2:], torch_compile=False)
+    for g, w in zip(foveate.merge_attentions(rows[:2], rows[2:]), theirs, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
+    hidden = foveate.merge_attentions([rows[0], torch.zeros_like(rows[0])], [rows[2], torch.full_like(rows[2], -torch.inf)])
+    torch.testing.assert_close(hidden, (rows[0], rows[2]))
+    empty = torch.full((1, 2), -torch.inf, requires_grad=True)
+    out, lse = foveate.merge_attentions([torch.zeros(1, 2, 3)] * 2, [empty, empty])
+    out.sum().backward()
+    assert not out.any() and lse.isneginf().all() and empty.grad.isfinite().all()
+    with pytest.raises(ValueError, match=r"lse_tensors \[2, 30, 2\], got \[2, 30, 2, 16\] and \[2, 29, 2\]"):
+        foveate.merge_attentions(rows[:2], [rows[2], rows[3][:, 1:]])
+    with pytest.raises(ValueError, match="must be as many, >= 1, got 2 and 1"):
+        foveate.merge_attentions(rows[:2], rows[2:3])
+
+
+def test_explains_what_runs():
+    x = torch.zeros(1, 32, 32, 2, 16)
+    assert re.match(r"\w+: fp32 products, 64 tiles of 4 x 4 queries a head, boxes of 1.\d+ keys", foveate.explain_neighborhood(x, x, x, 7))
+    assert foveate.explain_neighborhood(x, x, x, 4, stride=4).endswith(", the same for all queries of a tile")
+    extra = dict(additional_keys=x[:, 0], additional_values=x[:, 0])
+    assert re.search(r"; extra keys: \w+: fp32 products", foveate.explain_neighborhood(x, x, x, 7, backward=True, **extra))
+    with pytest.raises(ValueError, match="one batch and one grid"):
+        foveate.explain_neighborhood(x, x[:, :13], x, 3)
+
+
 def test_a_small_grid_is_padded_by_zeros_which_are_keys():
     layer = foveate.NeighborhoodAttention2D(16, 2, 5, dilation=2, rel_pos_bias=True, pads_small_grids=True)
     x = torch.randn(1, 7, 12, 16)
@@ -141,6 +195,7 @@ def test_tuning_arguments_decide_nothing_and_others_are_refused():
     q, k, v = tensors((14, 14))
     want = foveate.na2d(q, k, v, 7)
     assert torch.equal(want, foveate.na2d(q, k, v, 7, backend="cutlass-fna", q_tile_shape=(8, 8), torch_compile=True))
+    assert torch.equal(want, foveate.na2d(q, k, v, 7, 1, 1, None, None, None, None, {"bwd": 1}))
     with pytest.raises(TypeError, match="unknown argument 'kernal'"):
         foveate.na2d(q, k, v, 7, kernal=3)
     with pytest.raises(ValueError, match="query must have 5 axes"):

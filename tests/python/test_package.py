@@ -181,7 +181,7 @@ def test_every_operator_is_known_to_these_tests():
     """An operator over tensors has opcheck here, in test_operator.py, test_mechanisms.py or test_huggingface_mechanisms.py: a new one needs it too."""
     importlib.import_module("foveate.huggingface")
     names = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("foveate::")}
-    texts = {"version", "list_mechanisms", "mechanism_options", "layer_specs", "learned_parts"}
+    texts = {"version", "list_mechanisms", "mechanism_options", "layer_specs", "learned_parts", "explain_neighborhood"}
     tensors = {"attend", "attend_backward", "mechanism", "mechanism_backward", "quantise_rows", "dequantise_rows", "model_mechanism", "model_mechanism_backward"}
     tensors |= {"halo_attend", "weigh_offsets", "weigh_offsets_backward"}  # test_halo.py, test_attender.py
     tensors |= {"neighborhood", "neighborhood_backward", "neighborhood_qk", "neighborhood_av"}  # test_neighborhood.py
