@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <atomic>
+#include <optional>
+#include <utility>
 
 #include "foveate/kernels/lane_tiling.h"
 
@@ -70,31 +72,57 @@ class Items {
 
 // Gradients of the keys and values of an item [key head][key][padded dim], and of the bias of its query heads.
 struct KeySums {
-  Floats64 k, v;
+  float *k = nullptr, *v = nullptr;
   std::vector<float> bias;
+};
 
-  KeySums() = default;
-  KeySums(const Item& item, const NeighborhoodArguments& a)
-      : k(item.heads * item.keys() * padded(a.dim)), v(item.heads * item.keys() * padded(a.value_dim)) {
-    std::fill_n(k.data(), item.heads * item.keys() * padded(a.dim), 0.0f);
-    std::fill_n(v.data(), item.heads * item.keys() * padded(a.value_dim), 0.0f);
+// Of all items, in one piece: large pages hold it.
+class AllSums {
+ public:
+  AllSums(const Items& items, const NeighborhoodArguments& a) : a_(a), sums_(items.all().size()) {
+    int64_t floats = 0;
+    for (const Item& item : items.all()) floats += this->floats(item, a.dim) + this->floats(item, a.value_dim);
+    memory_ = Floats64(floats);
+    float* at = memory_.data();
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      sums_[i].k = std::exchange(at, at + this->floats(items.all()[i], a.dim));
+      sums_[i].v = std::exchange(at, at + this->floats(items.all()[i], a.value_dim));
+    }
   }
+  KeySums& of(int64_t item) { return sums_[size_t(item)]; }
+  const KeySums& of(int64_t item) const { return sums_[size_t(item)]; }
+  KeySums& start(int64_t i, const Item& item) {
+    std::fill_n(of(i).k, floats(item, a_.dim), 0.0f);
+    std::fill_n(of(i).v, floats(item, a_.value_dim), 0.0f);
+    return of(i);
+  }
+
+ private:
+  static int64_t floats(const Item& item, int dim) { return item.heads * item.keys() * padded(dim); }
+
+  const NeighborhoodArguments& a_;
+  std::vector<KeySums> sums_;
+  Floats64 memory_;
 };
 
 // What all workers read.
 struct Backward {
   const LaneCall& call;
   const NeighborhoodGradients& g;
-  PackedGrid k, v, k_by_dim;
+  PackedGrid k_by_dim, v;
+  std::optional<PackedGrid> k_units;  // where the other form is not the same
   std::vector<float> spread;
 
   Backward(const LaneCall& of, const NeighborhoodGradients& gradients, const Pool& pool)
       : call(of),
         g(gradients),
-        k(of, of.a.k, of.a.dim, PackedGrid::Form::units, pool),
-        v(of, of.a.v, of.a.value_dim, PackedGrid::Form::units, pool),
         k_by_dim(of, of.a.k, of.a.dim, PackedGrid::Form::by_dim, pool),
-        spread(spread_biases(of)) {}
+        v(of, of.a.v, of.a.value_dim, PackedGrid::Form::units, pool),
+        spread(spread_biases(of)) {
+    if (of.step != 1 || padded(of.a.dim) != of.a.dim || of.a.dim > kPanelKeys)
+      k_units.emplace(of, of.a.k, of.a.dim, PackedGrid::Form::units, pool);
+  }
+  const PackedGrid& k() const { return k_units ? *k_units : k_by_dim; }
 };
 
 class BackwardWorker {
@@ -155,7 +183,7 @@ class BackwardWorker {
     static_cast<LaneWindows&>(t) = place.windows;
     const int64_t kv_head = head / call_.repeats();
     bool sound = !start(item.batch, head, place);
-    const float* k = all_.k.data(item.batch, kv_head, group);
+    const float* k = all_.k().data(item.batch, kv_head, group);
     const float* v = all_.v.data(item.batch, kv_head, group);
     const float* by_dim = all_.k_by_dim.data(item.batch, kv_head, group);
     for_boxes(place.box, [&](const KeyBox& box) {
@@ -164,7 +192,7 @@ class BackwardWorker {
       const int64_t key =
           (kv_head - item.first_head) * item.keys() + item.key_at({box.first[0], box.first[1], box.first[2]});
       t.sum_stride[2] = 1, t.sum_stride[1] = item.size[2], t.sum_stride[0] = item.size[1] * item.size[2];
-      t.d_k = sums.k.data() + key * padded(a.dim), t.d_v = sums.v.data() + key * padded(a.value_dim);
+      t.d_k = sums.k + key * padded(a.dim), t.d_v = sums.v + key * padded(a.value_dim);
       if (a.bias) t.bias = all_.spread.data() + head * bias_.floats() + bias_.at(t, place.origin);
       if (d_bias) t.d_bias = d_bias + bias_.at(t, place.origin);
       sound = call_.table.lane_backward[call_.step - 1](t) && sound;
@@ -211,8 +239,7 @@ class BackwardWorker {
 };
 
 // Writes d_k and d_v of one place along the axis of the slabs, joining what they have for it in order.
-void write_keys(const Backward& all, const Items& items, int64_t first_item, int64_t at,
-                const std::vector<KeySums>& sums) {
+void write_keys(const Backward& all, const Items& items, int64_t first_item, int64_t at, const AllSums& sums) {
   const LaneCall& call = all.call;
   const NeighborhoodArguments& a = call.a;
   const Item* slabs = items.all().data() + first_item;
@@ -220,19 +247,23 @@ void write_keys(const Backward& all, const Items& items, int64_t first_item, int
   const size_t axis = items.axis();
   Place from{0, 0, 0}, count = group.size;
   from[axis] = at, count[axis] = 1;
+  std::vector<int64_t> seen_by;  // slabs
+  for (int64_t slab = 0; slab < items.slabs(); ++slab)
+    if (const Item& item = slabs[slab]; at >= item.first[axis] && at < item.first[axis] + item.size[axis])
+      seen_by.push_back(slab);
   std::vector<float> sum(static_cast<size_t>(std::max(padded(a.dim), padded(a.value_dim))));
-  const auto write = [&](const Place& key, int64_t head, const Floats64 KeySums::*of, int dim, float scale,
-                         const View& to) {
-    std::fill(sum.begin(), sum.end(), 0.0f);
-    for (int64_t slab = 0; slab < items.slabs(); ++slab) {
+  const auto write = [&](const Place& key, int64_t head, float* KeySums::*of, int dim, float scale, const View& to) {
+    const auto row = [&](int64_t slab) {
       const Item& item = slabs[slab];
-      if (at < item.first[axis] || at >= item.first[axis] + item.size[axis]) continue;
-      const KeySums& own = sums[size_t(first_item + slab)];
-      call.table.add_row((own.*of).data() + (head * item.keys() + item.key_at(key)) * padded(dim), padded(dim),
-                         sum.data());
+      return sums.of(first_item + slab).*of + (head * item.keys() + item.key_at(key)) * padded(dim);
+    };
+    const float* whole = seen_by.size() == 1 ? row(seen_by[0]) : sum.data();
+    if (seen_by.size() != 1) {
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      for (const int64_t slab : seen_by) call.table.add_row(row(slab), padded(dim), sum.data());
     }
     call.table.scale_row(
-        sum.data(), dim, scale, a.type,
+        whole, dim, scale, a.type,
         call.row(to, a.type, slabs->batch, slabs->first_head + head, call.tiling.position(group, key)));
   };
   for (int64_t i = 0; i < product(count); ++i) {
@@ -253,14 +284,14 @@ bool neighborhood_backward(const Table& table, const NeighborhoodArguments& a, c
   const LaneCall call(table, a);
   const Backward all(call, g, pool);
   const Items items(call);
-  std::vector<KeySums> sums(items.all().size());
+  AllSums sums(items, a);
   Workers<BackwardWorker> workers(pool.threads);
   std::atomic<bool> sound = !all.k_by_dim.is_bad();
   run_queue(pool, std::ssize(items.all()), [&](int64_t i, int id) {
     const Item& item = items.all()[size_t(i)];
-    sums[size_t(i)] = KeySums(item, a);
+    KeySums& own = sums.start(i, item);
     BackwardWorker& worker = workers.get(id, [&] { return std::make_unique<BackwardWorker>(all); });
-    if (!worker.run(item, sums[size_t(i)])) sound = false;
+    if (!worker.run(item, own)) sound = false;
   });
   const int64_t length = a.axes[items.axis()].group_length(0);
   run_queue(pool, std::ssize(items.all()) / items.slabs() * length, [&](int64_t i, int) {
@@ -269,8 +300,10 @@ bool neighborhood_backward(const Table& table, const NeighborhoodArguments& a, c
       write_keys(all, items, first, i % length, sums);
   });
   const int64_t floats = LaneBias(call.tiling).table_floats() * call.repeats();  // of a key head
-  for (size_t i = 0; g.d_bias && i < sums.size(); ++i)
-    table.add_row(sums[i].bias.data(), int(sums[i].bias.size()), g.d_bias + items.all()[i].first_head * floats);
+  for (int64_t i = 0; g.d_bias && i < std::ssize(items.all()); ++i) {
+    const std::vector<float>& own = sums.of(i).bias;
+    table.add_row(own.data(), int(own.size()), g.d_bias + items.all()[size_t(i)].first_head * floats);
+  }
   return sound;
 }
 
