@@ -17,6 +17,7 @@ from foveate import catalogue, convert  # noqa: E402
 from foveate.attender import LocalAttender, attender_offsets, local_attender  # noqa: E402
 from foveate.catalogue import *  # noqa: E402, F403
 from foveate.catanet import CATANet, ConvFfn, PatchAttention, TokenAggregation  # noqa: E402
+from foveate.cross_upsampler import CrossAttentionUpsampler  # noqa: E402
 from foveate.halo import HaloAttn, halo_attend  # noqa: E402
 from foveate.halonet import HaloBlock  # noqa: E402
 from foveate.nat import NAT, NATDownsampler, NATLayer, NATTokenizer  # noqa: E402
@@ -53,6 +54,7 @@ __all__ = [
     "BlockPlan",
     "CATANet",
     "ConvFfn",
+    "CrossAttentionUpsampler",
     "HaloAttn",
     "HaloBlock",
     "LocalAttender",

@@ -24,16 +24,21 @@ def attender_offsets(count: int) -> list[tuple[int, int]]:
     return [offset for offset in square if OFFSETS[count](*offset)]
 
 
-def local_attender(logits: Tensor, value: Tensor, offsets: list[tuple[int, int]]) -> Tensor:
+def local_attender(logits: Tensor, value: Tensor, offsets: list[tuple[int, int]], weights: str = "softmax") -> Tensor:
     """Every pixel of a fine map as a mean of the coarse values around its cell (UPLiFT, 2601.17950).
 
     logits [B, n, I * H, I * W] and value [B, C, H, W] -> [B, C, I * H, I * W] in value's dtype, channels last in memory: softmax over
     the n offsets (row, column), in cells; those that leave the map stop at its border.  Gradients of both.
+    weights: "softmax", or "largest": the value of the largest logit alone, ties to the first; logits then have no gradient.
     Raises ValueError: shapes that do not fit.
 
     >>> local_attender(torch.zeros(1, 5, 4, 4), torch.ones(1, 3, 2, 2), attender_offsets(5)).shape
     torch.Size([1, 3, 4, 4])
     """
+    if weights not in ("softmax", "largest"):
+        raise ValueError(f"local attender: weights must be softmax or largest, got {weights!r}")
+    if weights == "largest":
+        logits = torch.full_like(logits, -torch.inf).scatter_(1, logits.argmax(1, keepdim=True), 0)
     rows, columns = zip(*offsets, strict=True)
     return torch.ops.foveate.weigh_offsets(value, logits, list(rows), list(columns))
 
@@ -42,10 +47,14 @@ class LocalAttender(nn.Module):
     """guide [B, in_channels, I * H, I * W], value [B, C, H, W] -> [B, C, I * H, I * W]; parameters conv1.weight and conv1.bias.
 
     conv_res: the guide's first channels are added to the logits, as in the released weights.
+    weights:  as in local_attender
     """
 
-    def __init__(self, in_channels: int, num_connected: int = 17, conv_res: bool = True, device=None, dtype=None):
+    def __init__(
+        self, in_channels: int, num_connected: int = 17, conv_res: bool = True, device=None, dtype=None, *, weights: str = "softmax"
+    ):  # fmt: skip
         super().__init__()
+        self.weights = weights
         self.offsets = attender_offsets(num_connected)
         self.conv_res = conv_res
         self.conv1 = nn.Conv2d(in_channels, num_connected, 1, device=device, dtype=dtype)
@@ -55,4 +64,4 @@ class LocalAttender(nn.Module):
         if self.conv_res:
             shared = min(logits.shape[1], guide.shape[1])
             logits = torch.cat([logits[:, :shared] + guide[:, :shared], logits[:, shared:]], 1)
-        return local_attender(logits, value, self.offsets)
+        return local_attender(logits, value, self.offsets, self.weights)

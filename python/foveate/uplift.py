@@ -83,6 +83,7 @@ class UPLiFT(nn.Module):
     noise:            channels of noise beside the inputs of the decoder and the refiner, times noise_scale
     refiner:          widths of blocks behind the attender
     shares_encoder:   one pass over the image for all iterations, else one of the enlarged image each
+    weights:          of the attender, see local_attender
     The defaults are those for ViTs; UPLiFT.for_vae() has those for Stable Diffusion's latents.
     Raises ValueError: options or shapes that do not fit.
 
@@ -106,6 +107,7 @@ class UPLiFT(nn.Module):
         noise_scale: float = 1.0,
         refiner: tuple[int, ...] = (),
         shares_encoder: bool = True,
+        weights: str = "softmax",
     ):
         super().__init__()
         if not 1 <= len(decoder) <= min(5, len(encoder)) or not all((*encoder, *decoder)):
@@ -135,7 +137,7 @@ class UPLiFT(nn.Module):
                 self.decoder[f"up_{i}"] = nn.Sequential(OrderedDict(up=nn.ConvTranspose2d(width, width, 2, stride=2)))
             self.decoder[f"block_{i}"] = uplift_convs(width + encoder[-1 - i][-1] + noise, widths, convs, norm)
             width = widths[-1]
-        self.attender = None if offsets is None else LocalAttender(width, offsets)
+        self.attender = None if offsets is None else LocalAttender(width, offsets, weights=weights)
         if offsets is None:
             self.decoder["outc"] = nn.Conv2d(width, channels, 1)
         self.refiner = self.ref_outc = None

@@ -33,6 +33,29 @@ def test_equals_shifted_copies_forward_and_backward(count, factor):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_the_largest_logit_alone_takes_one_value():
+    torch.manual_seed(1)
+    value, offsets = torch.randn(2, 3, 4, 5, requires_grad=True), foveate.attender_offsets(9)
+    logits = torch.randn(2, 9, 8, 10, requires_grad=True)
+    with torch.no_grad():
+        logits[0, :, 0, 0] = 1  # all alike: the first, up and left, stops at the border
+    out = foveate.local_attender(logits, value, offsets, "largest")
+    one_hot = torch.nn.functional.one_hot(logits.argmax(1), 9).permute(0, 3, 1, 2)
+    torch.testing.assert_close(out, by_stacks(1e4 * one_hot.float(), value, offsets))
+    assert torch.equal(out[0, :, 0, 0], value[0, :, 0, 0])
+    out.sum().backward()
+    assert logits.grad is None and value.grad.sum() == out.numel()
+    with pytest.raises(ValueError, match="weights must be softmax or largest, got 'hard'"):
+        foveate.local_attender(logits, value, offsets, "hard")
+    image, features = torch.randn(1, 3, 16, 16), torch.randn(1, 4, 2, 2)
+    soft = foveate.UPLiFT(4, 8).eval()
+    hard = foveate.UPLiFT(4, 8, weights="largest").eval()
+    hard.load_state_dict(soft.state_dict())
+    fine = hard(image, features, iterations=1).flatten(2).transpose(1, 2)[0]
+    assert torch.cdist(fine, features.flatten(2).transpose(1, 2)[0]).min(1).values.max() < 1e-5  # values as they are
+    assert not torch.allclose(soft(image, features, iterations=1), hard(image, features, iterations=1), atol=1e-3)
+
+
 def test_gradients_match_finite_differences():
     logits = torch.randn(1, 17, 6, 8, dtype=torch.double, requires_grad=True)
     value = torch.randn(1, 2, 3, 4, dtype=torch.double, requires_grad=True)

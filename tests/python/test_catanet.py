@@ -5,6 +5,7 @@ import subprocess
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 
 import foveate
 
@@ -150,6 +151,31 @@ def test_training_begins_with_centres_of_length_one_and_keeps_an_average():
     block(torch.randn(2, 6, 6, 8))
     moved = (block.means - first).norm(dim=1)
     assert 0 < moved.max() <= 0.0021  # a thousandth of what two directions differ by
+
+
+def test_kept_centres_are_the_golden_numbers():
+    block = foveate.TokenAggregation(2, 2, 4, 1, centres=3)
+    tokens = torch.tensor([[[2, 0], [1, 1], [0, 3], [-1, 0.1], [0.5, -0.2]]])
+    block.means.copy_(torch.tensor([[1.0, 0], [0, 1], [0, -1]]))
+    block.initted.fill_(True)
+    centres = foveate.refine_centres(tokens, block.means, 1)
+    torch.testing.assert_close(centres, torch.tensor([[0.991985, 0.126357], [-0.671005, 0.741453], [0, -1]]), rtol=0, atol=1e-6)
+    block.keep(centres)
+    torch.testing.assert_close(block.means, torch.tensor([[0.999992, 0.000126], [-0.000671, 0.999741], [0, -1]]), rtol=0, atol=1e-6)
+
+
+def test_half_precision_costs_less_than_a_hundredth_of_a_decibel():
+    torch.manual_seed(1)
+    net = foveate.CATANet(upscale=2).eval()
+    with torch.no_grad():
+        net.last_conv.weight.mul_(0.1)  # as small beside the enlarged image as what a trained network adds
+    coarse = F.interpolate(torch.rand(1, 3, 13, 7), size=(97, 43), mode="bicubic").clamp(0, 1)
+    want = F.interpolate(coarse, scale_factor=2, mode="bicubic") + 0.02 * torch.randn(1, 3, 194, 86)
+    with torch.no_grad():
+        outs = net(coarse), net.bfloat16()(coarse.bfloat16())
+    exact, half = (-10 * (out.float() - want).square().mean().log10() for out in outs)
+    assert outs[1].dtype == torch.bfloat16 and not torch.equal(outs[0], outs[1].float())
+    assert exact > 20 and abs(exact - half) < 0.01
 
 
 def test_inference_changes_no_buffer_and_depends_on_no_other_image():
