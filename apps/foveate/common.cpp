@@ -23,7 +23,14 @@ void on_interrupt(int) {
   std::signal(SIGINT, SIG_DFL);
 }
 
+bool explain_at_end = false;
+
 }  // namespace
+
+void add_explain_option(CLI::App& command) {
+  if (command.get_option_no_throw("--explain")) return;
+  command.add_flag("--explain", explain_at_end, "at the end, say which attention kernels ran, or why none did");
+}
 
 void add_model_options(CLI::App& command, ModelOptions& options) {
   command.add_option("--model", options.model, "GGUF file, Hugging Face folder, or the name of a fetched model")
@@ -36,10 +43,10 @@ void add_model_options(CLI::App& command, ModelOptions& options) {
                   "quantised matrices: packed as in the file, or dense; auto: packed with bf16, dense with fp32")
       ->check(CLI::IsMember({"auto", "packed", "dense"}))
       ->capture_default_str();
-  command.add_option("--threads", options.threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(command, options.threads);
   command.add_option("--adapter", options.adapters, "learned parts of mechanisms that have such; repeat for more")
       ->allow_extra_args(false);
-  command.add_flag("--explain", options.explain, "at the end, say which attention kernels ran, or why none did");
+  add_explain_option(command);
 }
 
 void add_cache_option(CLI::App& command, attention::CacheType& cache) {
@@ -51,17 +58,12 @@ void add_cache_option(CLI::App& command, attention::CacheType& cache) {
       ->default_str("model");
 }
 
-namespace {
-bool explain_at_end = false;
-}
-
 void print_kernel_uses() {
   if (!explain_at_end) return;
   for (const ops::KernelUse& use : ops::kernel_uses()) fmt::print(stderr, "{:>8} calls  {}\n", use.calls, use.what);
 }
 
 LoadedModel load_model(const ModelOptions& options) {
-  explain_at_end = options.explain;
   use_threads(options.threads);
   LoadedModel loaded;
   loaded.path = io::find_model(options.model);

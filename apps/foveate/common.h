@@ -20,9 +20,9 @@ struct ModelOptions {
   std::string dtype = "bf16", weights = "auto";
   int threads = 0;                    // 0: all
   std::vector<std::string> adapters;  // of mechanisms with learned parts
-  bool explain = false;
 };
 void add_model_options(CLI::App& command, ModelOptions& options);
+void add_explain_option(CLI::App& command);  // --explain, once
 void add_cache_option(CLI::App& command, attention::CacheType& cache);
 
 struct LoadedModel {

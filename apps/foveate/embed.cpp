@@ -56,7 +56,7 @@ void add_embed(CLI::App& app) {
   command->add_option("--dtype", options->dtype, "of matrices")
       ->check(CLI::IsMember({"bf16", "fp32"}))
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "0: all cores")->check(CLI::Range(0, 4096))->capture_default_str();
+  add_threads(*command, options->threads);
   command->add_option("--most-tokens", options->embed.most_tokens, "longer lines are cut; 0: the model's context")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

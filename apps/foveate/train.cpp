@@ -28,6 +28,7 @@ void add_run_options(CLI::App& command, TrainCommand& options) {
   command.add_flag("--json", options.is_json, "a JSON line for every --log-every steps and for the scores");
   command.add_option("--chart", options.chart,
                      "HTML page with a curve of the loss and of everything else that is printed");
+  add_explain_option(command);
 }
 
 void check_checkpoint(const TrainCommand& options) {

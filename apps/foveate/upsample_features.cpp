@@ -8,6 +8,7 @@
 #include <array>
 
 #include "commands.h"
+#include "common.h"
 #include "foveate/base/error.h"
 #include "foveate/eval/feature_colours.h"
 #include "foveate/eval/image_tensor.h"
@@ -77,6 +78,7 @@ void add_upsample_features(CLI::App& app) {
   command->add_option("--image-out", options->picture,
                       "PNG or JPEG: bilinear features and these side by side, coloured by three principal components");
   add_threads(*command, options->threads);
+  add_explain_option(*command);
   command->footer(
       "Examples:\n"
       "  foveate upsample-features cat.png --backbone out/nat.safetensors --model out/uplift.safetensors \\\n"

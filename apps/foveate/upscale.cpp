@@ -114,6 +114,7 @@ void add_upscale(CLI::App& app) {
                     "centres of alike pixels are fitted to each tile, from the trained ones");
   command->add_option("--side-by-side", options->side_by_side, "image with the bicubic result on the left of this one");
   add_threads(*command, options->threads);
+  add_explain_option(*command);
   command->footer(
       "Examples:\n"
       "  foveate train super-resolution -o out/x2.safetensors\n"

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 #include "tests/support/attend_problems.h"
 #include "tests/support/messages.h"
@@ -161,6 +162,17 @@ TEST_P(OffsetsAtLevel, only_the_gradients_that_are_wanted_are_made_and_none_twic
   const Inputs y = make_inputs(c, at::kFloat);
   weigh_offsets(y.value.detach(), y.logits, c.rows, c.columns).sum().backward();
   EXPECT_TRUE(y.logits.grad().defined());
+}
+
+TEST(WeighOffsets, results_may_have_more_than_2_31_elements) {
+  if (!std::getenv("FOVEATE_EXTENDED")) GTEST_SKIP() << "6 GB of memory; FOVEATE_EXTENDED=1 runs it";
+  const int64_t cells = 1025, channels = 512;  // 2,050 x 2,050 pixels
+  const Tensor value = random_tensor({1, channels, cells, cells}, 1, at::kBFloat16);
+  const Tensor logits = random_tensor({1, 5, 2 * cells, 2 * cells}, 2, at::kBFloat16);
+  const Tensor out = weigh_offsets(value, logits, kCrossRows, kCrossColumns);
+  ASSERT_GT(out.numel(), int64_t{1} << 31);
+  const Tensor end = weigh_offsets(value.slice(2, -8), logits.slice(2, -16), kCrossRows, kCrossColumns);
+  EXPECT_TRUE(out.slice(2, -14).equal(end.slice(2, -14)));  // but for the rows that see where the part begins
 }
 
 TEST(WeighOffsets, refuses_what_does_not_fit) {

@@ -82,7 +82,9 @@ def test_a_chart_shows_the_windows_of_every_level(command, data, tmp_path):
 
 def test_features_are_written_and_shown(command, backbone, model, picture, tmp_path):
     words = ["upsample-features", picture, "--backbone", backbone, "--model", model, "-o", tmp_path / "f.safetensors"]
-    out = command(*words, "--image-out", tmp_path / "f.png").stdout.decode()
+    done = command(*words, "--image-out", tmp_path / "f.png", "--explain")
+    out, said = done.stdout.decode(), done.stderr.decode()
+    assert "neighborhood forward" in said and "weigh_offsets forward" in said
     assert out == "features [32, 12, 16] of 24 x 32 pixels\n"  # 3 x 4 cells of 8 pixels, twice doubled
     features = read_safetensors(tmp_path / "f.safetensors")["features"]
     assert features.shape == (32, 12, 16) and numpy.isfinite(features).all() and features.std() > 0

@@ -102,7 +102,7 @@ Tensor ResidualBlockImpl::forward(const Tensor& x) {
   return act(conv3_1x1_(y) + (shortcut_ ? shortcut_(x) : x));
 }
 
-HaloNetImpl::HaloNetImpl(const HaloNetConfig& config, uint64_t seed) : config_(config) {
+HaloNetImpl::HaloNetImpl(const HaloNetConfig& config, std::optional<uint64_t> seed) : config_(config) {
   const auto stem = add_folder(*this, "stem");
   const auto add = [&](int64_t from, int64_t to, int64_t kernel, int64_t stride) {
     const std::string name = fmt::format("conv{}", stem_.size() + 1);
@@ -130,7 +130,7 @@ HaloNetImpl::HaloNetImpl(const HaloNetConfig& config, uint64_t seed) : config_(c
     channels = config.features;
   }
   fc_ = add_folder(*this, "head")->register_module("fc", torch::nn::Linear(channels, config.classes));
-  initialise(*this, seed, fill);
+  if (seed) initialise(*this, *seed, fill);
 }
 
 Tensor HaloNetImpl::features(const Tensor& image) {

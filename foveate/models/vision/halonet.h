@@ -6,6 +6,7 @@
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -92,10 +93,11 @@ double count_macs(const HaloNetConfig& config, int64_t height, int64_t width);
 int64_t squeezed_channels(int64_t channels);  // inside of squeeze-and-excitation
 
 // Names of parameters are timm's (byobnet): stem.conv1.conv.weight, stages.2.1.self_attn.q.weight, head.fc.weight.
-// Random parameters by the seed, distributed as timm draws them.  Maps are channels last in memory.
+// Random parameters by the seed, distributed as timm draws them; without a seed as torch's modules begin, for those who
+// load a checkpoint.  Maps are channels last in memory.
 class HaloNetImpl : public torch::nn::Module {
  public:
-  explicit HaloNetImpl(const HaloNetConfig& config, uint64_t seed = 0);
+  explicit HaloNetImpl(const HaloNetConfig& config, std::optional<uint64_t> seed = 0);
   at::Tensor forward(const at::Tensor& image);   // [B, 3, H, W] -> [B, classes]
   at::Tensor features(const at::Tensor& image);  // [B, channels, H / 32, W / 32]
 
