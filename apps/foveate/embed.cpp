@@ -57,6 +57,7 @@ void add_embed(CLI::App& app) {
       ->check(CLI::IsMember({"bf16", "fp32"}))
       ->capture_default_str();
   add_threads(*command, options->threads);
+  add_explain_option(*command);
   command->add_option("--most-tokens", options->embed.most_tokens, "longer lines are cut; 0: the model's context")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

@@ -24,20 +24,27 @@ def attender_offsets(count: int) -> list[tuple[int, int]]:
     return [offset for offset in square if OFFSETS[count](*offset)]
 
 
+def check_weights(weights: str):
+    if weights not in ("softmax", "largest"):
+        raise ValueError(f"local attender: weights must be softmax or largest, got {weights!r}")
+
+
 def local_attender(logits: Tensor, value: Tensor, offsets: list[tuple[int, int]], weights: str = "softmax") -> Tensor:
     """Every pixel of a fine map as a mean of the coarse values around its cell (UPLiFT, 2601.17950).
 
     logits [B, n, I * H, I * W] and value [B, C, H, W] -> [B, C, I * H, I * W] in value's dtype, channels last in memory: softmax over
     the n offsets (row, column), in cells; those that leave the map stop at its border.  Gradients of both.
-    weights: "softmax", or "largest": the value of the largest logit alone, ties to the first; logits then have no gradient.
+    weights: "softmax", or "largest": the value of the largest logit alone, ties to the first; logits then have no gradient.  Values
+    must be finite: those around count 0 times.
     Raises ValueError: shapes that do not fit.
 
     >>> local_attender(torch.zeros(1, 5, 4, 4), torch.ones(1, 3, 2, 2), attender_offsets(5)).shape
     torch.Size([1, 3, 4, 4])
     """
-    if weights not in ("softmax", "largest"):
-        raise ValueError(f"local attender: weights must be softmax or largest, got {weights!r}")
+    check_weights(weights)
     if weights == "largest":
+        if logits.dim() != 4 or not logits.shape[1]:
+            raise ValueError(f"local attender: logits must be [B, n >= 1, I * H, I * W], got {list(logits.shape)}")
         logits = torch.full_like(logits, -torch.inf).scatter_(1, logits.argmax(1, keepdim=True), 0)
     rows, columns = zip(*offsets, strict=True)
     return torch.ops.foveate.weigh_offsets(value, logits, list(rows), list(columns))
@@ -54,6 +61,7 @@ class LocalAttender(nn.Module):
         self, in_channels: int, num_connected: int = 17, conv_res: bool = True, device=None, dtype=None, *, weights: str = "softmax"
     ):  # fmt: skip
         super().__init__()
+        check_weights(weights)
         self.weights = weights
         self.offsets = attender_offsets(num_connected)
         self.conv_res = conv_res

@@ -1,4 +1,7 @@
-"""Cross-attention upsampling of features, what UPLiFT (2601.17950, table 1) is compared with: JAFAR (2506.11136), AnyUp (2510.12764)."""
+"""Cross-attention upsampling of features in its plain form, to compare UPLiFT (2601.17950) with.
+
+JAFAR (2506.11136), of this kind, changes keys by the features too; here they come from the image alone.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +30,7 @@ class CrossAttentionUpsampler(nn.Module):
     Queries come from the image at the pixels' size, keys from the same map at the cells' size; heads share values, and their means
     are averaged.
 
-    window:  odd: cells of a side around a pixel's own that it attends to; None: all of them (as the published ones), which costs
-             factor ** 2 * (H * W) ** 2
+    window:  odd: cells of a side around a pixel's own that it attends to; None: all of them, which costs factor ** 2 * (H * W) ** 2
     Raises ValueError: options or shapes that do not fit.
 
     >>> CrossAttentionUpsampler(window=3)(torch.zeros(1, 3, 32, 48), torch.ones(1, 8, 2, 3), factor=4).shape
@@ -37,8 +39,8 @@ class CrossAttentionUpsampler(nn.Module):
 
     def __init__(self, width: int = 64, num_heads: int = 4, window: int | None = None):
         super().__init__()
-        if width % num_heads or (window is not None and (window < 1 or window % 2 == 0)):
-            raise ValueError(f"cross upsampler: width must be a multiple of num_heads and window odd, got {width}, {num_heads} and {window}")
+        if min(width, num_heads) < 1 or width % num_heads or (window is not None and (window < 1 or window % 2 == 0)):
+            raise ValueError(f"cross upsampler: width must be a multiple of num_heads >= 1 and window odd, got {width}, {num_heads} and {window}")
         self.num_heads, self.window = num_heads, window
         self.encoder = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 3, padding=1))
         self.norm_q, self.norm_k = nn.GroupNorm(1, width), nn.GroupNorm(1, width)
@@ -58,10 +60,11 @@ class CrossAttentionUpsampler(nn.Module):
         # pixels of a cell one behind the other: they share their window
         q = fine.unflatten(1, heads).unflatten(4, (width, factor)).unflatten(3, (height, factor)).permute(0, 1, 3, 5, 4, 6, 2).flatten(2, 5)
         k = coarse.unflatten(1, heads).flatten(3).transpose(2, 3)
-        v = features.flatten(2).transpose(1, 2)[:, None]
+        v = features.flatten(2).transpose(1, 2)[:, None].to(q.dtype)
         plan = Rule.full()
         if self.window is not None:
             plan = RunPlan(factor**2, *windows_of_cells(height, width, self.window), rule=Rule.full())
         value_heads = torch.zeros(self.num_heads, dtype=torch.long)
         out = attend(q, k, v, plan, key_heads=torch.arange(self.num_heads), value_heads=value_heads).out.mean(1)
+        out = out.to(features.dtype)
         return out.unflatten(1, (height, width, factor, factor)).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

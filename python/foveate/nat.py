@@ -1,6 +1,6 @@
 """Neighborhood attention transformers: NAT (2204.07143), DiNAT and DiNAT_s (2209.15001); the same networks as in foveate/models/vision/nat.h.
 
-Names of parameters are those of the published checkpoints, and of what `foveate train image-classifier --kind nat` writes.
+Names of parameters are those of the published checkpoints, and of what `foveate train image-classifier` writes for nat and dinat.
 """
 
 from collections.abc import Sequence
@@ -130,10 +130,12 @@ class NAT(nn.Module):
     drop_path:    of the last layer, growing from 0
     patch:        pixels of a token at the first level
     embeds_patches, merges_patches:  as DiNAT_s does (NATTokenizer, NATDownsampler)
-    out_indices:  levels whose maps `maps` gives, each behind a norm of its own, norm0 ..
+    levels:       what the checkpoint calls the list of levels, and of layers where there is one level: "layers" in DiNAT_s
+    out_indices:  levels whose maps `maps` gives, from the first on, each behind a norm of its own, norm0 ..
     num_classes:  0: no last norm and head: a backbone
 
     Linear weights begin truncated normal of 0.02.
+    Raises ValueError: options that do not fit.
 
     >>> net = NAT(32, depths=(2, 2), num_heads=(2, 4), kernel_size=3, dilations=((1, 2), (1, 2)), num_classes=10)
     >>> net(torch.randn(2, 3, 32, 40)).shape
@@ -155,22 +157,31 @@ class NAT(nn.Module):
         patch: int = 4,
         embeds_patches: bool = False,
         merges_patches: bool = False,
+        levels: str = "levels",
         out_indices: Sequence[int] = (),
     ):
         super().__init__()
         dilations = dilations or [[1] * depth for depth in depths]
+        if min([*depths, *num_heads, patch], default=0) < 1 or not depths:
+            raise ValueError(f"nat: depths, num_heads and patch must be >= 1, got {list(depths)}, {list(num_heads)} and {patch}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"nat: drop_path must be in [0, 1), got {drop_path}")
+        if num_classes < (0 if out_indices else 1):
+            raise ValueError(f"nat: num_classes must be >= 1, or 0 with out_indices, got {num_classes}")
         if not len(depths) == len(num_heads) == len(dilations) or [len(d) for d in dilations] != list(depths):
             raise ValueError(f"nat: num_heads and dilations must fit depths {list(depths)}, got {list(num_heads)} and {dilations}")
         if any(not 0 <= level < len(depths) for level in out_indices):
             raise ValueError(f"nat: out_indices must be levels 0 .. {len(depths) - 1}, got {list(out_indices)}")
         self.patch_embed = NATTokenizer(embed_dim, patch, in_chans, embeds_patches)
         shares = iter(drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
-        self.levels = nn.ModuleList()
+        all_levels = []
         for i, (heads, own) in enumerate(zip(num_heads, dilations, strict=True)):
             dim = embed_dim << i
             layers = [NATLayer(dim, heads, kernel_size, d, mlp_ratio, drop_path=next(shares), layer_scale=layer_scale) for d in own]
-            self.levels.append(NATLevel(layers, NATDownsampler(dim, merges_patches) if i + 1 < len(depths) else None))
-        self.out_indices = tuple(out_indices)
+            all_levels.append(NATLevel(layers, NATDownsampler(dim, merges_patches) if i + 1 < len(depths) else None))
+        self.add_module(levels, nn.ModuleList(all_levels) if len(depths) > 1 else all_levels[0].blocks)
+        self.name_of_levels, self.is_isotropic = levels, len(depths) == 1
+        self.out_indices = tuple(sorted(out_indices))
         for level in self.out_indices:
             self.add_module(f"norm{level}", nn.LayerNorm(embed_dim << level))
         self.norm = nn.LayerNorm(dim) if num_classes else None
@@ -184,23 +195,25 @@ class NAT(nn.Module):
     def level_maps(self, image: Tensor):
         """[B, h, w, C] of each level, before it is downsampled."""
         x = self.patch_embed(image)
-        for level in self.levels:
-            for layer in level.blocks:
+        levels = getattr(self, self.name_of_levels)
+        for level in [levels] if self.is_isotropic else levels:
+            for layer in level if self.is_isotropic else level.blocks:
                 x = layer(x)
             yield x
-            if level.downsample is not None:
+            if not self.is_isotropic and level.downsample is not None:
                 x = level.downsample(x)
 
     def maps(self, image: Tensor) -> list[Tensor]:
-        """[B, C, h, w] of the levels of out_indices, in their order."""
-        all_maps = list(self.level_maps(image))
-        return [getattr(self, f"norm{level}")(all_maps[level]).permute(0, 3, 1, 2) for level in self.out_indices]
+        """[B, C, h, w] of the levels of out_indices."""
+        maps = enumerate(self.level_maps(image))
+        return [getattr(self, f"norm{level}")(x).permute(0, 3, 1, 2) for level, x in maps if level in self.out_indices]
 
     def features(self, image: Tensor) -> Tensor:
         """What the head averages: [B, C, h, w] behind the last norm."""
         if self.norm is None:
             raise ValueError("nat: num_classes must be >= 1 for scores and their features, got 0; maps has this backbone's")
-        *_, last = self.level_maps(image)
+        for x in self.level_maps(image):
+            last = x
         return self.norm(last).permute(0, 3, 1, 2)
 
     def forward(self, image: Tensor) -> Tensor:

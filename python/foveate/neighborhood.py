@@ -18,6 +18,14 @@ HINTS = frozenset(
 )
 
 
+OPTIONS = frozenset("stride dilation is_causal scale rpb additional_keys additional_values clamps_last_group".split())
+
+
+def check_names(unknown):
+    if unknown:
+        raise TypeError(f"neighborhood: unknown argument {min(unknown)!r}")
+
+
 def per_axis(name: str, value, axes: int, kind: type) -> list:
     """A number, or a sequence with one for each axis, as a list."""
     if isinstance(value, kind):
@@ -26,6 +34,10 @@ def per_axis(name: str, value, axes: int, kind: type) -> list:
     if len(values) != axes or not all(isinstance(x, kind) for x in values):
         raise ValueError(f"neighborhood: {name} must be a {kind.__name__} or {axes} of them, got {value!r}")
     return values
+
+
+def causal_axes(is_causal, axes: int) -> list[bool]:
+    return per_axis("is_causal", False if is_causal is None else is_causal, axes, bool)
 
 
 def rows(x: Tensor, name: str, axes: int) -> Tensor:
@@ -76,9 +88,7 @@ def neighborhood_attention(
     >>> neighborhood_attention(x, x, x, kernel_size=7, dilation=(1, 2)).shape
     torch.Size([1, 14, 14, 2, 32])
     """
-    unknown = sorted(set(hints) - HINTS)
-    if unknown:
-        raise TypeError(f"neighborhood: unknown argument {unknown[0]!r}")
+    check_names(hints.keys() - HINTS)
     grid, arguments = of_operator(
         query, key, value, kernel_size, stride, dilation, is_causal, scale, rpb, additional_keys, additional_values, clamps_last_group
     )
@@ -111,20 +121,22 @@ def of_operator(
 def explain_neighborhood(query: Tensor, key: Tensor, value: Tensor, kernel_size, *, backward: bool = False, **arguments) -> str:
     """Which kernels run such a call of neighborhood_attention and how its tiles fit, or why none does, in a line.  Runs nothing.
 
-    arguments:  stride .. scale, additional_*, rpb, clamps_last_group of neighborhood_attention
+    arguments:  those of neighborhood_attention
 
     >>> x = torch.randn(1, 64, 64, 2, 32)
     >>> explain_neighborhood(x.double(), x.double(), x.double(), 7)
     'definition: fp64 runs in the definition'
     """
-    return torch.ops.foveate.explain_neighborhood(*of_operator(query, key, value, kernel_size, **arguments)[1], backward)
+    given = {name: x for name, x in arguments.items() if name not in HINTS | {"attention_kwargs", "return_lse"}}
+    check_names(given.keys() - OPTIONS)
+    return torch.ops.foveate.explain_neighborhood(*of_operator(query, key, value, kernel_size, **given)[1], backward)
 
 
 def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor], torch_compile: bool = True, use_autograd_fix: bool = True):
     """Attention to several sets of keys, joined as if they had been one: (output, lse).
 
     outputs:      at least one of [..., H, D], each of the same queries; rounded once, after they are joined
-    lse_tensors:  [..., H] of each, natural log; -inf where a set has no key for a query
+    lse_tensors:  [..., H] of each, natural log; -inf where a set has no key for a query: its output is not read there
     torch_compile, use_autograd_fix:  NATTEN's; decide nothing: gradients are exact, through outputs and lse
 
     A query without any key has output 0 and lse -inf.
@@ -148,7 +160,8 @@ def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor], t
     weights = torch.exp(logs - top)
     sums = weights.sum(0)
     some = torch.where(sums == 0, 1, sums)  # logsumexp's own gradient is NaN where there is no key
-    joined = sum(w.unsqueeze(-1) * out for w, out in zip(weights / some, outputs, strict=True))
+    seen = [out.masked_fill((w == 0).unsqueeze(-1), 0) for w, out in zip(weights, outputs, strict=True)]
+    joined = sum(w.unsqueeze(-1) * out for w, out in zip(weights / some, seen, strict=True))
     return joined.to(outputs[0].dtype), torch.where(sums == 0, -torch.inf, top + some.log())
 
 
@@ -168,7 +181,7 @@ na1d, na2d, na3d = of_axes(1), of_axes(2), of_axes(3)
 def windows(axes: int, kernel_size, stride, dilation, is_causal) -> tuple:
     return (
         per_axis("kernel_size", kernel_size, axes, int), per_axis("stride", stride, axes, int),
-        per_axis("dilation", dilation, axes, int), per_axis("is_causal", False if is_causal is None else is_causal, axes, bool),
+        per_axis("dilation", dilation, axes, int), causal_axes(is_causal, axes),
     )  # fmt: skip
 
 
@@ -209,7 +222,15 @@ def neighborhood_by_head(
     >>> neighborhood_by_head(x, x, x, [(2, dict(kernel_size=3)), (2, dict(kernel_size=5, dilation=3))]).shape
     torch.Size([1, 16, 16, 4, 8])
     """
-    heads, repeats = query.shape[-2], query.shape[-2] // max(key.shape[-2], 1)
+    heads, kv_heads = query.shape[-2], key.shape[-2]
+    if kv_heads < 1 or heads % kv_heads or any(t is not None and t.shape[-2] != kv_heads for t in (value, additional_keys, additional_values)):
+        others = [t.shape[-2] for t in (value, additional_keys, additional_values) if t is not None]
+        raise ValueError(f"neighborhood: heads must be a multiple of key's, which all but query have, got {heads}, {kv_heads} and {others}")
+    own_alone = {"additional_keys", "additional_values", "return_lse"}
+    for _, own in groups:
+        if own_alone & own.keys():
+            raise ValueError(f"neighborhood: {min(own_alone & own.keys())} must be given for all groups at once, not in one of them")
+    repeats = heads // kv_heads
     counts = [count for count, _ in groups]
     if sum(counts) != heads or any(count < 1 or count % repeats for count in counts):
         raise ValueError(f"neighborhood: groups must share out {heads} heads in multiples of {repeats}, got {counts}")
@@ -259,7 +280,7 @@ class NeighborhoodAttention(nn.Module):
         self.kernel_size = tuple(per_axis("kernel_size", kernel_size, self.axes, int))
         self.stride = tuple(per_axis("stride", stride, self.axes, int))
         self.dilation = tuple(per_axis("dilation", dilation, self.axes, int))
-        self.is_causal = tuple(per_axis("is_causal", False if is_causal is None else is_causal, self.axes, bool))
+        self.is_causal = tuple(causal_axes(is_causal, self.axes))
         self.scale = self.head_dim**-0.5 if qk_scale is None else qk_scale
         self.pads_small_grids = pads_small_grids
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)

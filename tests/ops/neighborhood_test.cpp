@@ -458,6 +458,8 @@ TEST(Neighborhood, explains_what_runs) {
                   .starts_with("windows as ranges of keys, portable: fp32 products, 32 tiles of up to 192 rows, 128 "
                                "panels of 64 gathered keys (0 checked)"));
   ::unsetenv("FOVEATE_BACKEND");
+  const Tensor none = zeros({0, 2, 3136, 8});
+  EXPECT_EQ(explain_neighborhood(none, none, none, neighborhood_of(c.axes)), "nothing to do: there is no query");
   const Tensor wide = c.q.to(at::kDouble);
   EXPECT_EQ(explain_neighborhood(wide, c.k.to(at::kDouble), c.v.to(at::kDouble), neighborhood_of(c.axes)),
             "definition: fp64 runs in the definition");

@@ -47,6 +47,10 @@ def test_the_largest_logit_alone_takes_one_value():
     assert logits.grad is None and value.grad.sum() == out.numel()
     with pytest.raises(ValueError, match="weights must be softmax or largest, got 'hard'"):
         foveate.local_attender(logits, value, offsets, "hard")
+    with pytest.raises(ValueError, match="weights must be softmax or largest, got 'hard'"):
+        foveate.UPLiFT(4, 8, weights="hard")
+    with pytest.raises(ValueError, match=r"logits must be \[B, n >= 1, I \* H, I \* W\], got \[2, 0, 8, 10\]"):
+        foveate.local_attender(logits[:, :0], value, offsets, "largest")
     image, features = torch.randn(1, 3, 16, 16), torch.randn(1, 4, 2, 2)
     soft = foveate.UPLiFT(4, 8).eval()
     hard = foveate.UPLiFT(4, 8, weights="largest").eval()

@@ -57,8 +57,19 @@ def test_compiles_and_refuses_what_does_not_fit():
     net = foveate.CrossAttentionUpsampler(8, 2, 3)
     image, features = torch.randn(1, 3, 16, 16), torch.randn(1, 4, 4, 4)
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(image, features, 2), net(image, features, 2))
-    with pytest.raises(ValueError, match="width must be a multiple of num_heads and window odd, got 8, 2 and 4"):
+    gradients = []
+    for run in (compiled, net):
+        out = run(image, features, 2)
+        gradients.append([out.detach(), *torch.autograd.grad(out.square().sum(), list(net.parameters()))])
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert net(image, features.bfloat16(), 2).dtype == torch.bfloat16
+    wide, whole = foveate.CrossAttentionUpsampler(8, 2, 9), foveate.CrossAttentionUpsampler(8, 2)
+    whole.load_state_dict(wide.state_dict())
+    torch.testing.assert_close(wide(image, features, 2), whole(image, features, 2))
+    with pytest.raises(ValueError, match="got 8, 0 and None"):
+        foveate.CrossAttentionUpsampler(8, 0)
+    with pytest.raises(ValueError, match="width must be a multiple of num_heads >= 1 and window odd, got 8, 2 and 4"):
         foveate.CrossAttentionUpsampler(8, 2, 4)
     with pytest.raises(ValueError, match=r"factor >= 1, got \[1, 3, 16, 16\], \[1, 4, 4, 4\] and 0"):
         net(image, features, 0)

@@ -14,21 +14,16 @@ UPSAMPLER = "--batch 2 --image 32 --tiles 2 --width 16 --steps 4 --warmup 1 --sc
 
 
 @pytest.fixture(scope="module")
-def data(discs):
-    return discs
-
-
-@pytest.fixture(scope="module")
-def backbone(command, data, tmp_path_factory):
+def backbone(command, discs, tmp_path_factory):
     path = tmp_path_factory.mktemp("backbone") / "nat.safetensors"
-    command("train", "image-classifier", *CLASSIFIER, "--data", data, "-o", path)
+    command("train", "image-classifier", *CLASSIFIER, "--data", discs, "-o", path)
     return path
 
 
 @pytest.fixture(scope="module")
-def model(command, data, backbone, tmp_path_factory):
+def model(command, discs, backbone, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "uplift.safetensors"
-    command("train", "upsampler", *UPSAMPLER, "--data", data, "--backbone", backbone, "-o", path)
+    command("train", "upsampler", *UPSAMPLER, "--data", discs, "--backbone", backbone, "-o", path)
     return path
 
 
@@ -53,8 +48,8 @@ def read_safetensors(path) -> dict[str, numpy.ndarray]:
     return found
 
 
-def test_training_scores_test_images_and_goes_on_where_it_stopped(command, data, backbone, tmp_path):
-    words = ["train", "upsampler", *UPSAMPLER, "--data", data, "--backbone", backbone, "--json", "--log-every", "2"]
+def test_training_scores_test_images_and_goes_on_where_it_stopped(command, discs, backbone, tmp_path):
+    words = ["train", "upsampler", *UPSAMPLER, "--data", discs, "--backbone", backbone, "--json", "--log-every", "2"]
     whole = ["--checkpoint", tmp_path / "whole", "-o", tmp_path / "a.safetensors", "--chart", tmp_path / "chart.html"]
     *steps, scores = [json.loads(line) for line in command(*words, *whole).stdout.splitlines()]
     assert [line["step"] for line in steps] == [2, 4]
@@ -69,12 +64,12 @@ def test_training_scores_test_images_and_goes_on_where_it_stopped(command, data,
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_a_chart_shows_the_windows_of_every_level(command, data, tmp_path):
-    command("train", "image-classifier", *CLASSIFIER, "--data", data, "--chart", tmp_path / "chart.html")
+def test_a_chart_shows_the_windows_of_every_level(command, discs, tmp_path):
+    command("train", "image-classifier", *CLASSIFIER, "--data", discs, "--chart", tmp_path / "chart.html")
     page = (tmp_path / "chart.html").read_text()
     for title in ("level 1: 7 x 7 tokens, windows of 3 x 3, dilation 1", "level 2: 4 x 4 tokens, windows of 3 x 3, dilation 1"):
         assert title in page
-    command("train", "image-classifier", *CLASSIFIER, "--kind", "halonet", "--data", data, "--chart", tmp_path / "chart.html")
+    command("train", "image-classifier", *CLASSIFIER, "--kind", "halonet", "--data", discs, "--chart", tmp_path / "chart.html")
     page = (tmp_path / "chart.html").read_text()
     for title in ("7 x 7 tokens, blocks of 4 with a halo of 1", "4 x 4 tokens, blocks of 4 with a halo of 1"):
         assert title in page
@@ -84,7 +79,7 @@ def test_features_are_written_and_shown(command, backbone, model, picture, tmp_p
     words = ["upsample-features", picture, "--backbone", backbone, "--model", model, "-o", tmp_path / "f.safetensors"]
     done = command(*words, "--image-out", tmp_path / "f.png", "--explain")
     out, said = done.stdout.decode(), done.stderr.decode()
-    assert "neighborhood forward" in said and "weigh_offsets forward" in said
+    assert "neighborhood forward" in said and "weigh_offsets forward" in said and "definition" not in said
     assert out == "features [32, 12, 16] of 24 x 32 pixels\n"  # 3 x 4 cells of 8 pixels, twice doubled
     features = read_safetensors(tmp_path / "f.safetensors")["features"]
     assert features.shape == (32, 12, 16) and numpy.isfinite(features).all() and features.std() > 0
@@ -97,7 +92,7 @@ def test_features_are_written_and_shown(command, backbone, model, picture, tmp_p
     assert half.shape == (24, 64, 3) and (half[::2, ::2] == half[1::2, 1::2]).all()  # as large as the image
 
 
-def test_refusals_are_one_line(command, data, backbone, model, picture, tmp_path):
+def test_refusals_are_one_line(command, discs, backbone, model, picture, tmp_path):
     def refusal(*words) -> str:
         message = command(*words, code=2).stderr.decode()
         assert message.startswith("foveate: ") and message.count("\n") == 1
@@ -115,15 +110,15 @@ def test_refusals_are_one_line(command, data, backbone, model, picture, tmp_path
     assert "model must be upsampler, got classifier" in features(weights=backbone)
     assert "model must be classifier, got upsampler" in features(trunk=model)
     other = tmp_path / "other.safetensors"
-    command("train", "image-classifier", *CLASSIFIER, "--seed", "5", "--data", data, "-o", other)
+    command("train", "image-classifier", *CLASSIFIER, "--seed", "5", "--data", discs, "-o", other)
     assert "the backbone must be the one it was trained with" in features(trunk=other)
     halo = tmp_path / "halo.safetensors"
-    command("train", "image-classifier", *CLASSIFIER, "--kind", "convnet", "--data", data, "-o", halo)
+    command("train", "image-classifier", *CLASSIFIER, "--kind", "convnet", "--data", discs, "-o", halo)
     assert "a backbone's kind must be nat or dinat" in features(trunk=halo)
     (tmp_path / "bad.safetensors").write_bytes(model.read_bytes()[:-5])
     assert "bad.safetensors" in features(weights=tmp_path / "bad.safetensors")
     assert "a.gif" in features(image_out=tmp_path / "a.gif") and not (tmp_path / "f.safetensors").exists()
-    train = ["train", "upsampler", "--steps", "1", "--batch", "1", "--width", "8", "--data", data, "--backbone"]
+    train = ["train", "upsampler", "--steps", "1", "--batch", "1", "--width", "8", "--data", discs, "--backbone"]
     assert "multiple of tiles and of 32" in refusal(*train, backbone, "--image", "40")
     assert "the images to score with must be a mosaic's 16 or more, got 12" in refusal(*train, backbone, "--tiles", "4")
     assert "none.safetensors" in refusal(*train, tmp_path / "none.safetensors")

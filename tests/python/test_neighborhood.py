@@ -1,6 +1,7 @@
 """Neighborhood attention from Python: NATTEN's interface, its package as an independent forward, torch's machinery around an operator."""
 
 import itertools
+import os
 import random
 import re
 
@@ -135,6 +136,13 @@ def test_heads_with_windows_of_their_own_have_biases_extra_keys_and_lse():
         parts.append(foveate.na2d(*near, **own, **{name: t[..., kv : kv + 1, :] for name, t in extra.items()}, return_lse=True))
     torch.testing.assert_close(got[0], torch.cat([p[0] for p in parts], -2))
     torch.testing.assert_close(got[1], torch.cat([p[1] for p in parts], -1))
+    halves = [(2, first), (2, second)]
+    with pytest.raises(ValueError, match=r"multiple of key's, which all but query have, got 4, 2 and \[2, 1, 1\]"):
+        foveate.neighborhood_by_head(q, k, v, halves, *(t[..., :1, :] for t in extra.values()))
+    with pytest.raises(ValueError, match=r"multiple of key's, which all but query have, got 2, 4 and \[4\]"):
+        foveate.neighborhood_by_head(k, q, q, halves)
+    with pytest.raises(ValueError, match="return_lse must be given for all groups at once, not in one of them"):
+        foveate.neighborhood_by_head(q, k, v, [(2, first), (2, second | dict(return_lse=True))])
 
 
 def test_attentions_are_merged_as_if_keys_had_been_one_set():
@@ -154,7 +162,7 @@ def test_attentions_are_merged_as_if_keys_had_been_one_set():
     theirs = natten.merge_attentions(rows[:2], rows[2:], torch_compile=False)
     for g, w in zip(foveate.merge_attentions(rows[:2], rows[2:]), theirs, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-5, atol=1e-5)
-    hidden = foveate.merge_attentions([rows[0], torch.zeros_like(rows[0])], [rows[2], torch.full_like(rows[2], -torch.inf)])
+    hidden = foveate.merge_attentions([rows[0], torch.full_like(rows[0], torch.nan)], [rows[2], torch.full_like(rows[2], -torch.inf)])
     torch.testing.assert_close(hidden, (rows[0], rows[2]))
     empty = torch.full((1, 2), -torch.inf, requires_grad=True)
     out, lse = foveate.merge_attentions([torch.zeros(1, 2, 3)] * 2, [empty, empty])
@@ -166,14 +174,28 @@ def test_attentions_are_merged_as_if_keys_had_been_one_set():
         foveate.merge_attentions(rows[:2], rows[2:3])
 
 
+@pytest.mark.skipif(os.environ.get("FOVEATE_BACKEND") == "definition", reason="the definition was asked for")
 def test_explains_what_runs():
     x = torch.zeros(1, 32, 32, 2, 16)
-    assert re.match(r"\w+: fp32 products, 64 tiles of 4 x 4 queries a head, boxes of 1.\d+ keys", foveate.explain_neighborhood(x, x, x, 7))
+    assert re.match(r"\w+: fp32 products, 64 tiles of 4 x 4 queries a head, boxes of 1\.\d+ keys", foveate.explain_neighborhood(x, x, x, 7))
     assert foveate.explain_neighborhood(x, x, x, 4, stride=4).endswith(", the same for all queries of a tile")
     extra = dict(additional_keys=x[:, 0], additional_values=x[:, 0])
     assert re.search(r"; extra keys: \w+: fp32 products", foveate.explain_neighborhood(x, x, x, 7, backward=True, **extra))
+    assert foveate.explain_neighborhood(x, x, x, 7, backend="cutlass-fna", return_lse=True) == foveate.explain_neighborhood(x, x, x, 7)
     with pytest.raises(ValueError, match="one batch and one grid"):
         foveate.explain_neighborhood(x, x[:, :13], x, 3)
+    with pytest.raises(TypeError, match="unknown argument 'kernal'"):
+        foveate.explain_neighborhood(x, x, x, 7, kernal=3)
+
+
+def test_the_backward_operator_refuses_results_of_another_call():
+    q = torch.randn(1, 2, 9, 4, dtype=torch.bfloat16)
+    windows = [9], [3], [1], [1], [False]
+    out, lse = torch.ops.foveate.neighborhood(q, q, q, *windows)
+    for wrong in (dict(out=out.float()), dict(d_out=out[:, :, 1:]), dict(lse=lse.bfloat16())):
+        given = dict(d_out=out, d_lse=None, out=out, lse=lse) | wrong
+        with pytest.raises((ValueError, RuntimeError), match="as the forward pass gave, got"):
+            torch.ops.foveate.neighborhood_backward(*given.values(), q, q, q, *windows)
 
 
 def test_a_small_grid_is_padded_by_zeros_which_are_keys():

@@ -19,7 +19,9 @@ std::vector<Offset> attender_offsets(int64_t count);
 
 enum class AttenderWeights {
   softmax,
-  largest,  // the value of the largest logit alone, ties to the first; no gradient of logits
+  // The value of the largest logit alone, ties to the first; no gradient of logits.  Values must be finite: those
+  // around count 0 times.
+  largest,
 };
 
 // logits [B, n, I H, I W], value [B, C, H, W] -> [B, C, I H, I W], as ops::weigh_offsets.

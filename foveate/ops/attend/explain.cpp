@@ -18,6 +18,15 @@ bool strict() {
   return set && std::string_view(set) == "1";
 }
 
+void count(std::string_view level, std::string_view name, std::string_view reason, Pass pass) {
+  std::string what(level);
+  if (name != "attend") what += fmt::format(" {}", name);
+  what += pass == Pass::forward ? " forward" : " backward";
+  if (!reason.empty()) what += fmt::format(": {}", reason);
+  const std::lock_guard lock(uses_mutex);
+  ++uses[what];
+}
+
 }  // namespace
 
 std::string explain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Plan& plan, const Score& score,
@@ -42,12 +51,11 @@ std::string decline_reason(at::ScalarType type) {
 
 bool choose_kernel(std::string_view name, const std::string& reason, Pass pass) {
   require(reason.empty() || !strict() || !kernel_table(), "{}: strict mode, and no kernel runs this: {}", name, reason);
-  std::string what(pass == Pass::forward ? "forward" : "backward");
-  if (name != "attend") what = fmt::format("{} {}", name, what);
-  const std::lock_guard lock(uses_mutex);
-  ++uses[reason.empty() ? fmt::format("{} {}", kernel_level(), what) : fmt::format("definition {}: {}", what, reason)];
+  count(reason.empty() ? kernel_level() : "definition", name, reason, pass);
   return reason.empty();
 }
+
+void count_rerun(std::string_view name, std::string_view reason, Pass pass) { count("definition", name, reason, pass); }
 
 bool choose(const Problem& problem, Pass pass) { return choose_kernel("attend", decline_reason(problem), pass); }
 

@@ -30,5 +30,7 @@ bool choose(const Problem& problem, Pass pass);
 std::string decline_reason(at::ScalarType type);
 // As choose, for any operator, by why its kernels decline; empty: they run.
 bool choose_kernel(std::string_view name, const std::string& reason, Pass pass);
+// Counts a call that the kernels ran and the definition ran again, for what its numbers are; strict mode lets it pass.
+void count_rerun(std::string_view name, std::string_view reason, Pass pass);
 
 }  // namespace foveate::ops

@@ -133,6 +133,7 @@ std::string explain_neighborhood(const Tensor& q, const Tensor& k, const Tensor&
                                  const NeighborhoodScore& score, Pass pass) {
   const NeighborhoodProblem problem{q, k, v, neighborhood, score};
   check_neighborhood_problem(problem);
+  if (q.numel() == 0) return "nothing to do: there is no query";
   const std::string windows = describe_windows(problem, pass);
   if (!problem.has_extra()) return windows;
   const Problem extra = problem.extra();

@@ -135,7 +135,7 @@ constexpr const char* kNotFinite = "a number or a sum of them is not finite";
 Attended windows(const NeighborhoodProblem& p) {
   if (choose_kernel("neighborhood", neighborhood_decline_reason(p), Pass::forward)) {
     if (const auto attended = neighborhood_cpu(p)) return *attended;
-    choose_kernel("neighborhood", kNotFinite, Pass::forward);
+    count_rerun("neighborhood", kNotFinite, Pass::forward);
   }
   return neighborhood_definition(p);
 }
@@ -160,15 +160,31 @@ NeighborhoodResults windows_backward(const NeighborhoodProblem& p, const Attende
                                      const Tensor& d_lse) {
   if (choose_kernel("neighborhood", neighborhood_decline_reason(p), Pass::backward)) {
     if (const auto results = neighborhood_backward_cpu(p, attended, d_out, d_lse)) return *results;
-    choose_kernel("neighborhood", kNotFinite, Pass::backward);
+    count_rerun("neighborhood", kNotFinite, Pass::backward);
   }
   return neighborhood_backward_definition(p, attended, d_out, d_lse);
+}
+
+// Whoever calls the operator gives these back.
+void check_results(const NeighborhoodProblem& p, const Attended& attended, const Tensor& d_out) {
+  const auto fits = [&](const Tensor& t) {
+    return t.scalar_type() == p.q.scalar_type() &&
+           t.sizes() == at::IntArrayRef({p.q.size(0), p.q.size(1), p.q.size(2), p.v.size(3)});
+  };
+  require(fits(attended.out) && fits(d_out),
+          "neighborhood_backward: out and d_out must be {} [{}, {}, {}, {}], as the forward pass gave, got {} and {}",
+          c10::toString(p.q.scalar_type()), p.q.size(0), p.q.size(1), p.q.size(2), p.v.size(3), text(attended.out),
+          text(d_out));
+  require(attended.lse.scalar_type() == lse_type(p.q) && attended.lse.sizes() == p.q.sizes().slice(0, 3),
+          "neighborhood_backward: lse must be {} [{}, {}, {}], as the forward pass gave, got {}",
+          c10::toString(lse_type(p.q)), p.q.size(0), p.q.size(1), p.q.size(2), text(attended.lse));
 }
 
 // A branch of a merged softmax has its ordinary gradient with the merged out and lse.
 Backward run_backward(const NeighborhoodProblem& p, const Attended& attended, const Tensor& d_out,
                       const Tensor& d_lse) {
   check_neighborhood_problem(p);
+  check_results(p, attended, d_out);
   NeighborhoodResults r = windows_backward(p, attended, d_out, d_lse);
   if (p.has_extra()) {
     const Problem extra = p.extra();

@@ -32,8 +32,9 @@ Attended attend_neighborhood(const at::Tensor& q, const at::Tensor& k, const at:
 
 // One line: the level, the tile of queries, the keys it visits for each one that is seen, and whether its queries see
 // the same ones (is_block_sparse); or "windows as ranges of keys, " and what attend's kernels do with them; or
-// "definition: " and the reason; then the same of extra keys.  Runs nothing.  That a NaN or Inf sends a call to the
-// definition it cannot know: kernel_uses has those.  Throws Error as attend_neighborhood.
+// "definition: " and the reason; then the same of extra keys; "nothing to do" without queries.  Runs nothing.  That a
+// NaN or Inf has a call run again in the definition it cannot know: kernel_uses has those.  Throws Error as
+// attend_neighborhood.
 std::string explain_neighborhood(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                  const Neighborhood& neighborhood, const NeighborhoodScore& score = {},
                                  Pass pass = Pass::forward);

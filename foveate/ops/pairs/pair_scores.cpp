@@ -171,8 +171,8 @@ Tensor kernel_lists(const Tensor& lists) {
   const Tensor narrow = lists.clamp(-1, std::numeric_limits<int32_t>::max()).to(at::kInt);
   return narrow.stride(3) == 1 ? narrow : narrow.contiguous();
 }
-bool runs(const char* name, const Tensor& t) {
-  return choose_kernel(name, decline_reason(t.scalar_type()), Pass::forward);
+bool runs(const char* name, const Tensor& t, Pass pass = Pass::forward) {
+  return choose_kernel(name, decline_reason(t.scalar_type()), pass);
 }
 
 }  // namespace
@@ -216,7 +216,7 @@ Tensor weighted_keys(const Tensor& weights, const Tensor& k, const Tensor& index
 Tensor weighted_queries(const Tensor& weights, const Tensor& q, const Tensor& index, int64_t kv_heads, int64_t keys) {
   const Tensor lists = lists_of(index, q.size(0), q.size(1), kv_heads);
   const auto sizes = {q.size(0), kv_heads, keys, q.size(3)};
-  if (weights.numel() == 0 || q.numel() == 0 || !runs("weighted_queries", q)) {
+  if (weights.numel() == 0 || q.numel() == 0 || !runs("weighted_queries", q, Pass::backward)) {
     const Places at(lists, kv_heads, keys);
     const Tensor parts = weights.to(wide(q)).unsqueeze(4) * q.to(wide(q)).unsqueeze(3);
     const Tensor sums = at::zeros(sizes, q.options().dtype(wide(q)));
