@@ -139,30 +139,14 @@ def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor], t
     lse_tensors:  [..., H] of each, natural log; -inf where a set has no key for a query: its output is not read there
     torch_compile, use_autograd_fix:  NATTEN's; decide nothing: gradients are exact, through outputs and lse
 
-    A query without any key has output 0 and lse -inf.
+    A query without any key has output 0 and lse -inf.  Raises ValueError: shapes that do not fit.
 
     >>> x = torch.randn(1, 8, 8, 2, 16)
     >>> near, near_lse = na2d(x, x, x, 3, return_lse=True); far, far_lse = na2d(x, x, x, 3, dilation=2, return_lse=True)
     >>> merge_attentions([near, far], [near_lse, far_lse])[0].shape
     torch.Size([1, 8, 8, 2, 16])
     """
-    if not outputs or len(outputs) != len(lse_tensors):
-        raise ValueError(f"merge_attentions: outputs and lse_tensors must be as many, >= 1, got {len(outputs)} and {len(lse_tensors)}")
-    for out, lse in zip(outputs, lse_tensors, strict=True):
-        if out.shape != outputs[0].shape or lse.shape != out.shape[:-1]:
-            raise ValueError(
-                f"merge_attentions: outputs must be {list(outputs[0].shape)} and lse_tensors {list(outputs[0].shape[:-1])}, got {list(out.shape)} "
-                f"and {list(lse.shape)}"
-            )
-    logs = torch.stack(list(lse_tensors))
-    top = logs.detach().amax(0)
-    top = torch.where(top.isinf(), 0, top)
-    weights = torch.exp(logs - top)
-    sums = weights.sum(0)
-    some = torch.where(sums == 0, 1, sums)  # logsumexp's own gradient is NaN where there is no key
-    seen = [out.masked_fill((w == 0).unsqueeze(-1), 0) for w, out in zip(weights, outputs, strict=True)]
-    joined = sum(w.unsqueeze(-1) * out for w, out in zip(weights / some, seen, strict=True))
-    return joined.to(outputs[0].dtype), torch.where(sums == 0, -torch.inf, top + some.log())
+    return torch.ops.foveate.merge_by_lse(list(outputs), list(lse_tensors))
 
 
 def of_axes(axes: int):

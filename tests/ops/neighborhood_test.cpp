@@ -41,6 +41,11 @@ TEST_P(NeighborhoodAtLevel, equals_plain_loops_on_one_two_and_three_axes) {
   expect_oracle_in_all({{5, 3}, {6, 3, 2}, {9, 4, 1, 2}}, {.heads = 3, .kv_heads = 3, .dim = 3, .value_dim = 17});
 }
 
+TEST_P(NeighborhoodAtLevel, equals_plain_loops_with_wide_heads) {  // several panels of 64 dims, whole and not
+  expect_oracle({{13, 5}, {14, 4}}, {.dim = 128, .value_dim = 72}, at::kFloat, kSingleBound);
+  expect_oracle({{29, 7}}, {.dim = 72, .value_dim = 136, .heads_last = true}, at::kFloat, kSingleBound);
+}
+
 TEST_P(NeighborhoodAtLevel, equals_plain_loops_in_half_precision) {
   for (const auto type : {at::kBFloat16, at::kHalf}) {
     expect_oracle({{19, 7}, {21, 5}}, {.dim = 16, .value_dim = 16}, type, kHalfBound);

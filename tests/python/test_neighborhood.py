@@ -168,10 +168,17 @@ def test_attentions_are_merged_as_if_keys_had_been_one_set():
     out, lse = foveate.merge_attentions([torch.zeros(1, 2, 3)] * 2, [empty, empty])
     out.sum().backward()
     assert not out.any() and lse.isneginf().all() and empty.grad.isfinite().all()
-    with pytest.raises(ValueError, match=r"lse_tensors \[2, 30, 2\], got \[2, 30, 2, 16\] and \[2, 29, 2\]"):
-        foveate.merge_attentions(rows[:2], [rows[2], rows[3][:, 1:]])
-    with pytest.raises(ValueError, match="must be as many, >= 1, got 2 and 1"):
+    learned = rows[0].clone().requires_grad_()
+    apart = [learned, torch.full_like(rows[0], torch.nan)], [rows[2], torch.full_like(rows[2], -torch.inf)]
+    torch.testing.assert_close(foveate.merge_attentions(*apart)[0].detach(), rows[0])  # with gradients, another path
+    torch.library.opcheck(torch.ops.foveate.merge_by_lse.default, (rows[:2], rows[2:]))
+    torch.testing.assert_close(torch.compile(foveate.merge_attentions, fullgraph=True, backend="aot_eager")(rows[:2], rows[2:]), theirs)
+    with pytest.raises(ValueError, match=r"lse must be as out without its last axis, got \[2, 29, 2\] and \[2, 30, 2, 16\]"):
+        foveate.merge_attentions(rows[:2], [rows[2][:, 1:], rows[3][:, 1:]])
+    with pytest.raises(ValueError, match="outs and lses must be as many, got 2 and 1"):
         foveate.merge_attentions(rows[:2], rows[2:3])
+    with pytest.raises(ValueError, match="at least one part is needed, got 0"):
+        foveate.merge_attentions([], [])
 
 
 @pytest.mark.skipif(os.environ.get("FOVEATE_BACKEND") == "definition", reason="the definition was asked for")

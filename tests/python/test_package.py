@@ -184,7 +184,7 @@ def test_every_operator_is_known_to_these_tests():
     texts = {"version", "list_mechanisms", "mechanism_options", "layer_specs", "learned_parts", "explain_neighborhood"}
     tensors = {"attend", "attend_backward", "mechanism", "mechanism_backward", "quantise_rows", "dequantise_rows", "model_mechanism", "model_mechanism_backward"}
     tensors |= {"halo_attend", "weigh_offsets", "weigh_offsets_backward"}  # test_halo.py, test_attender.py
-    tensors |= {"neighborhood", "neighborhood_backward", "neighborhood_qk", "neighborhood_av"}  # test_neighborhood.py
+    tensors |= {"neighborhood", "neighborhood_backward", "neighborhood_qk", "neighborhood_av", "merge_by_lse"}  # test_neighborhood.py
     tensors |= {"sorted_group_attention", "first_centres", "refine_centres", "nearest_centres", "sort_by_centre"}  # test_sorted_groups.py
     assert names == tensors | texts
 

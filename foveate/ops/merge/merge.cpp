@@ -1,9 +1,11 @@
 #include "foveate/ops/merge/merge.h"
 
 #include <ATen/TensorOperators.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
+#include <torch/library.h>
 
 #include <algorithm>
 #include <limits>
@@ -28,9 +30,14 @@ void check_parts(std::span<const Attended> parts, std::string_view name) {
             "{}: parts must have one shape, got [{}] and [{}]", name,
             fmt::join(part.out.sizes().begin(), part.out.sizes().end(), ", "),
             fmt::join(parts[0].out.sizes().begin(), parts[0].out.sizes().end(), ", "));
+  const auto &out = parts[0].out, &lse = parts[0].lse;
+  require(out.dim() >= 1 && lse.sizes() == out.sizes().slice(0, size_t(out.dim() - 1)),
+          "{}: lse must be as out without its last axis, got [{}] and [{}]", name,
+          fmt::join(lse.sizes().begin(), lse.sizes().end(), ", "),
+          fmt::join(out.sizes().begin(), out.sizes().end(), ", "));
 }
 
-// The softmax over the first axis of logits [parts, B, Hq, Lq] as weights before normalising, their sum (1 where all
+// The softmax over the first axis of logits [parts, ...] as weights before normalising, their sum (1 where all
 // are -inf) and the constant taken off.
 struct Weights {
   at::Tensor logits, parts, sum, top, empty;
@@ -49,9 +56,11 @@ struct Weights {
     const bool learns =
         at::GradMode::is_enabled() &&
         (parts.requires_grad() || std::ranges::any_of(outs, [](const auto& t) { return t.requires_grad(); }));
-    if (!learns && kernel_table() && outs[0].is_cpu() && parts.scalar_type() == at::kFloat) return row_by_row(outs);
-    std::vector<at::Tensor> wide;
-    for (const at::Tensor& out : outs) wide.push_back(out.to(parts.scalar_type()));
+    const bool has_memory = outs[0].is_cpu() && !at::isTensorSubclassLike(outs[0]);  // else a graph is being traced
+    if (!learns && kernel_table() && has_memory && parts.scalar_type() == at::kFloat) return row_by_row(outs);
+    std::vector<at::Tensor> wide;  // what is not read may be NaN
+    for (size_t i = 0; i < outs.size(); ++i)
+      wide.push_back(outs[i].to(parts.scalar_type()).masked_fill(logits[int64_t(i)].eq(kMinusInfinity).unsqueeze(-1), 0));
     return ((parts.unsqueeze(-1) * at::stack(wide)).sum(0) / sum.unsqueeze(-1)).to(outs[0].scalar_type());
   }
 
@@ -64,7 +73,7 @@ struct Weights {
     const at::Tensor weights = (parts / sum).contiguous(), given = logits.detach().contiguous();
     std::vector<at::Tensor> sources;
     for (const at::Tensor& out : outs) sources.push_back(out.contiguous());
-    const int dim = int(result.size(3));
+    const int dim = int(result.size(-1));
     const int64_t rows = sum.numel(), bytes = int64_t(kernels::bytes_of(type)) * dim;
     constexpr int64_t kRowsAtOnce = 256;
     run_queue(torch_pool(), (rows + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t item, int) {
@@ -95,6 +104,18 @@ Attended merge_by_lse(std::span<const Attended> parts) {
   }
   const Weights weights(at::stack(lses));
   return {weights.of(outs), (weights.sum.log() + weights.top).masked_fill(weights.empty, kMinusInfinity)};
+}
+
+TORCH_LIBRARY_FRAGMENT(foveate, library) {
+  library.def("merge_by_lse(Tensor[] outs, Tensor[] lses) -> (Tensor out, Tensor lse)",
+              [](const std::vector<at::Tensor>& outs, const std::vector<at::Tensor>& lses) {
+                require(outs.size() == lses.size(), "merge_by_lse: outs and lses must be as many, got {} and {}",
+                        outs.size(), lses.size());
+                std::vector<Attended> parts;
+                for (size_t i = 0; i < outs.size(); ++i) parts.push_back({outs[i], lses[i]});
+                const auto [out, lse] = merge_by_lse(parts);
+                return std::tuple(out, lse);
+              });
 }
 
 at::Tensor mix(std::span<const Attended> parts, std::span<const at::Tensor> logits) {

@@ -7,10 +7,10 @@
 
 namespace foveate::ops {
 
-// parts: out [B, Hq, Lq, Dv] and lse [B, Hq, Lq] of the same queries over disjoint sets of keys; at least one.
+// parts: out [.., Dv] and lse [..] of the same queries over disjoint sets of keys, any axes; at least one.
 // out = sum_i exp(lse_i - lse) out_i, lse = log sum_i exp(lse_i), in fp32 (fp64 for fp64 parts), differentiable through
-// both; out has the parts' dtype.  The empty part (out 0, lse -inf) is legal; where all are empty so is the result.
-// A sink logit must be in one part only.
+// both; out has the parts' dtype.  The empty part (lse -inf) is legal and its out is not read; where all are empty the
+// result is (out 0, lse -inf).  A sink logit must be in one part only.  Throws Error: shapes that do not fit.
 Attended merge_by_lse(std::span<const Attended> parts);
 
 // Joins partial softmaxes by logits of their own: out = sum_i softmax_i(logits)_i * out_i, each part normalised in
