@@ -60,7 +60,8 @@ struct Weights {
     if (!learns && kernel_table() && has_memory && parts.scalar_type() == at::kFloat) return row_by_row(outs);
     std::vector<at::Tensor> wide;  // what is not read may be NaN
     for (size_t i = 0; i < outs.size(); ++i)
-      wide.push_back(outs[i].to(parts.scalar_type()).masked_fill(logits[int64_t(i)].eq(kMinusInfinity).unsqueeze(-1), 0));
+      wide.push_back(
+          outs[i].to(parts.scalar_type()).masked_fill(logits[int64_t(i)].eq(kMinusInfinity).unsqueeze(-1), 0));
     return ((parts.unsqueeze(-1) * at::stack(wide)).sum(0) / sum.unsqueeze(-1)).to(outs[0].scalar_type());
   }
 
